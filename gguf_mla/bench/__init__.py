@@ -1,0 +1,1 @@
+"""`gguf-mla bench`: what this machine does, measured."""

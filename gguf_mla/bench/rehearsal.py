@@ -1,0 +1,158 @@
+"""`gguf-mla bench convert`: the largest models, rehearsed.
+
+All of a model is planned from headers without content; a fraction with random weights, its matrices as wide as the
+whole one's, is converted for real. Work is proportional to the weights, so the rates of the fraction give the time of
+the whole; the plan gives its size, and memory depends on neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gguf_mla import tables
+from gguf_mla.bench import synthetic
+from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files import unwritable
+from gguf_mla.stream import default_threads
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process printed as JSON, its wall-clock seconds and its peak resident bytes."""
+
+    output: Any
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One file type: the plan of the whole, the conversion of the fraction, and what follows for the whole."""
+
+    type: str
+    shards: int
+    source_bytes: int
+    parameters: int
+    tensors: int
+    plan_seconds: float
+    plan_peak: int
+    fraction_parameters: int
+    fraction_bytes: int
+    fraction_seconds: float
+    fraction_peak: int
+    stages: dict[str, float]
+    whole_seconds: float
+    whole_bytes: int
+
+
+def measure(*arguments: object) -> Measured:
+    """Run the command in a process of its own; MachineError with what it said if it fails."""
+    begin = time.monotonic()
+    line = [sys.executable, "-m", "gguf_mla", *map(str, arguments), "--json"]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=said, text=True)  # noqa: S603 - our own command
+        with process.stdout as stdout:  # type: ignore[union-attr]  # it is a pipe
+            output = stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise MachineError(f"the rehearsal failed: {said.read().strip().removesuffix('.')}")
+    return Measured(json.loads(output), time.monotonic() - begin, usage.ru_maxrss * 1024)
+
+
+def rehearse(directory: Path, shape: str, fraction: float, names: tuple[str, ...], threads: int) -> list[Rehearsal]:
+    """Plan a whole model and convert a fraction of it, in a directory that has room for the fraction twice."""
+    config = synthetic.SHAPES[shape]
+    small = synthetic.reduced(config, fraction)
+    try:
+        shards = synthetic.write(directory / shape, config, synthetic.hollow)
+        synthetic.write(directory / "fraction", small, synthetic.random_weights())
+    except OSError as error:
+        raise unwritable(directory, error) from None
+    source_bytes = sum(tensor.nbytes for tensor in synthetic.tensors(config))
+    out, done = directory / "out.gguf", []
+    for name in names:
+        plan = measure("convert", directory / shape, out, "--type", name, "--dry-run")
+        run = measure("convert", directory / "fraction", out, "--type", name, "--threads", threads)
+        out.unlink()
+        whole = run.output["seconds"] * plan.output["parameters"] / run.output["parameters"]
+        done.append(
+            Rehearsal(
+                type=name, shards=shards, source_bytes=source_bytes, parameters=plan.output["parameters"],
+                tensors=len(plan.output["tensors"]), plan_seconds=plan.seconds, plan_peak=plan.peak,
+                fraction_parameters=run.output["parameters"], fraction_bytes=run.output["bytes"],
+                fraction_seconds=run.output["seconds"], fraction_peak=run.peak, stages=run.output["stages"],
+                whole_seconds=whole, whole_bytes=plan.output["bytes"],
+            )
+        )  # fmt: skip
+    return done
+
+
+def report(shape: str, threads: int, done: list[Rehearsal]) -> str:
+    """Return the rehearsal as tables."""
+    first = done[0]
+    plans = [(r.type, r.tensors, f"{r.plan_seconds:.1f} s", tables.size(r.plan_peak)) for r in done]
+    runs = [
+        (
+            r.type, tables.count(r.fraction_parameters), tables.size(r.fraction_bytes), f"{r.fraction_seconds:.1f} s",
+            tables.size(r.fraction_bytes / r.fraction_seconds) + "/s", tables.size(r.fraction_peak), _most(r),
+        )
+        for r in done
+    ]  # fmt: skip
+    whole = [
+        (r.type, f"{r.whole_seconds / 60:.0f} min", tables.size(r.fraction_peak), tables.size(r.whole_bytes))
+        for r in done
+    ]
+    size = f"{tables.count(first.parameters)} parameters, {first.shards} shards, {tables.size(first.source_bytes)}"
+    columns = ("type", "parameters", "output", "time", "rate", "memory", "most time")
+    return "\n".join(
+        [
+            f"{shape}: {size}\n\nThe whole, planned:",
+            tables.table(("type", "tensors", "time", "memory"), plans, right="tensors,time,memory"),
+            f"\nA fraction, converted with {threads} threads:",
+            tables.table(columns, runs, right="parameters,output,time,rate,memory"),
+            "\nThe whole, at these rates:",
+            tables.table(("type", "time", "memory", "disk"), whole, right="time,memory,disk"),
+        ]
+    )
+
+
+def _most(rehearsal: Rehearsal) -> str:
+    total = sum(rehearsal.stages.values())
+    stage = max(rehearsal.stages, key=lambda name: rehearsal.stages[name])
+    return f"{stage} {rehearsal.stages[stage] / total:.0%}"
+
+
+def parse_fraction(text: str) -> float:
+    """Return a number such as "1/64" above 0 and up to 1."""
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value <= 1:
+        raise InputError("--fraction cannot be read", expected="a number such as 1/64", found=repr(text))
+    return value
+
+
+def run(
+    shape: str, fraction: float, names: tuple[str, ...], threads: int | None, parent: Path, *, as_json: bool
+) -> None:
+    """Rehearse in a temporary directory of `parent` and print what came of it."""
+    if shape not in synthetic.SHAPES:
+        raise InputError("--shape is not known", expected=" or ".join(synthetic.SHAPES), found=shape)
+    count = threads or default_threads()
+    with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
+        done = rehearse(Path(directory), shape, fraction, names, count)
+    click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done))

@@ -1,0 +1,198 @@
+"""How fast each tensor type is here, and whether the bytes are those of the user's own ggml.
+
+The same rows go through a libggml-base.so (any build of llama.cpp has one) in the same process, one after the other on
+one thread, and every byte is compared.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from gguf_mla import codec, ggtypes
+from gguf_mla.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gguf_mla.ggtypes import TensorType
+
+Array = np.ndarray[Any, Any]
+COLS = 2048
+POISON = 0xA5
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table; MB are 10**6 bytes of float32 per second and thread."""
+
+    type: str
+    importance: bool
+    mb_per_s: float
+    against_mb_per_s: float | None = None
+    ratio: float | None = None
+    identical: bool | None = None
+
+
+class _Traits(ctypes.Structure):
+    """The start of ggml's `struct ggml_type_traits`."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+class Ggml:
+    """A libggml-base.so of the user's, called through ctypes."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+            self._quantize, self._traits = self._library.ggml_quantize_chunk, self._library.ggml_get_type_traits
+        except (OSError, AttributeError) as error:
+            raise InputError(
+                f"this is no usable libggml-base: {error}",
+                file=path,
+                remedy="Give the libggml-base.so that lies beside llama.cpp's programs",
+            ) from None
+        number, pointer = ctypes.c_int64, ctypes.c_void_p
+        self._quantize.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+        self._quantize.restype = ctypes.c_size_t
+        self._traits.restype = ctypes.POINTER(_Traits)
+
+    def encode(self, x: Array, kind: TensorType, importance: Array | None, out: Array) -> None:
+        """Quantize float32 rows [rows, cols] into out uint8 [rows, row_bytes]."""
+        weights = None if importance is None else importance.ctypes.data
+        self._quantize(kind.id, x.ctypes.data, out.ctypes.data, 0, x.shape[0], x.shape[1], weights)
+
+    def decode(self, data: Array, kind: TensorType, out: Array) -> None:
+        """Dequantize rows into out float32 [rows, cols]."""
+        traits = self._traits(kind.id).contents
+        if traits.blck_size != kind.block or traits.type_size != kind.bytes:
+            raise InputError(
+                f"this ggml has another idea of {kind.name}",
+                expected=f"{kind.block} values in {kind.bytes} bytes",
+                found=f"{traits.blck_size} values in {traits.type_size} bytes",
+            )
+        if not traits.to_float:
+            raise InputError(f"ggml has no decoder for {kind.name}", remedy="Leave it out of --types")
+        traits.to_float(data.ctypes.data, out.ctypes.data, out.size)
+
+
+def best_time(run: Callable[[], object], seconds: float) -> float:
+    """Shortest of as many runs as fit into `seconds`, after one that does not count: it may compile."""
+    run()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        run()
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now > end:
+            return best
+
+
+def compare(
+    kind: TensorType, importance: bool, size: int, ours: tuple[Callable[[], object], Array], theirs: Any, seconds: float
+) -> Result:
+    """Time both sides and compare what they wrote; `theirs` is None without `--against`."""
+    run, written = ours
+    rate = size / 1e6 / best_time(run, seconds)
+    if theirs is None:
+        return Result(kind.name, importance, rate)
+    run, expected = theirs
+    against = size / 1e6 / best_time(run, seconds)
+    same = bool((written.view(np.uint8) == expected.view(np.uint8)).all())
+    return Result(kind.name, importance, rate, against, rate / against, same)
+
+
+def quantize_results(kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None) -> Iterator[Result]:
+    """Encode random weights as every type, with and without importance where both exist."""
+    x, weights = _sample(rows)
+    for kind in kinds:
+        for importance in _importances(kind, weights):
+            out, expected = (np.full((rows, kind.row_bytes(COLS)), POISON, np.uint8) for _ in range(2))
+            ours = _encoder(kind, x, importance, out)
+            theirs = ggml and (_ggml_encoder(ggml, kind, x, importance, expected), expected)
+            yield compare(kind, importance is not None, x.nbytes, (ours, out), theirs, seconds)
+
+
+def dequantize_results(kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None) -> Iterator[Result]:
+    """Decode what `quantize` made of random weights."""
+    x, weights = _sample(rows)
+    for kind in kinds:
+        data = codec.encode(x, kind.name, importance=weights if kind.needs_importance else None)
+        out, expected = (np.full(x.shape, np.nan, np.float32) for _ in range(2))
+        ours = _decoder(kind, data, out)
+        theirs = ggml and (_ggml_decoder(ggml, kind, data, expected), expected)
+        yield compare(kind, False, x.nbytes, (ours, out), theirs, seconds)
+
+
+def _encoder(kind: TensorType, x: Array, importance: Array | None, out: Array) -> Callable[[], object]:
+    return lambda: codec.encode(x, kind.name, importance=importance, out=out)
+
+
+def _ggml_encoder(ggml: Ggml, kind: TensorType, x: Array, importance: Array | None, out: Array) -> Callable[[], object]:
+    return lambda: ggml.encode(x, kind, importance, out)
+
+
+def _decoder(kind: TensorType, data: Array, out: Array) -> Callable[[], object]:
+    return lambda: codec.decode(data, kind.name, out=out)
+
+
+def _ggml_decoder(ggml: Ggml, kind: TensorType, data: Array, out: Array) -> Callable[[], object]:
+    return lambda: ggml.decode(data, kind, out)
+
+
+def _sample(rows: int) -> tuple[Array, Array]:
+    """Return normal weights float32 [rows, COLS] and positive importance float32 [COLS]; the same on every run."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, COLS), np.float32) * np.float32(0.02)
+    return x, rng.random(COLS, np.float32) ** 2 * 3 + np.float32(1e-3)
+
+
+def _importances(kind: TensorType, weights: Array) -> list[Array | None]:
+    plain: list[Array | None] = [] if kind.needs_importance else [None]
+    return [*plain, weights] if kind.uses_importance else plain
+
+
+def kinds(names: str | None) -> list[TensorType]:
+    """Return the types of a comma-separated list, by default all that are encoded but F32."""
+    if names is None:
+        return [kind for kind in ggtypes.types().values() if kind.name != "F32"]
+    return [ggtypes.by_name(name.strip()) for name in names.split(",")]
+
+
+def format_result(result: Result) -> str:
+    """One line of the table."""
+    line = f"{result.type:8} {'importance' if result.importance else '':10} {result.mb_per_s:9.0f}"
+    if result.ratio is None:
+        return line
+    return f"{line} {result.against_mb_per_s:9.0f} {result.ratio:7.2f}x  {'same' if result.identical else 'DIFFERENT'}"
+
+
+def report(results: Iterator[Result], against: bool, as_json: bool) -> None:
+    """Print results as they come, or all as JSON; status 1 if any byte differed."""
+    done = []
+    if not as_json:
+        click.echo(f"{'type':8} {'':10} {'MB/s':>9}" + (f" {'ggml MB/s':>9} {'ratio':>8}  bytes" if against else ""))
+    for result in results:
+        done.append(result)
+        if not as_json:
+            click.echo(format_result(result))
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in done], indent=1))
+    if any(result.identical is False for result in done):
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,194 @@
+"""The unit of work: some rows of one source, read and decoded once, encoded for every file that wants them."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_mla import codec
+from gguf_mla.errors import InputError
+from gguf_mla.stages import stage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gguf_mla.files import OutputFile
+    from gguf_mla.plan import Part, TensorJob
+    from gguf_mla.source import SourceTensor
+
+CHUNK_VALUES = 1 << 20  # 4 MiB as float32: small enough for a core's share of the cache, large enough to hide Python
+
+PIECE_VALUES = 1 << 15  # looked at together: what is made of them stays in the cache, where fresh memory costs faults
+
+Sums = tuple[int, ...]  # a checksum for each place of a chunk
+
+# A tensor's importance weights by name and shape: float32 [n, cols], a row for each expert or head, or one for all.
+Importance = Callable[[str, tuple[int, ...]], "NDArray[np.float32] | None"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a file that is being written: what it will be and where its data begin."""
+
+    file: OutputFile
+    job: TensorJob
+    offset: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `start:stop` of part number `index` of a tensor, and for each file where their encoded bytes go.
+
+    `spans` are offset and length in each place's file; `number` counts the chunks of a run.
+    """
+
+    number: int
+    part: Part
+    index: int
+    start: int
+    stop: int
+    places: Sequence[Place]
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are written, to all files together."""
+        return sum(length for _, length in self.spans)
+
+
+def chunks(tensors: Iterable[Sequence[Place]]) -> Iterator[Chunk]:
+    """Cut every part of every tensor into chunks of about CHUNK_VALUES values; a transposed part stays whole.
+
+    All places of a tensor have the same shape and parts; their types may differ.
+    """
+    numbers = itertools.count()
+    for places in tensors:
+        row_bytes = [place.job.spec.row_bytes for place in places]
+        columns = _columns(places[0].job)
+        row = 0
+        for index, part in enumerate(places[0].job.parts):
+            for start, stop, rows in _pieces(part, places[0].job, columns):
+                spans = tuple(
+                    (place.offset + row * size, rows * size) for place, size in zip(places, row_bytes, strict=True)
+                )
+                yield Chunk(next(numbers), part, index, start, stop, places, spans)
+                row += rows
+
+
+def _columns(job: TensorJob) -> int:
+    """How many columns each transposed part has in its source, which are rows of the output."""
+    transposed = sum(part.transposed for part in job.parts)
+    others = sum(part.stop - part.start for part in job.parts if not part.transposed)
+    return (job.spec.rows - others) // max(1, transposed)
+
+
+def _pieces(part: Part, job: TensorJob, columns: int) -> Iterator[tuple[int, int, int]]:
+    """Yield first and last source row of each chunk, and how many rows of the output it gives."""
+    if part.transposed:
+        yield part.start, part.stop, columns
+        return
+    step = max(1, CHUNK_VALUES // job.shape[-1])
+    for start in range(part.start, part.stop, step):
+        stop = min(start + step, part.stop)
+        yield start, stop, stop - start
+
+
+def process(chunk: Chunk, source: SourceTensor, importance: Importance) -> Sums:
+    """Read a chunk, write it to all its places and return a checksum of each.
+
+    InputError when a value is not finite. Rows whose type does not change are copied byte for byte.
+    """
+    data = _Data(chunk, source)
+    sums = []
+    for place, (offset, _) in zip(chunk.places, chunk.spans, strict=True):
+        if _is_copied(chunk, source, place):
+            with stage("copy"):
+                source.copy_raw(chunk.start, chunk.stop, place.file, offset)
+            sums.append(0)
+            continue
+        encoded = data.encoded(place.job, importance)
+        sums.append(_checksum(encoded))
+        place.file.write(encoded, offset)
+    return tuple(sums)
+
+
+def _is_copied(chunk: Chunk, source: SourceTensor, place: Place) -> bool:
+    return source.raw_type == place.job.type and not chunk.part.transposed
+
+
+def is_written(chunk: Chunk, source: SourceTensor, sums: Sums) -> bool:
+    """Whether the bytes in all places of a chunk have these checksums.
+
+    What the kernel has copied was never seen here; to copy it again costs no more than to compare it.
+    """
+    if any(_is_copied(chunk, source, place) for place in chunk.places):
+        return False
+    found = tuple(
+        _checksum(place.file.read(offset, length))
+        for place, (offset, length) in zip(chunk.places, chunk.spans, strict=True)
+    )
+    return found == sums
+
+
+def _checksum(data: NDArray[Any]) -> int:
+    with stage("checksum"):
+        return zlib.crc32(data.data)
+
+
+class _Data:
+    """The values of a chunk, decoded once for all its places and only if one of them asks."""
+
+    def __init__(self, chunk: Chunk, source: SourceTensor) -> None:
+        self._chunk, self._source = chunk, source
+        self._values: NDArray[Any] | None = None
+
+    def encoded(self, job: TensorJob, importance: Importance) -> NDArray[np.uint8]:
+        values, kind = self._rounded() if job.via == "BF16" else (self._decoded(), self._source.values)
+        if kind == job.type:
+            return values.view(np.uint8)
+        with stage("encode"):
+            weights = importance(job.name, job.shape)
+            row = None if weights is None else weights[self._chunk.index % len(weights)]
+            return codec.encode(values, job.type, source=kind, importance=row, check=False)
+
+    def _rounded(self) -> tuple[NDArray[Any], str]:
+        """Return the values as a BF16 file would have held them."""
+        values, kind = self._decoded(), self._source.values
+        if kind == "BF16":
+            return values, kind
+        with stage("encode"):
+            return codec.encode(values, "BF16", source=kind, check=False).view(np.uint16), "BF16"
+
+    def _decoded(self) -> NDArray[Any]:
+        if self._values is None:
+            with stage("decode"):
+                values = self._source.read(self._chunk.start, self._chunk.stop)
+                _check_finite(values, self._chunk.start, self._source)
+                self._values = np.ascontiguousarray(values.T) if self._chunk.part.transposed else values
+        return self._values
+
+
+def _check_finite(values: NDArray[Any], first_row: int, source: SourceTensor) -> None:
+    flat = values.reshape(-1)
+    for begin in range(0, flat.size, PIECE_VALUES):
+        finite = _is_finite(flat[begin : begin + PIECE_VALUES], source.values)
+        if not finite.all():
+            row, col = divmod(begin + int(np.argmin(finite)), values.shape[-1])
+            raise InputError(
+                "has a weight that is not a finite number",
+                tensor=source.name,
+                expected="finite weights",
+                found=f"NaN or Inf at row {first_row + row}, column {col}",
+                remedy="The source is damaged, download it again",
+            )
+
+
+def _is_finite(values: NDArray[Any], kind: str) -> NDArray[np.bool_]:
+    # A BF16 pattern with an exponent of all ones is Inf or NaN.
+    finite: NDArray[np.bool_] = (values & 0x7F80) != 0x7F80 if kind == "BF16" else np.isfinite(values)
+    return finite

@@ -1,0 +1,1 @@
+"""GGUF files: typed values, a bounds-checked reader, a layout computed before writing."""

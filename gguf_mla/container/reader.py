@@ -1,0 +1,339 @@
+"""Open a GGUF file without trusting it.
+
+Every count, length, offset and type is checked against the file's size before anything is allocated. Long string
+arrays (a vocabulary) are only walked when the file is opened and decoded when somebody looks at them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from gguf_mla import ggtypes
+from gguf_mla.container.values import STRUCT_CODES, Kind, Value
+from gguf_mla.container.writer import ALIGNMENT, MAGIC
+from gguf_mla.errors import InputError
+from gguf_mla.files import InputFile, unreadable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_DIMS = 4
+# Far beyond any model, but so little that a file which claims more costs neither time nor memory. A hole in a file can
+# be as large as anything claims.
+MAX_ENTRIES = 1 << 16
+MAX_TENSORS = 1 << 17
+MAX_ITEMS = 1 << 22  # of all arrays together
+MAX_HEAD = 1 << 26  # bytes
+MAX_NAME = (1 << 16) - 1  # bytes of a key, as the specification has it, and of a tensor's name
+_LENGTH = struct.Struct("<Q")
+_SHORTEST_ENTRY = 8 + 4 + 1  # a metadata entry: name length, type, one byte of content
+_SHORTEST_INFO = 8 + 4 + 8 + 4 + 8  # a tensor info: name length, dimension count, one dimension, type, offset
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of an open GGUF file; `shape` has the slowest dimension first, as numpy has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset: int
+    nbytes: int
+    file: InputFile = field(repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of `shape[-1]` values there are."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes one encoded row takes."""
+        return ggtypes.by_name(self.type).row_bytes(self.shape[-1])
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the encoded rows `start:stop` as uint8 [rows, row_bytes]; all leading dimensions count as rows."""
+        first, last, _ = slice(start, stop).indices(self.rows)
+        count = max(0, last - first)
+        data = self.file.read(self.offset + first * self.row_bytes, count * self.row_bytes)
+        return data.reshape(count, self.row_bytes)
+
+    def will_read(self, start: int, stop: int) -> None:
+        """Ask the kernel to fetch rows `start:stop` in the background."""
+        self.file.will_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+
+    def was_read(self, start: int, stop: int) -> None:
+        """Let the kernel forget rows `start:stop`."""
+        self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the tensor's values as float32 in its shape."""
+        from gguf_mla import codec  # noqa: PLC0415 - reading metadata must not pay for kernels
+
+        return codec.decode(self.read(), self.type).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """An open GGUF file.
+
+    `metadata` maps a key to its content, `values` a key to its typed value, `tensors` a name to its tensor.
+    """
+
+    path: Path
+    version: int
+    size: int
+    alignment: int
+    values: Mapping[str, Value]
+    tensors: Mapping[str, GgufTensor]
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Content by key, without the type tags."""
+        return {key: value.data for key, value in self.values.items()}
+
+
+def open_gguf(path: Path | str) -> GgufFile:
+    """Read the head of a GGUF file; raises InputError with a sentence for anything that is not a sound one."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError("is a directory, not a GGUF file", file=path, remedy="Name the .gguf file itself")
+    file = InputFile(path)
+    if file.size == 0:
+        raise InputError("the file is empty", file=path)
+    try:
+        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as head:
+            return _Parser(file, head).parse()
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+class Strings(Sequence[str]):
+    """A string array that stays encoded until somebody looks at it."""
+
+    def __init__(self, data: bytes, count: int, path: Path) -> None:
+        self._data, self._count, self._path = data, count, path
+        self._items: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self._decoded()[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a sequence with value equality
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, itertools.islice(self, 6)))
+        return f"[{shown}{', ...' if self._count > 6 else ''}]"
+
+    def _decoded(self) -> list[str]:
+        if self._items is None:
+            self._items, position = [], 0
+            for _ in range(self._count):
+                (length,) = _LENGTH.unpack_from(self._data, position)
+                position += 8
+                self._items.append(_text(self._data[position : position + length], self._path))
+                position += length
+        return self._items
+
+
+def _text(data: bytes, path: Path) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"holds a string that is not UTF-8: {data[:40]!r}", file=path) from None
+
+
+class _Parser:
+    """A cursor over the head of one file."""
+
+    def __init__(self, file: InputFile, head: mmap.mmap) -> None:
+        self._file, self._head, self._at = file, head, 0
+        self._size = min(file.size, MAX_HEAD)
+        self._items = 0
+
+    def parse(self) -> GgufFile:
+        version = self._version()
+        tensor_count, value_count = self._scalar("Q"), self._scalar("Q")
+        self._plausible(value_count, _SHORTEST_ENTRY, MAX_ENTRIES, "metadata entries")
+        values = self._values(value_count)
+        self._plausible(tensor_count, _SHORTEST_INFO, MAX_TENSORS, "tensors")
+        alignment = self._alignment(values)
+        infos = [self._info() for _ in range(tensor_count)]
+        start = -(-self._at // alignment) * alignment
+        tensors = self._placed(infos, start, alignment)
+        return GgufFile(self._file.path, version, self._file.size, alignment, values, tensors)
+
+    def _version(self) -> int:
+        magic = self._take(4)
+        if magic != MAGIC:
+            raise self._broken("is not a GGUF file", "it to begin with 'GGUF'", repr(magic))
+        version = int(self._scalar("I"))
+        if version not in (2, 3):
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
+            found = "a big-endian file" if swapped else version
+            raise self._broken("has a GGUF version that is not supported", "2 or 3, little endian", found)
+        return version
+
+    def _values(self, count: int) -> dict[str, Value]:
+        values: dict[str, Value] = {}
+        for _ in range(count):
+            key = self._name()
+            if key in values:
+                raise self._broken(f"has the metadata key {key!r} twice")
+            values[key] = self._value(key)
+        return values
+
+    def _value(self, key: str) -> Value:
+        kind = self._kind(key)
+        if kind is Kind.STRING:
+            return Value(kind, self._string())
+        if kind is not Kind.ARRAY:
+            return Value(kind, self._scalar(STRUCT_CODES[kind]))
+        item, count = self._kind(key), self._scalar("Q")
+        if item is Kind.ARRAY:
+            raise self._broken(f"has an array of arrays under {key!r}, which no reader supports")
+        return Value(kind, self._strings(count, key) if item is Kind.STRING else self._numbers(item, count, key), item)
+
+    def _kind(self, key: str) -> Kind:
+        tag = self._scalar("I")
+        try:
+            return Kind(tag)
+        except ValueError:
+            raise self._broken(f"has a value of unknown type under {key!r}", "a type from 0 to 12", tag) from None
+
+    def _strings(self, count: int, key: str) -> Strings:
+        self._plausible_items(count, 8, f"strings under {key!r}")
+        head, size, begin, at = self._head, self._size, self._at, self._at
+        unpack = _LENGTH.unpack_from
+        for _ in range(count):
+            if at + 8 > size:
+                raise self._ended(at + 8)
+            at += 8 + unpack(head, at)[0]
+        if at > size:
+            raise self._ended(at)
+        self._at = at
+        return Strings(head[begin:at], count, self._file.path)
+
+    def _numbers(self, item: Kind, count: int, key: str) -> list[Any]:
+        dtype = np.dtype(STRUCT_CODES[item]).newbyteorder("<")
+        self._plausible_items(count, dtype.itemsize, f"values under {key!r}")
+        numbers: list[Any] = np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
+        return numbers
+
+    def _alignment(self, values: Mapping[str, Value]) -> int:
+        value = values.get("general.alignment")
+        alignment = ALIGNMENT if value is None else value.data
+        if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
+            raise self._broken("has an impossible general.alignment", "a positive multiple of 8", alignment)
+        return alignment
+
+    def _info(self) -> tuple[str, tuple[int, ...], str, int]:
+        name = self._name()
+        count = self._scalar("I")
+        if not 1 <= count <= MAX_DIMS:
+            raise self._broken("has a wrong number of dimensions", f"1 to {MAX_DIMS}", count, name)
+        dims = tuple(self._scalar("Q") for _ in range(count))
+        type_id, offset = self._scalar("I"), self._scalar("Q")
+        return name, dims[::-1], self._type_name(type_id, name), offset
+
+    def _type_name(self, type_id: int, tensor: str) -> str:
+        try:
+            return ggtypes.by_id(type_id).name
+        except InputError:
+            raise self._broken("has an unknown tensor type", "a ggml type id", type_id, tensor) from None
+
+    def _placed(
+        self, infos: Sequence[tuple[str, tuple[int, ...], str, int]], start: int, alignment: int
+    ) -> dict[str, GgufTensor]:
+        tensors: dict[str, GgufTensor] = {}
+        for name, shape, type_name, offset in infos:
+            if name in tensors:
+                raise self._broken("occurs twice", tensor=name)
+            if offset % alignment:
+                raise self._broken("has an offset that is not aligned", f"a multiple of {alignment}", offset, name)
+            nbytes = self._data_bytes(name, shape, type_name)
+            if start + offset + nbytes > self._file.size:
+                raise self._ended(start + offset + nbytes, name)
+            tensors[name] = GgufTensor(name, shape, type_name, start + offset, nbytes, self._file)
+        self._disjoint(tensors)
+        return tensors
+
+    def _data_bytes(self, name: str, shape: tuple[int, ...], type_name: str) -> int:
+        if 0 in shape or math.prod(shape) > 1 << 62:
+            raise self._broken("has an impossible shape", "positive dimensions", shape, name)
+        try:
+            return math.prod(shape[:-1]) * ggtypes.by_name(type_name).row_bytes(shape[-1])
+        except InputError as error:
+            raise self._broken(error.what, error.expected, error.found, name) from None
+
+    def _disjoint(self, tensors: Mapping[str, GgufTensor]) -> None:
+        ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+        for before, after in itertools.pairwise(ordered):
+            if before.offset + before.nbytes > after.offset:
+                raise self._broken(f"overlaps the data of {before.name}", tensor=after.name)
+
+    def _name(self) -> str:
+        length = self._scalar("Q")
+        if length > MAX_NAME:
+            raise self._broken("has a name that is too long", f"at most {MAX_NAME} bytes", length)
+        return _text(self._take(length), self._file.path)
+
+    def _string(self) -> str:
+        return _text(self._take(self._scalar("Q")), self._file.path)
+
+    def _scalar(self, code: str) -> Any:
+        (value,) = struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))
+        return value
+
+    def _take(self, count: int) -> bytes:
+        if self._at + count > self._size:
+            raise self._ended(self._at + count)
+        self._at += count
+        return self._head[self._at - count : self._at]
+
+    def _plausible_items(self, count: int, least_bytes: int, what: str) -> None:
+        self._plausible(count, least_bytes, MAX_ITEMS - self._items, what)
+        self._items += count
+
+    def _plausible(self, count: int, least_bytes: int, limit: int, what: str) -> None:
+        fitting = min((self._size - self._at) // least_bytes, limit)
+        if count > fitting:
+            raise self._broken(f"claims more {what} than fit in it or any model has", f"at most {fitting}", count)
+
+    def _ended(self, needed: int, tensor: str | None = None) -> InputError:
+        if needed <= self._file.size:
+            return self._broken("has a larger head than any model", f"at most {MAX_HEAD} bytes", f"at least {needed}")
+        return InputError(
+            "the file ends too early, it was cut off or is still being written",
+            file=self._file.path,
+            tensor=tensor,
+            expected=f"at least {needed} bytes",
+            found=f"{self._file.size} bytes",
+            remedy="Download or copy it again",
+        )
+
+    def _broken(
+        self, what: str, expected: object = None, found: object = None, tensor: str | None = None
+    ) -> InputError:
+        return InputError(what, file=self._file.path, tensor=tensor, expected=expected, found=found)

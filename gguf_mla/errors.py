@@ -1,0 +1,60 @@
+"""One family of errors: every message names the file, the tensor, what was expected, what was found and what to do.
+
+The exit status of the command line is part of the error: 1 a verification found a difference, 2 bad usage or
+input, 3 the machine failed (disk full, I/O, no GPU).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class GgufMlaError(Exception):
+    """A failure that is explained to the user in sentences, never by a traceback.
+
+    what      one clause: what is wrong, or what was being done
+    file      the file concerned
+    tensor    the tensor concerned
+    expected  what a right input would have had there
+    found     what is there
+    remedy    what the user can do about it
+    """
+
+    status = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: Path | str | None = None,
+        tensor: str | None = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what, self.file, self.tensor = what, file, tensor
+        self.expected, self.found, self.remedy = expected, found, remedy
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        place = ": ".join(str(part) for part in (self.file, self.tensor) if part is not None)
+        text = f"{place}: {self.what}" if place else self.what
+        facts = [
+            f"{word} {fact}" for word, fact in (("expected", self.expected), ("found", self.found)) if fact is not None
+        ]
+        if facts:
+            text += f" ({', '.join(facts)})"
+        return f"{text}. {self.remedy}." if self.remedy else f"{text}."
+
+
+class InputError(GgufMlaError):
+    """The input or the request is wrong: status 2."""
+
+
+class MachineError(GgufMlaError):
+    """The machine failed, the input may be fine (disk full, I/O error, no GPU): status 3."""
+
+    status = 3

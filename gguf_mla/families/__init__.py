@@ -1,0 +1,31 @@
+"""Model families as data, one module each, found by the class that config.json names."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from gguf_mla.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf_mla.families.base import Family
+    from gguf_mla.families.config import Config
+
+
+def family_of(config: Config) -> Family:
+    """Return the family of a checkpoint's configuration; InputError names the known classes."""
+    classes = config.content.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    text = name if isinstance(name, str) else None
+    known = {}
+    for family in _families():
+        if text in family.classes:
+            return family
+        known.update(dict.fromkeys(sorted(family.classes)))
+    raise InputError("the architecture is not supported", file=config.file, expected=" or ".join(known), found=name)
+
+
+def _families() -> list[Family]:
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]

@@ -1,0 +1,91 @@
+"""DeepSeek-V3.2 (Exp, V3.2, Speciale): V3 with sparse attention, where a lightning indexer chooses what is attended to.
+
+Beside V3's keys, `deepseek32` files carry the indexer and keep the multi-token prediction layers. The light form is a
+plain deepseek2 file, which attends to everything, for engines without sparse attention.
+Sources: DeepSeek's published configuration and weights; the metadata keys that llama.cpp's deepseek32 reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gguf_mla.container.values import Value, u32
+from gguf_mla.families import deepseek2, prediction
+from gguf_mla.families.base import Dimensions, Drop, Family, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from gguf_mla.families.config import Config
+
+ARCHITECTURE = "deepseek32"
+
+_LAYER = "model.layers.{layer}."
+_INDEXER = _LAYER + "self_attn.indexer."
+
+INDEXER_RULES = (
+    Rule("blk.{layer}.indexer.attn_q_b.weight", _INDEXER + "wq_b.weight", ("index_q_rows", "q_rank")),
+    Rule("blk.{layer}.indexer.attn_k.weight", _INDEXER + "wk.weight", ("index_key", "hidden")),
+    Rule("blk.{layer}.indexer.k_norm.weight", _INDEXER + "k_norm.weight", ("index_key",)),
+    Rule("blk.{layer}.indexer.k_norm.bias", _INDEXER + "k_norm.bias", ("index_key",)),
+    Rule("blk.{layer}.indexer.proj.weight", _INDEXER + "weights_proj.weight", ("index_heads", "hidden")),
+)
+RULES = deepseek2.rules_with(*INDEXER_RULES, *prediction.RULES)
+
+
+def dimensions(config: Config) -> Dimensions:
+    """Return the sizes the rules name."""
+    heads, key = config.positive("index_n_heads"), config.positive("index_head_dim")
+    return {
+        **prediction.dimensions(config, deepseek2.dimensions(config)),
+        "q_rank": config.positive("q_lora_rank"),
+        "index_heads": heads,
+        "index_key": key,
+        "index_q_rows": heads * key,
+    }
+
+
+def conditions(config: Config, layer: int | None) -> frozenset[str]:
+    """Return what holds for the model or for a layer of it."""
+    return deepseek2.conditions(config, layer) | prediction.conditions(config, layer)
+
+
+def metadata(config: Config) -> dict[str, Value]:
+    """Return the deepseek32 keys; InputError for a configuration that they cannot express."""
+    return {f"{ARCHITECTURE}.{key}": value for key, value in sparse_values(config).items()}
+
+
+def sparse_values(config: Config) -> dict[str, Value]:
+    """Return the keys of every architecture with this indexer, without its prefix."""
+    dims = dimensions(config)
+    return {
+        **deepseek2.common_values(config),
+        **prediction.values(config),
+        "attention.q_lora_rank": u32(dims["q_rank"]),
+        "attention.indexer.head_count": u32(dims["index_heads"]),
+        "attention.indexer.key_length": u32(dims["index_key"]),
+        "attention.indexer.top_k": u32(config.positive("index_topk")),
+    }
+
+
+def _light_drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
+    indexer = Drop(
+        r"model\.layers\.\d+\.self_attn\.indexer\..+", "the indexer, without which all tokens are attended to"
+    )
+    return (*deepseek2.drops(config, names), indexer)
+
+
+FAMILY = Family(
+    architecture=ARCHITECTURE,
+    classes=frozenset({"DeepseekV32ForCausalLM"}),
+    rules=RULES,
+    dimensions=dimensions,
+    conditions=conditions,
+    drops=deepseek2.drops,
+    metadata=metadata,
+    warnings=deepseek2.warnings,
+    # Some of its tokenizer files say otherwise because the published prompt scripts write the bos themselves.
+    bos_first=True,
+    light=replace(deepseek2.FAMILY, drops=_light_drops, bos_first=True),
+)

@@ -1,0 +1,57 @@
+"""GLM-5, 5.1 and 5.2: V3.2's sparse attention, with an indexer that rotates neighbouring pairs.
+
+GLM-5.2 has an indexer in some layers only; the others use the choice of the one before them.
+Sources: Z.ai's published configurations; the metadata keys that llama.cpp's glm-dsa reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gguf_mla.container.values import Kind, Value, array
+from gguf_mla.families import deepseek2, deepseek32, prediction
+from gguf_mla.families.glm4_moe_lite import SPECIALS
+
+if TYPE_CHECKING:
+    from gguf_mla.families.config import Config
+
+ARCHITECTURE = "glm-dsa"
+
+
+def conditions(config: Config, layer: int | None) -> frozenset[str]:
+    """Return what holds for the model or for a layer of it."""
+    own = _own_indexer(config)
+    held = deepseek32.conditions(config, layer)
+    return held | {"indexer"} if layer is not None and (layer >= len(own) or own[layer]) else held
+
+
+def metadata(config: Config) -> dict[str, Value]:
+    """Return the glm-dsa keys; InputError for a configuration that they cannot express."""
+    types = array(Kind.BOOL, _own_indexer(config))
+    values = deepseek32.sparse_values(config) | {"attention.indexer.types": types}
+    return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
+
+
+def _own_indexer(config: Config) -> list[bool]:
+    """Return of each layer, but for prediction, whether it has an indexer of its own."""
+    layers = config.positive("num_hidden_layers")
+    kinds = config.content.get("indexer_types") or ["full"] * layers
+    if not isinstance(kinds, list) or set(kinds) - {"full", "shared"} or len(kinds) != layers:
+        raise config.refuse("indexer_types", f'{layers} times "full" or "shared"', kinds)
+    return [kind == "full" for kind in kinds]
+
+
+FAMILY = replace(
+    deepseek32.FAMILY,
+    architecture=ARCHITECTURE,
+    classes=frozenset({"GlmMoeDsaForCausalLM"}),
+    rules=deepseek2.rules_with(
+        *(replace(rule, when="indexer") for rule in deepseek32.INDEXER_RULES), *prediction.RULES
+    ),
+    conditions=conditions,
+    metadata=metadata,
+    specials=SPECIALS,
+    bos_first=False,
+    light=None,
+)

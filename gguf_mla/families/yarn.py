@@ -1,0 +1,79 @@
+"""The rotary position keys of an MLA model, and which configurations GGUF cannot express.
+
+YaRN multiplies cos and sin by g(s, mscale) / g(s, mscale_all_dim) and the softmax scale by g(s, mscale_all_dim)², with
+g(s, m) = 1 + 0.1·m·ln s. GGUF carries only mscale_all_dim, as `yarn_log_multiplier` = 0.1·mscale_all_dim, and a
+deepseek2 reader takes mscale to be equal to it. Source: DeepSeek-V2's and V3's published modelling code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla.container.values import Value, f32, string, u32
+
+if TYPE_CHECKING:
+    from gguf_mla.families.config import Config
+
+
+def rope_values(config: Config) -> dict[str, Value]:
+    """Return the rope keys without the architecture's prefix; InputError for a rotation GGUF cannot express.
+
+    Reads `rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta`.
+    """
+    if not config.flag("rope_interleave", default=True):
+        raise config.refuse(
+            "rope_interleave",
+            True,
+            False,
+            "describes another order of the rotated values, which a deepseek2 file cannot express,",
+        )
+    scaling = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+    theta = scaling.number("rope_theta", config.number("rope_theta", 10000.0))
+    kind = scaling.choice("rope_type" if scaling.has("rope_type") else "type", ("yarn", "default"), "default")
+    yarn = _yarn(config, scaling) if kind == "yarn" else {}
+    return yarn | {"rope.freq_base": f32(theta)}
+
+
+def _yarn(config: Config, scaling: Config) -> dict[str, Value]:
+    original = scaling.positive(
+        "original_max_position_embeddings",
+        config.positive("original_max_position_embeddings", config.positive("max_position_embeddings")),
+    )
+    values = {
+        "rope.scaling.type": string("yarn"),
+        "rope.scaling.factor": f32(scaling.number("factor")),
+        "rope.scaling.original_context_length": u32(original),
+        "rope.scaling.yarn_log_multiplier": f32(0.1 * _mscale(scaling)),
+    }
+    for key in ("beta_fast", "beta_slow"):
+        if scaling.has(key):
+            values[f"rope.scaling.yarn_{key}"] = f32(scaling.number(key))
+    return values
+
+
+def _mscale(scaling: Config) -> float:
+    """Return mscale_all_dim; refuse a configuration whose attention scale a reader would not arrive at."""
+    for key in ("mscale", "mscale_all_dim"):
+        if not scaling.has(key):
+            raise scaling.refuse(
+                f"rope scaling without {key}",
+                "mscale and mscale_all_dim, equal",
+                "nothing",
+                "has an attention scale that GGUF cannot express",
+            )
+    mscale, all_dim = scaling.number("mscale"), scaling.number("mscale_all_dim")
+    if mscale != all_dim:
+        raise scaling.refuse(
+            "rope scaling with mscale ≠ mscale_all_dim",
+            f"both {all_dim:g}",
+            f"mscale {mscale:g} and mscale_all_dim {all_dim:g}",
+            "cannot be expressed in GGUF, which has a key for mscale_all_dim alone",
+        )
+    if scaling.has("attention_factor") and scaling.number("attention_factor") != 1.0:
+        raise scaling.refuse(
+            "attention_factor",
+            1.0,
+            scaling.number("attention_factor"),
+            "cannot be expressed in GGUF beside mscale_all_dim",
+        )
+    return all_dim

@@ -1,0 +1,1 @@
+"""What several tensor types share: conversions, packing, and the searches for scales and grid points."""

@@ -1,0 +1,33 @@
+"""Which ggml type every tensor gets: llama.cpp's file types as tables, the user's overrides, and what fits a row.
+
+`choose` answers for all tensors of a file at once, because some rules count tensors. docs/recipes.md says it in prose.
+"""
+
+from gguf_mla.recipes.budget import Budget, Offer, candidates, sensitivity, spend, target
+from gguf_mla.recipes.choose import Choice, Tensor, choose, needing_importance, needs_importance, undecided
+from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type
+from gguf_mla.recipes.model import Model
+from gguf_mla.recipes.overrides import Overrides, parse_tensor_type, read_tensor_types
+
+__all__ = [
+    "COPY",
+    "FILE_TYPES",
+    "Budget",
+    "Choice",
+    "FileType",
+    "Model",
+    "Offer",
+    "Overrides",
+    "Tensor",
+    "candidates",
+    "choose",
+    "file_type",
+    "needing_importance",
+    "needs_importance",
+    "parse_tensor_type",
+    "read_tensor_types",
+    "sensitivity",
+    "spend",
+    "target",
+    "undecided",
+]

@@ -1,0 +1,46 @@
+"""What a plan reads from: a tensor as a matrix of rows, whatever file and format it lies in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gguf_mla.files import OutputFile
+
+
+class SourceTensor(Protocol):
+    """A stored tensor, read by rows; all dimensions but the last count as rows, a vector is one row."""
+
+    @property
+    def name(self) -> str:
+        """The name in its file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions, slowest first."""
+
+    @property
+    def stored(self) -> str:
+        """How it is stored, for people: "BF16", "FP8 128x128"."""
+
+    @property
+    def raw_type(self) -> str | None:
+        """The block type whose rows the stored bytes are; None for floats, which are read and checked."""
+
+    @property
+    def values(self) -> str:
+        """What `read` returns: "F32", "F16" or "BF16"."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return rows `start:stop`, by default all: float32, float16, or BF16 bit patterns as uint16, [rows, cols]."""
+
+    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
+        """Copy the stored bytes of rows `start:stop` to a file, return how many; only where `raw_type` is set."""
+
+    def will_read(self, start: int, stop: int) -> None:
+        """Say that rows `start:stop` are wanted soon."""
+
+    def was_read(self, start: int, stop: int) -> None:
+        """Say that rows `start:stop` will not be wanted again."""
