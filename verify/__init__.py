@@ -1,0 +1,1 @@
+"""Proof that a GGUF file computes what its original does."""

@@ -1,0 +1,163 @@
+"""A proof: the levels one after the other, cheap first, until one finds something or the last that is asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from verify import engine
+from verify.findings import LEVELS, Finding
+from verify.levels import attention, logits, weights
+from verify.limits import Limits
+from verify.sides import Candidate, Reference, open_candidate, open_reference
+from verify.text import read_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from verify.engine import EngineAgreement
+    from verify.levels.attention import LayerAgreement
+    from verify.levels.logits import Scores
+    from verify.levels.weights import TensorError
+
+# Starts a progress display with a level's name and total; returns what is called with every step.
+Bar = Callable[[str, int], Callable[[int], object]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to prove and how far; without text or tokens a built-in sample is read."""
+
+    reference: Path
+    candidate: Path
+    level: str = LEVELS[-1]
+    text: Path | None = None
+    tokens: Path | None = None
+    context: int = 512
+    chunks: int = 4
+    form: str = "absorbed"
+    limits: Limits = field(default_factory=Limits)
+    threads: int = 1
+    engine: bool = False
+
+
+@dataclass
+class Proof:
+    """What was found: nothing, if the candidate computes what the reference does."""
+
+    request: Request
+    warnings: tuple[str, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    candidate: Candidate | None = None
+    tensors: list[TensorError] = field(default_factory=list)
+    attention: list[LayerAgreement] = field(default_factory=list)
+    layers: list[LayerAgreement] = field(default_factory=list)
+    scores: Scores | None = None
+    engine: list[EngineAgreement] = field(default_factory=list)
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None) -> Proof:
+    """Run the levels up to the one asked for, and stop at the first that finds something.
+
+    Raises InputError for a reference or a text that cannot be used, and for a candidate that is no GGUF file.
+    """
+    reference = open_reference(request.reference)
+    proof = Proof(request, reference.warnings)
+    for level in (*LEVELS[: LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])):
+        begin = time.monotonic()
+        proof.findings += filter(None, _RUN[level](proof, reference, bar))
+        proof.seconds[level] = round(time.monotonic() - begin, 3)
+        if proof.findings:
+            break
+    return proof
+
+
+def _structure(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding]:
+    opened = open_candidate(proof.request.candidate, reference)
+    if isinstance(opened, Finding):
+        return [opened]
+    proof.candidate = opened
+    return list(opened.findings)
+
+
+def _weights(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
+    candidate = _opened(proof)
+    tensors = candidate.weights.file.tensors.values()
+    step = bar("weights", sum(tensor.nbytes for tensor in tensors))
+    compared = weights.compare_weights(reference.weights, candidate.weights, step, proof.request.threads)
+    proof.tensors = list(compared)
+    judged = [weights.judge(error, proof.request.limits) for error in proof.tensors]
+    return [*judged, *map(weights.second_opinion, tensors)]
+
+
+def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
+    tokens = _tokens(proof, reference)[:1, : attention.TOKENS]
+    candidate, limits = _opened(proof), proof.request.limits
+    step = bar("attention", reference.weights.model.layers)
+
+    def types(layer: int) -> str:
+        names = [f"blk.{layer}.{name}.weight" for name in attention.ATTENTION_TENSORS]
+        return candidate.coarsest(names, limits)
+
+    for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.request.form, types):
+        proof.attention.append(result)
+        step(1)
+    return [attention.judge(result, limits) for result in proof.attention]
+
+
+def _logits(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
+    candidate, limits = _opened(proof), proof.request.limits
+    tokens = _tokens(proof, reference)
+    step = bar("logits", reference.weights.model.layers)
+
+    def types(layer: int) -> str:
+        return candidate.coarsest(
+            [name for name in candidate.weights.file.tensors if name.startswith(f"blk.{layer}.")], limits
+        )
+
+    proof.layers, proof.scores = logits.compare_logits(
+        reference.weights, candidate.weights, tokens, proof.request.form, types, step
+    )
+    judged = [attention.judge(result, limits, logits.LEVEL, "layer") for result in proof.layers]
+    return [*judged, logits.judge(proof.scores, limits.divergence(candidate.shares()))]
+
+
+def _engine(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding | None]:
+    candidate, request = _opened(proof), proof.request
+    tokens = _tokens(proof, reference)[0]
+    proof.engine = engine.compare_engine(request.candidate, candidate.weights, tokens, request.threads)
+    return [engine.judge(proof.engine, exact=set(candidate.shares()) == {"F32"})]
+
+
+_RUN: dict[str, Callable[[Proof, Reference, Bar], list[Finding] | list[Finding | None]]] = {
+    "structure": _structure,
+    "weights": _weights,
+    "attention": _attention,
+    "logits": _logits,
+    engine.LEVEL: _engine,
+}
+
+
+def _opened(proof: Proof) -> Candidate:
+    assert proof.candidate is not None  # noqa: S101 - a candidate that cannot be opened ends the proof before
+    return proof.candidate
+
+
+def _tokens(proof: Proof, reference: Reference) -> NDArray[np.int64]:
+    request = proof.request
+    metadata = _opened(proof).weights.file.metadata
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", False)
+    bos = metadata.get("tokenizer.ggml.bos_token_id") if adds_bos else None
+    tokens = read_tokens(request.text, request.tokens, reference, bos)
+    return logits.chunks(tokens, request.context, request.chunks, bos)

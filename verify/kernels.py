@@ -1,0 +1,161 @@
+"""The compiled kernels of the proof; importing this module imports numba."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
+
+
+@njit(nogil=True, cache=True)
+def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
+    """Rotate the pairs (2i, 2i+1) of x [N, H, p] in place by cos, sin [N, p/2]."""
+    for token in range(x.shape[0]):
+        for head in range(x.shape[1]):
+            for i in range(x.shape[2] // 2):
+                even, odd = x[token, head, 2 * i], x[token, head, 2 * i + 1]
+                x[token, head, 2 * i] = even * cos[token, i] - odd * sin[token, i]
+                x[token, head, 2 * i + 1] = even * sin[token, i] + odd * cos[token, i]
+
+
+@njit(nogil=True, cache=True)
+def _largest(values: Floats, count: int, found: Numbers) -> None:
+    """Write the indices of the `count` largest values, largest first, the lower index first among equals."""
+    for place in range(count):
+        best = -1
+        for i in range(values.size):
+            taken = False
+            for earlier in range(place):
+                taken = taken or found[earlier] == i
+            if not taken and (best < 0 or values[i] > values[best]):
+                best = i
+        found[place] = best
+
+
+@njit(nogil=True, cache=True)
+def choose(select: Floats, groups: int, groups_used: int, by_two: bool, chosen: Numbers) -> None:
+    """Choose the experts of every token: `select` [N, E] are the scores to choose by, `chosen` [N, K] the result.
+
+    Only the best `groups_used` of `groups` equal groups may be chosen from; a group counts by the sum of its best two
+    experts, or by its best.
+    """
+    per_group = select.shape[1] // groups
+    group_scores, best_groups = np.empty(groups, np.float32), np.empty(groups_used, np.int64)
+    best = np.empty(2, np.int64)
+    for token in range(select.shape[0]):
+        for group in range(groups):
+            scores = select[token, group * per_group : (group + 1) * per_group]
+            _largest(scores, min(2, per_group), best)
+            group_scores[group] = scores[best[0]] + (scores[best[1]] if by_two and per_group > 1 else np.float32(0))
+        _largest(group_scores, groups_used, best_groups)
+        allowed = np.full(select.shape[1], -np.inf, np.float32)
+        for place in range(groups_used):
+            first = best_groups[place] * per_group
+            allowed[first : first + per_group] = select[token, first : first + per_group]
+        _largest(allowed, chosen.shape[1], chosen[token])
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def paged_decode(
+    q_latent: Floats,
+    q_pe: Floats,
+    pages: Floats,
+    indptr: Numbers,
+    indices: Numbers,
+    lengths: Numbers,
+    scale: float,
+    out: Floats,
+    lse: Floats,
+) -> None:
+    """Attend with one query per request over a paged latent cache, in one sweep with a running maximum.
+
+    q_latent [B, H, r] and q_pe [B, H, p]; pages [n_pages, page_size, r+p] with rows [kv | pe]; request b holds the
+    pages indices[indptr[b]:indptr[b+1]] and lengths[b] tokens; writes out [B, H, r] and the natural log-sum-exp
+    lse [B, H].
+    """
+    rank, page_size = q_latent.shape[2], pages.shape[1]
+    for request in range(q_latent.shape[0]):
+        for head in range(q_latent.shape[1]):
+            query, query_pe = q_latent[request, head], q_pe[request, head]
+            total = np.zeros(rank, np.float32)
+            largest, weight_sum = np.float32(-np.inf), np.float32(0)
+            for token in range(lengths[request]):
+                row = pages[indices[indptr[request] + token // page_size], token % page_size]
+                score = np.float32(0)
+                for i in range(rank):
+                    score += query[i] * row[i]
+                for i in range(query_pe.size):
+                    score += query_pe[i] * row[rank + i]
+                score *= np.float32(scale)
+                if score > largest:
+                    shrink = np.float32(math.exp(largest - score))
+                    weight_sum *= shrink
+                    total *= shrink
+                    largest = score
+                weight = np.float32(math.exp(score - largest))
+                weight_sum += weight
+                for i in range(rank):
+                    total[i] += weight * row[i]
+            out[request, head] = total / weight_sum
+            lse[request, head] = largest + math.log(weight_sum)
+
+
+@njit(nogil=True, cache=True)
+def compare_rows(reference: Floats, candidate: Floats, block: int, floor: float, sums: Any, worst: Any) -> None:
+    """Add up the difference of two arrays [rows, cols].
+
+    sums   float64 [rows, 4]: Σ(c-r)², Σr², Σc², Σr·c of every row
+    worst  float64 [rows, 2]: the largest max|c-r| / max|r| of a row's blocks of `block` values, and its first column; a
+           block of smaller values than `floor` is measured against `floor`
+    """
+    for row in range(reference.shape[0]):
+        for first in range(0, reference.shape[1], block):
+            peak, size = floor, 0.0
+            for col in range(first, min(first + block, reference.shape[1])):
+                r, c = float(reference[row, col]), float(candidate[row, col])
+                sums[row, 0] += (c - r) * (c - r)
+                sums[row, 1] += r * r
+                sums[row, 2] += c * c
+                sums[row, 3] += r * c
+                size = max(size, abs(c - r))
+                peak = max(peak, abs(r))
+            if size > worst[row, 0] * peak:
+                worst[row, 0], worst[row, 1] = size / peak, first
+
+
+@njit(nogil=True, cache=True)
+def add_logits(reference: Floats, candidate: Floats, first: int, state: Any, best: Numbers) -> None:
+    """Take in the logits [N, rows] of tokens `first` onward from both sides, for everything a distribution is asked.
+
+    state  float64 [N, 5]: running maximum and Σexp of the reference, the same of the candidate, Σ p·(r-c) before it is
+           normalised by the reference's Σexp
+    best   int64 [N, 2]: the likeliest token of each side
+    """
+    for token in range(reference.shape[0]):
+        r_max, r_sum, c_max, c_sum, cross = state[token]
+        for i in range(reference.shape[1]):
+            r, c = float(reference[token, i]), float(candidate[token, i])
+            if r > r_max:
+                shrink = math.exp(r_max - r)
+                r_sum, cross, r_max, best[token, 0] = r_sum * shrink, cross * shrink, r, first + i
+            if c > c_max:
+                c_sum, c_max, best[token, 1] = c_sum * math.exp(c_max - c), c, first + i
+            weight = math.exp(r - r_max)
+            r_sum += weight
+            cross += weight * (r - c)
+            c_sum += math.exp(c - c_max)
+        state[token, 0], state[token, 1], state[token, 2], state[token, 3], state[token, 4] = (
+            r_max,
+            r_sum,
+            c_max,
+            c_sum,
+            cross,
+        )

@@ -1,0 +1,1 @@
+"""The levels of a proof, cheap first: structure, weights, attention, logits."""

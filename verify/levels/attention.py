@@ -1,0 +1,62 @@
+"""Level 3: the attention of every layer, vanilla from the reference against another form from the candidate.
+
+Both get the same input, the embeddings of some tokens, so that a difference belongs to the layer itself and only the
+attention's own tensors are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from verify import forward
+from verify.attention import FORMS
+from verify.findings import Finding
+from verify.measures import Agreement, agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from verify.limits import Limits
+    from verify.tensors import Weights
+
+LEVEL = "attention"
+TOKENS = 64
+ATTENTION_TENSORS = ("attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output")
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """How far a layer's result from the candidate is from the reference's; `type` is its coarsest tensor's."""
+
+    layer: int
+    type: str
+    measured: Agreement
+
+
+def compare_attention(
+    reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: str, types: Callable[[int], str]
+) -> Iterator[LayerAgreement]:
+    """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
+    hidden = forward.embed(reference, tokens)
+    for layer in range(reference.model.layers):
+        expected = forward.attention(reference, layer, hidden, FORMS["vanilla"])
+        found = forward.attention(candidate, layer, hidden, FORMS[form])
+        yield LayerAgreement(layer, types(layer), agreement(found, expected))
+
+
+def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str = "attention") -> Finding | None:
+    """Return what is wrong with a layer, None when it is as its types allow."""
+    allowed = limits.of(result.type).layer
+    if result.measured.wmape <= allowed:
+        return None
+    return Finding(
+        level,
+        f"blk.{result.layer}",
+        f"the {what} computes something else from the same input: WMAPE",
+        f"at most {allowed:.3g} for {result.type}",
+        f"{result.measured.wmape:.3g}, cosine {result.measured.cosine:.6f}",
+    )

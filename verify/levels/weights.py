@@ -1,0 +1,198 @@
+"""Level 2: every tensor of the candidate, value by value, against what its type should cost."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_mla import codec, ggtypes
+from verify import kernels
+from verify.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.container.reader import GgufTensor
+    from verify.limits import Limits
+    from verify.tensors import GgufWeights, Stack, Weights
+
+    Floats = NDArray[np.float32]
+
+LEVEL = "weights"
+PIECE_VALUES = 1 << 20
+LEAST_BLOCK = 32  # values; the block of types that have none
+NEGLIGIBLE = 1e-3  # of a piece's RMS: a block of smaller values is measured against this
+JUDGED_ROWS = 2  # rows per tensor that gguf-py decodes too
+AGREED = 1e-6  # of a row's largest value: both decode with a float32 rounding or two
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a tensor something is worst: head or expert, row, first column of the block."""
+
+    index: int
+    row: int
+    col: int
+
+
+@dataclass
+class TensorError:
+    """The error of one tensor, relative to the reference's size.
+
+    rms       √(Σ(c-r)² / Σr²) of the tensor
+    row_rms   that of its worst row, with the row's place
+    peak      the largest max|c-r| / max|r| of its blocks, with the block's place
+    special   how many values are NaN or infinite
+    """
+
+    name: str
+    type: str
+    nbytes: int
+    values: int = 0
+    sums: NDArray[Any] = field(default_factory=lambda: np.zeros(4))
+    row_rms: float = 0.0
+    row_place: Place = Place(0, 0, 0)
+    peak: float = 0.0
+    peak_place: Place = Place(0, 0, 0)
+    special: int = 0
+
+    @property
+    def rms(self) -> float:
+        """Relative RMS error."""
+        return _ratio(self.sums[0], self.sums[1])
+
+    @property
+    def cosine(self) -> float:
+        """Cosine between reference and candidate."""
+        return float(self.sums[3] / math.sqrt(self.sums[1] * self.sums[2])) if self.sums[1] * self.sums[2] else 1.0
+
+    def add(self, piece: Piece, reference: Floats, candidate: Floats, block: int) -> None:
+        """Take in a piece of the tensor from both sides."""
+        self.values += candidate.size
+        finite = np.isfinite(candidate)
+        self.special += int(candidate.size - finite.sum())
+        sums, worst = np.zeros((len(reference), 4)), np.zeros((len(reference), 2))
+        floor = (
+            NEGLIGIBLE * float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or np.finfo(np.float32).tiny
+        )
+        kernels.compare_rows(reference, np.where(finite, candidate, 0), block, floor, sums, worst)
+        self.sums = self.sums + sums.sum(axis=0)
+        self._worst_row(piece, sums, floor * floor * reference.shape[1])
+        self._worst_block(piece, worst)
+
+    def _worst_row(self, piece: Piece, sums: NDArray[Any], floor: float) -> None:
+        ratios = np.sqrt(sums[:, 0] / np.maximum(sums[:, 1], floor))
+        row = int(ratios.argmax())
+        if ratios[row] > self.row_rms:
+            self.row_rms, self.row_place = float(ratios[row]), Place(piece.index, piece.start + row, 0)
+
+    def _worst_block(self, piece: Piece, worst: NDArray[Any]) -> None:
+        row = int(worst[:, 0].argmax())
+        if worst[row, 0] > self.peak:
+            self.peak, self.peak_place = float(worst[row, 0]), Place(piece.index, piece.start + row, int(worst[row, 1]))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start:stop` of matrix number `index` of a tensor."""
+
+    index: int
+    start: int
+    stop: int
+
+
+def compare_weights(
+    reference: Weights, candidate: GgufWeights, progress: Callable[[int], object], threads: int
+) -> Iterator[TensorError]:
+    """Yield the error of every tensor of the candidate, in file order; `progress` gets the bytes of each."""
+    with ThreadPoolExecutor(threads) as pool:
+        for tensor in candidate.file.tensors.values():
+            for name in _parts(tensor.name):
+                yield _compare(reference.stack(name), candidate.stack(name), tensor, pool)
+            progress(tensor.nbytes)
+
+
+def _parts(name: str) -> list[str]:
+    """Return the names a stored tensor answers to: the halves of a legacy attn_kv_b, otherwise its own."""
+    head = name.removesuffix("attn_kv_b.weight")
+    return [name] if head == name else [head + half for half in ("attn_k_b.weight", "attn_v_b.weight")]
+
+
+def _compare(reference: Stack, candidate: Stack, tensor: GgufTensor, pool: ThreadPoolExecutor) -> TensorError:
+    share = candidate.count * candidate.rows * candidate.cols / math.prod(tensor.shape)  # half of a legacy attn_kv_b
+    error = TensorError(candidate.name, candidate.stored, round(tensor.nbytes * share))
+    block = max(LEAST_BLOCK, ggtypes.by_name(candidate.stored).block)
+
+    def read(piece: Piece) -> tuple[Piece, Floats, Floats]:
+        place = piece.index, piece.start, piece.stop
+        return piece, reference.read(*place), candidate.read(*place)
+
+    pieces = list(_pieces(candidate))
+    for group in range(0, len(pieces), 8):  # so that no more than these are held
+        for piece, ours, theirs in pool.map(read, pieces[group : group + 8]):
+            error.add(piece, ours, theirs, block)
+    return error
+
+
+def _pieces(stack: Stack) -> Iterator[Piece]:
+    step = max(1, PIECE_VALUES // stack.cols)
+    for index in range(stack.count):
+        for start in range(0, stack.rows, step):
+            yield Piece(index, start, min(start + step, stack.rows))
+
+
+def judge(error: TensorError, limits: Limits) -> Finding | None:
+    """Return what is wrong with a tensor, the gravest first; None when it is as its type allows."""
+    limit = limits.of(error.type)
+    if error.special:
+        return Finding(LEVEL, error.name, f"has {error.special} values that are NaN or infinite")
+    for what, found, allowed, place in (
+        ("the values are not the reference's: relative RMS error", error.rms, limit.rms, None),
+        ("a row is not the reference's: relative RMS error", error.row_rms, limit.row, error.row_place),
+        ("a block is not the reference's: largest error by largest value", error.peak, limit.peak, error.peak_place),
+    ):
+        if not found <= allowed:
+            return Finding(
+                LEVEL,
+                error.name,
+                what + _where(error, place),
+                f"at most {allowed:.3g} for {error.type}",
+                f"{found:.3g}",
+            )
+    return None
+
+
+def _where(error: TensorError, place: Place | None) -> str:
+    if place is None:
+        return ""
+    inside = {"attn_k_b.weight": "head", "attn_v_b.weight": "head"}.get(error.name.split(".", 2)[-1], "expert")
+    index = f"{inside} {place.index}, " if "_exps" in error.name or inside == "head" else ""
+    return f" in {index}row {place.row}, column {place.col}"
+
+
+def second_opinion(tensor: GgufTensor) -> Finding | None:
+    """Compare our decoding of a tensor's first rows with gguf-py's; None when they agree or it has no decoder."""
+    from gguf import GGMLQuantizationType  # noqa: PLC0415 - 0.1 s
+    from gguf.quants import dequantize  # noqa: PLC0415
+
+    rows = tensor.read(0, min(JUDGED_ROWS, tensor.rows))
+    try:
+        theirs = dequantize(rows, GGMLQuantizationType(ggtypes.by_name(tensor.type).id))
+    except (NotImplementedError, ValueError):
+        return None
+    ours = codec.decode(rows, tensor.type)
+    if np.abs(ours - theirs).max() <= AGREED * np.abs(theirs).max():
+        return None
+    return Finding(LEVEL, tensor.name, f"gguf-py decodes {tensor.type} otherwise than gguf-mla")
+
+
+def _ratio(error: float, size: float) -> float:
+    if size:
+        return math.sqrt(error / size)
+    return math.inf if error else 0.0
