@@ -1,0 +1,98 @@
+"""The command itself: quick help, explained failures with their status, a quiet end on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from gguf_mla.cli import main
+from gguf_mla.container.reader import open_gguf
+from gguf_mla.errors import GgufMlaError, InputError, MachineError
+
+
+def invoke_raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    @click.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(type(main), "get_command", lambda *_: fail)
+    result = CliRunner().invoke(main, ["fail"])
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (
+            InputError("is cut off", file="a.gguf", tensor="t", expected=1, found=2, remedy="Get it again"),
+            2,
+            "a.gguf: t: is cut off (expected 1, found 2). Get it again.",
+        ),
+        (MachineError("the disk is full", found="0 bytes free"), 3, "the disk is full (found 0 bytes free)."),
+        (GgufMlaError("no"), 2, "no."),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 3, "there is not enough memory"),
+    ],
+)
+def test_a_failure_is_a_sentence_and_a_status(
+    error: BaseException, status: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke_raising(error, monkeypatch)[0] == status
+    assert f"gguf-mla: error: {words}" in invoke_raising(error, monkeypatch)[1]
+
+
+def test_every_command_has_a_help_that_imports_no_heavy_module() -> None:
+    program = (
+        "import sys; from click.testing import CliRunner; from gguf_mla.cli import main\n"
+        "names = main.list_commands(None); assert {'convert', 'demo', 'inspect'} <= set(names), names\n"
+        "for name in names: assert CliRunner().invoke(main, [name, '--help']).exit_code == 0, name\n"
+        "print(sorted({'numpy', 'numba', 'gguf', 'torch', 'tqdm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_command_is_said() -> None:
+    result = CliRunner().invoke(main, ["transmogrify"])
+    assert result.exit_code == 2
+    assert "transmogrify" in result.stderr
+
+
+def wait_until_our_code_runs(pid: int) -> None:
+    """Python catches SIGINT as soon as it starts; the first thing the command does is to stop that for a moment."""
+
+    def caught() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGINT - 1) & 1)
+
+    for state in (True, False):
+        end = time.monotonic() + 5
+        while caught() is not state and time.monotonic() < end:
+            time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2, 0.3])
+def test_an_interrupt_at_any_moment_leaves_no_traceback_and_no_unfinished_file(
+    tmp_path: Path, checkpoint: Path, delay: float
+) -> None:
+    command = [sys.executable, "-m", "gguf_mla", "convert", str(checkpoint), str(tmp_path / "out.gguf")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until_our_code_runs(process.pid)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert "Traceback" not in stderr
+    assert process.returncode in (0, 130, -signal.SIGINT)
+    out = tmp_path / "out.gguf"
+    if out.exists():  # an interrupt may also come between the file's naming and the end
+        open_gguf(out)
+    else:
+        assert process.returncode != 0
+    assert not (tmp_path / "out.gguf.partial").exists()

@@ -1,0 +1,161 @@
+"""The deepseek2 rules: what a configuration becomes, what is refused, what is warned about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_mla.errors import InputError
+from gguf_mla.families import family_of
+from gguf_mla.families.config import Config
+from gguf_mla.families.deepseek2 import FAMILY
+from tests.support import hub, kinds
+
+
+def config(kind: str, **changes: Any) -> Config:
+    return Config(hub.config_of(kind, "bundled", **changes), Path("config.json"))
+
+
+def scaling(**changes: Any) -> dict[str, Any]:
+    return {**kinds.V3["rope_scaling"], **changes}
+
+
+def value(found: Config, key: str) -> Any:
+    entry = FAMILY.metadata(found).get(f"deepseek2.{key}")
+    return None if entry is None else entry.data
+
+
+@pytest.mark.parametrize("kind", ["v2lite", "v2", "v3", "v3fp8"])
+def test_the_classes_lead_to_the_family(kind: str) -> None:
+    assert family_of(config(kind)) is FAMILY
+
+
+def test_latent_attention_is_described_as_multi_query() -> None:
+    keys = (
+        "head_count",
+        "head_count_kv",
+        "key_length",
+        "value_length",
+        "key_length_mla",
+        "value_length_mla",
+        "kv_lora_rank",
+    )
+    assert [value(config("v3"), f"attention.{key}") for key in keys] == [4, 1, 576, 512, 192, 128, 512]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "rank"),
+    [
+        ("v3", {}, 256),
+        ("v2lite", {}, None),  # 27 layers: the engine does not ask
+        ("v2lite", {"num_hidden_layers": 26}, None),
+        ("v2lite", {"num_hidden_layers": 5}, 0),  # the engine would refuse the file without the key
+    ],
+)
+def test_the_rank_of_q_is_written_where_a_reader_asks(kind: str, changes: dict[str, Any], rank: int | None) -> None:
+    assert value(config(kind, **changes), "attention.q_lora_rank") == rank
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("v2lite", {}, (1, 1, 1, None)),
+        ("v2", {}, (1, 4, 2, None)),
+        ("v3", {}, (2, 4, 2, True)),
+        ("v3", {"scoring_func": None, "topk_method": None, "norm_topk_prob": None}, (2, 4, 2, True)),
+        ("v2", {"scoring_func": None}, (1, 4, 2, None)),
+        ("v2lite", {"n_group": 4, "topk_group": 2}, (1, 1, 1, None)),  # greedy knows no groups
+    ],
+)
+def test_routing(kind: str, changes: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    keys = ("expert_gating_func", "expert_group_count", "expert_group_used_count", "expert_weights_norm")
+    assert tuple(value(config(kind, **changes), key) for key in keys) == expected
+
+
+def test_yarn_is_written_as_the_reader_undoes_it() -> None:
+    assert value(config("v3"), "rope.scaling.yarn_log_multiplier") == 0.1
+    assert value(config("v2lite"), "rope.scaling.yarn_log_multiplier") == pytest.approx(0.0707)
+    assert value(config("v3"), "rope.scaling.original_context_length") == 4096
+
+
+def test_both_spellings_of_the_rope_section_say_the_same() -> None:
+    old = config("v3")
+    parameters = {**scaling(), "rope_type": "yarn", "rope_theta": 10000}
+    del parameters["type"]
+    new = config("v3", rope_scaling=None, rope_theta=None, rope_parameters=parameters)
+    assert FAMILY.metadata(new) == FAMILY.metadata(old)
+
+
+def test_a_model_without_scaling_has_no_scaling_keys() -> None:
+    assert not [key for key in FAMILY.metadata(config("v3", rope_scaling=None)) if "scaling" in key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_scaling": scaling(mscale=0.5)}, "mscale ≠ mscale_all_dim.*expected both 1, found mscale 0.5"),
+        ({"rope_scaling": scaling(mscale=None, mscale_all_dim=None)}, "without mscale"),
+        ({"rope_scaling": scaling(type="dynamic")}, "expected yarn or default, found dynamic"),
+        ({"rope_scaling": scaling(factor=None)}, "factor is missing"),
+        ({"rope_scaling": scaling(attention_factor=1.3)}, "attention_factor"),
+        ({"rope_interleave": False}, "rope_interleave"),
+        ({"topk_method": "lottery"}, "topk_method.*noaux_tc, found lottery"),
+        ({"scoring_func": "tanh"}, "scoring_func.*found tanh"),
+        ({"hidden_act": "gelu"}, "hidden_act.*expected silu, found gelu"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq"),
+        ({"n_shared_experts": None}, "n_shared_experts is missing"),
+        ({"n_group": 3}, "n_group"),
+        ({"topk_group": 8}, "n_group"),
+        ({"kv_lora_rank": "512"}, "kv_lora_rank.*whole number"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rope_scaling": [1]}, "rope_scaling.*an object"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob.*true or false"),
+    ],
+)
+def test_what_gguf_cannot_express_is_refused_with_the_reason(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        FAMILY.metadata(config("v3", **changes))
+
+
+def test_v2_group_choice_is_warned_about() -> None:
+    assert [warning for warning in FAMILY.warnings(config("v2")) if "group_limited_greedy" in warning]
+    assert FAMILY.warnings(config("v3")) == []
+    assert FAMILY.warnings(config("v2lite")) == []
+
+
+def test_what_the_engine_would_compute_otherwise_is_warned_about() -> None:
+    assert "1e-05" in FAMILY.warnings(config("v3", rms_norm_eps=1e-5))[0]
+    assert "27 layers" in FAMILY.warnings(config("v3", num_hidden_layers=27))[0]
+
+
+def test_the_architecture_must_be_known() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"expected DeepseekV2ForCausalLM or DeepseekV3ForCausalLM or .*, found LlamaForCausalLM",
+    ):
+        family_of(config("v3", architectures=["LlamaForCausalLM"]))
+
+
+# ----------------------------------------------------------------------------------------------------------- GLM
+
+
+def test_layers_without_experts_may_be_listed_instead_of_counted() -> None:
+    listed = config("glm-lite", first_k_dense_replace=None, mlp_layer_types=["dense", "dense", "sparse", "sparse"])
+    assert value(listed, "leading_dense_block_count") == 2
+    with pytest.raises(InputError, match=r"mlp_layer_types.*dense layers first"):
+        family_of(listed).metadata(config("glm-lite", first_k_dense_replace=None, mlp_layer_types=["sparse", "dense"]))
+
+
+def test_only_some_layers_of_glm_5_2_have_an_indexer() -> None:
+    kinds = ["full", "shared", "shared", "full"]
+    stated = config("glm-dsa", indexer_types=kinds, num_nextn_predict_layers=1)
+    family = family_of(stated)
+    assert [layer for layer in range(5) if "indexer" in family.conditions(stated, layer)] == [0, 3, 4]
+    assert list(family.metadata(stated)["glm-dsa.attention.indexer.types"].data) == [True, False, False, True]
+    with pytest.raises(InputError, match=r'indexer_types.*expected 4 times "full" or "shared"'):
+        family.metadata(config("glm-dsa", indexer_types=["full"]))

@@ -1,0 +1,255 @@
+"""The executor: right bytes in the right place whatever the threads and chunks, nothing left behind on failure."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from gguf_mla import chunks, codec, stream, workers
+from gguf_mla.container.reader import open_gguf
+from gguf_mla.container.values import string
+from gguf_mla.errors import InputError, MachineError
+from gguf_mla.plan import Part, Plan, TensorJob
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.files import OutputFile
+
+
+@dataclass
+class Memory:
+    """A SourceTensor in memory; reading may fail or block at a row."""
+
+    array: NDArray[np.float32]
+    name: str = "w"
+    stored: str = "F32"
+    raw_type: str | None = None
+    values: str = "F32"
+    fail: BaseException | None = None
+    fail_at: int = -1
+    rows_read: int = 0
+    rows_dropped: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        if self.fail is not None and start <= self.fail_at < stop:
+            raise self.fail
+        self.rows_read += stop - start
+        return self.array[start:stop].copy()
+
+    def will_read(self, start: int, stop: int) -> None:
+        pass
+
+    def was_read(self, start: int, stop: int) -> None:
+        self.rows_dropped += stop - start
+
+
+class Encoded(Memory):
+    """A source of encoded rows."""
+
+    def __init__(self, rows: NDArray[np.uint8], kind: str) -> None:
+        super().__init__(codec.decode(rows, kind), stored=kind, raw_type=kind)
+        self.rows = rows
+
+    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
+        target.write(self.rows[start:stop].copy(), offset)
+        return self.rows[start:stop].nbytes
+
+
+def execute(plan: Plan, sources: dict[str, Any], out: Path, **options: Any) -> stream.Result:
+    return stream.execute([stream.single(plan, out)], sources, **options)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 1000)  # no multiple of the rows below
+
+
+def weights(rows: int, cols: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+
+
+def job(name: str, kind: str, shape: tuple[int, ...], *parts: Part) -> TensorJob:
+    return TensorJob(name, shape, kind, parts, "F32", "test")
+
+
+def plan_of(*jobs: TensorJob) -> Plan:
+    return Plan({"general.architecture": string("deepseek2")}, jobs)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_any_number_of_threads_writes_the_same_right_bytes(tmp_path: Path, kind: str, threads: int) -> None:
+    a, b = weights(37, 96), weights(64, 96, 1)
+    jobs = (
+        job("stack.weight", kind, (2, 37, 96), Part("a", 0, 37), Part("b", 3, 40)),
+        job("turned.weight", kind, (2, 96, 32), Part("b", 0, 32, transposed=True), Part("b", 32, 64, transposed=True)),
+        job("vector", "F32", (96,), Part("a", 5, 6)),
+    )
+    result = execute(plan_of(*jobs), {"a": Memory(a), "b": Memory(b)}, tmp_path / "out.gguf", threads=threads)
+    file = open_gguf(tmp_path / "out.gguf")
+    stack = np.concatenate([a, b[3:40]])
+    turned = np.concatenate([b[:32].T, b[32:].T])
+    assert file.tensors["stack.weight"].read().tobytes() == codec.encode(stack, kind).tobytes()
+    assert file.tensors["turned.weight"].read().tobytes() == codec.encode(np.ascontiguousarray(turned), kind).tobytes()
+    assert file.tensors["vector"].read().tobytes() == a[5].tobytes()
+    assert result.nbytes == file.size == (tmp_path / "out.gguf").stat().st_size
+
+
+def test_chunks_tile_every_tensor_of_every_file_without_gap_or_overlap() -> None:
+    def tensors(kind: str) -> list[TensorJob]:
+        stack = job("s", kind, (3, 50, 64), Part("a", 0, 50), Part("b", 0, 50), Part("c", 0, 50))
+        return [stack, job("v", "F32", (7,), Part("d", 0, 1))]
+
+    small, large = tensors("Q8_0"), tensors("F32")
+    starts = [(1024, 4096), (1024 + small[0].spec.nbytes, 4096 + large[0].spec.nbytes)]
+    placed = [
+        [chunks.Place(None, pair[0], at[0]), chunks.Place(None, pair[1], at[1])]
+        for pair, at in zip(zip(small, large, strict=True), starts, strict=True)
+    ]
+    position = list(starts[0])
+    for chunk in chunks.chunks(placed):
+        assert [offset for offset, _ in chunk.spans] == position
+        assert (chunk.stop - chunk.start) * chunk.places[0].job.shape[-1] <= 1000
+        for i, place in enumerate(chunk.places):
+            assert chunk.spans[i][1] == (chunk.stop - chunk.start) * place.job.spec.row_bytes
+            position[i] += chunk.spans[i][1]
+    assert position == [starts[1][0] + 28, starts[1][1] + 28]
+
+
+def test_several_outputs_of_one_reading_equal_single_runs(tmp_path: Path) -> None:
+    source = Memory(weights(90, 96))
+
+    def plan(kind: str) -> Plan:
+        return plan_of(job("t.weight", kind, (3, 30, 96), *(Part("w", 30 * i, 30 * i + 30) for i in range(3))))
+
+    kinds = ["F32", "Q8_0", "BF16"]
+    result = stream.execute([stream.single(plan(kind), tmp_path / f"{kind}.gguf") for kind in kinds], {"w": source})
+    assert source.rows_read == 90
+    for kind in kinds:
+        execute(plan(kind), {"w": source}, tmp_path / "alone.gguf")
+        assert (tmp_path / f"{kind}.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
+    assert result.nbytes == sum(path.stat().st_size for path in result.paths)
+
+
+def test_an_output_may_be_several_files(tmp_path: Path) -> None:
+    a, b = weights(10, 96), weights(12, 96, 1)
+    jobs = [job("a.weight", "Q8_0", (10, 96), Part("a", 0, 10)), job("b.weight", "F16", (12, 96), Part("b", 0, 12))]
+    parts = [stream.PlannedFile(tmp_path / f"{j.name}.gguf", {"part": string(j.name)}, (j,)) for j in jobs]
+    stream.execute([parts], {"a": Memory(a), "b": Memory(b)})
+    for planned, array, kind in zip(parts, (a, b), ("Q8_0", "F16"), strict=True):
+        file = open_gguf(planned.path)
+        assert file.metadata["part"] == planned.tensors[0].name
+        assert file.tensors[planned.tensors[0].name].read().tobytes() == codec.encode(array, kind).tobytes()
+
+
+def test_each_part_is_encoded_with_its_own_importance(tmp_path: Path) -> None:
+    array = weights(60, 256)
+    rows = np.random.default_rng(2).random((3, 256)).astype(np.float32)
+    parts = [Part("w", 20 * i, 20 * i + 20) for i in range(3)]
+    plan = plan_of(job("t.weight", "Q4_K", (3, 20, 256), *parts), job("u.weight", "Q4_K", (60, 256), Part("w", 0, 60)))
+    weighed = {"t.weight": rows}
+    execute(plan, {"w": Memory(array)}, tmp_path / "out.gguf", importance=lambda name, _: weighed.get(name))
+    file = open_gguf(tmp_path / "out.gguf")
+    expected = b"".join(
+        codec.encode(array[20 * i : 20 * i + 20], "Q4_K", importance=rows[i]).tobytes() for i in range(3)
+    )
+    assert file.tensors["t.weight"].read().tobytes() == expected
+    assert file.tensors["u.weight"].read().tobytes() == codec.encode(array, "Q4_K").tobytes() != expected
+
+
+def test_rows_whose_type_does_not_change_are_copied(tmp_path: Path) -> None:
+    encoded = codec.encode(weights(40, 96), "Q8_0")
+    encoded[0, :2] = 0xFF  # a scale that decodes to NaN: a copy does not look at it
+    source = Encoded(encoded, "Q8_0")
+    execute(plan_of(job("t.weight", "Q8_0", (40, 96), Part("w", 0, 40))), {"w": source}, tmp_path / "out.gguf")
+    assert open_gguf(tmp_path / "out.gguf").tensors["t.weight"].read().tobytes() == encoded.tobytes()
+    with pytest.raises(InputError, match="not a finite number"):
+        execute(plan_of(job("t.weight", "F16", (40, 96), Part("w", 0, 40))), {"w": source}, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_named_with_its_place(tmp_path: Path, bad: float) -> None:
+    array = weights(40, 96)
+    array[33, 7] = bad
+    with pytest.raises(InputError, match=r"w: has a weight that is not a finite number.*row 33, column 7"):
+        execute(
+            plan_of(job("t.weight", "BF16", (40, 96), Part("w", 0, 40))), {"w": Memory(array)}, tmp_path / "out.gguf"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [MachineError("reading failed"), KeyboardInterrupt(), RuntimeError("a defect")])
+def test_whatever_stops_a_run_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    before = threading.active_count()
+    source = Memory(weights(500, 96), fail=error, fail_at=450)
+    with pytest.raises(type(error)):
+        execute(plan_of(job("t.weight", "Q8_0", (500, 96), Part("w", 0, 500))), {"w": source}, tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == before
+
+
+def test_an_interrupt_while_reporting_stops_the_threads(tmp_path: Path) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(
+            plan_of(job("t.weight", "F32", (500, 96), Part("w", 0, 500))),
+            {"w": Memory(weights(500, 96))},
+            tmp_path / "out.gguf",
+            progress=interrupt,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_file_survives_a_failing_rerun(tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"precious")
+    source = Memory(weights(5, 96), fail=MachineError("reading failed"), fail_at=0)
+    with pytest.raises(MachineError):
+        execute(plan_of(job("t.weight", "F32", (5, 96), Part("w", 0, 5))), {"w": source}, out)
+    assert out.read_bytes() == b"precious"
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    huge = job("t.weight", "F32", (1 << 40, 1 << 10), Part("w", 0, 1 << 40))
+    with pytest.raises(
+        MachineError, match=r"not enough free disk space.*expected 4503874505.* bytes, found .* bytes free"
+    ):
+        execute(plan_of(huge), {"w": Memory(weights(1, 96))}, tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("memory", "dropped"), [(1 << 40, 0), (1000, 500)])
+def test_a_run_that_would_flood_the_page_cache_drops_what_it_has_read(
+    memory: int, dropped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_memory", lambda: memory)
+    source = Memory(weights(500, 96))
+    execute(plan_of(job("t.weight", "Q8_0", (500, 96), Part("w", 0, 500))), {"w": source}, tmp_path / "out.gguf")
+    assert source.rows_dropped == dropped
+
+
+def test_the_stages_of_a_run_are_counted(tmp_path: Path) -> None:
+    plan = plan_of(job("t.weight", "Q4_K", (500, 256), Part("w", 0, 500)))
+    result = execute(plan, {"w": Memory(weights(500, 256))}, tmp_path / "out.gguf", threads=2)
+    assert all(result.stages[stage] > 0 for stage in ("decode", "encode", "write", "checksum"))
+    assert sum(result.stages.values()) < 2 * result.seconds
+
+
+def test_progress_adds_up_to_the_bytes_written(tmp_path: Path) -> None:
+    seen: list[int] = []
+    plan = plan_of(job("t.weight", "Q8_0", (500, 96), Part("w", 0, 500)))
+    execute(plan, {"w": Memory(weights(500, 96))}, tmp_path / "out.gguf", progress=seen.append)
+    assert sum(seen) == plan.nbytes

@@ -1,0 +1,1 @@
+"""Test equipment: checkpoints made from a seed, independent readers, judges, one way to call the command."""

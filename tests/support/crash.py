@@ -1,0 +1,164 @@
+"""Runs of the command that die on purpose: at the n-th thing they do to the disk, or after some time.
+
+Each run is a fork of this process, in which every kernel is compiled already, so a kill costs a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla import chunks, workers
+from gguf_mla.cli import main
+from tests.support.command import convert
+from tests.support.hub import BUNDLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# What touches the disk, but fdatasync: how often that is called depends on the clock.
+OPERATIONS = ("pwrite", "copy_file_range", "ftruncate", "fsync", "replace", "unlink")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command and what it writes; {out} in the arguments is the directory of the outputs."""
+
+    arguments: tuple[str, ...]
+
+    def run(self, out: Path, *more: str) -> None:
+        """Run it in this process."""
+        main([argument.format(out=out) for argument in (*self.arguments, *more)], "gguf-mla", standalone_mode=False)
+
+
+def jobs(directory: Path) -> dict[str, Job]:
+    """The kinds of jobs that are crashed; `directory` is a place for the GGUF files they begin with."""
+    plain, quantized = directory / "plain.gguf", directory / "quantized.gguf"
+    convert(BUNDLED, plain, "BF16")
+    convert(BUNDLED, quantized, "Q8_0")
+    several = ("--type", "F16", "--type", "Q8_0", "--split-max-tensors", "26", "--checksums")
+    return {
+        "convert": Job(("convert", str(BUNDLED), "{out}/out.gguf", "--type", "Q8_0", "--quiet")),
+        "quantize": Job(("quantize", str(plain), "{out}/out.gguf", "Q4_K_M", "--quiet")),
+        "copy": Job(("quantize", str(quantized), "{out}/out.gguf", "COPY", "--quiet")),
+        "split": Job(("convert", str(BUNDLED), "{out}", *several, "--quiet")),
+    }
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file of a directory by name."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@contextmanager
+def small_steps() -> Iterator[None]:
+    """Small chunks and constant saving, so that a model of a few megabytes has many instants to die at."""
+    before = chunks.CHUNK_VALUES, workers.SAVE_SECONDS
+    chunks.CHUNK_VALUES, workers.SAVE_SECONDS = 1 << 15, 0.0
+    try:
+        yield
+    finally:
+        chunks.CHUNK_VALUES, workers.SAVE_SECONDS = before
+
+
+def forked(task: Callable[[], object]) -> int:
+    """Do something in a fork and return its exit status, negative for a signal; a failure of the task is status 1."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            task()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def operations(task: Callable[[], object]) -> int:
+    """Return how many times a task touches the disk; it is really done."""
+    count = 0
+
+    def counting(_: int) -> None:
+        nonlocal count
+        count += 1
+
+    with _watched(counting):
+        task()
+    return count
+
+
+def killed_at(number: int, task: Callable[[], object]) -> int:
+    """Do a task in a fork that dies before its n-th touch of the disk; the first half of a write still happens."""
+
+    def dying() -> None:
+        seen = iter(range(1, number + 1))
+        with _watched(lambda _: next(seen, number) == number and os.kill(os.getpid(), signal.SIGKILL)):
+            task()
+
+    return forked(dying)
+
+
+def killed_after(seconds: float, task: Callable[[], object]) -> int:
+    """Do a task in a fork that dies after a time."""
+
+    def dying() -> None:
+        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        task()
+
+    return forked(dying)
+
+
+@contextmanager
+def full_after(nbytes: int) -> Iterator[None]:
+    """A disk that takes so many bytes more and then is full."""
+    left, write, lock = nbytes, os.pwrite, threading.Lock()
+
+    def pwrite(fd: int, data: Any, offset: int) -> int:
+        nonlocal left
+        with lock:
+            count = min(left, len(data))
+            left -= count
+        if count == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data[:count], offset)
+
+    def no_copy(*_: int) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    copy, os.pwrite, os.copy_file_range = os.copy_file_range, pwrite, no_copy
+    try:
+        yield
+    finally:
+        os.pwrite, os.copy_file_range = write, copy
+
+
+@contextmanager
+def _watched(watch: Callable[[int], object]) -> Iterator[None]:
+    """Call `watch` in the middle of every write and before every other touch of the disk."""
+    real = {name: getattr(os, name) for name in OPERATIONS}
+
+    def pwrite(fd: int, data: Any, offset: int) -> int:
+        half = real["pwrite"](fd, data[: len(data) // 2], offset)
+        watch(fd)
+        return half + real["pwrite"](fd, data[half:], offset + half)
+
+    def before(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            watch(0)
+            return real[name](*arguments, **named)
+
+        return call
+
+    try:
+        for name in OPERATIONS:
+            setattr(os, name, pwrite if name == "pwrite" else before(name))
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(os, name, function)

@@ -1,0 +1,71 @@
+"""Random weights and their storage forms that are the same bytes on any machine.
+
+Only integer arithmetic and single float32 operations: no libm, no BLAS, no torch generator. numpy promises the stream
+of `PCG64` and `SeedSequence`; it does not promise that of `Generator`'s distributions, so those stay unused.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+CHUNK = 1 << 20  # values drawn at a time
+# the sum of four uniform 16-bit integers has mean 131070 and standard deviation 65536 / sqrt(3)
+BELL_MEAN = np.int64(131070)
+BELL_SCALE = np.float32(1.7320508 / 65536)
+E4M3_MAX = np.float32(448.0)
+
+
+def bell(name: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Nearly normal float32 values (mean 0, deviation 1, |x| < 3.5) that depend on `name` and `seed` alone."""
+    bits = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
+    out = np.empty(int(np.prod(shape)), np.float32)
+    for start in range(0, out.size, CHUNK):
+        part = out[start : start + CHUNK]
+        part[:] = _sum_of_four(bits.random_raw(part.size)) - BELL_MEAN
+        part *= BELL_SCALE
+    return out.reshape(shape)
+
+
+def _sum_of_four(raw: np.ndarray) -> np.ndarray:
+    lanes = np.uint64(0x0000FFFF0000FFFF)
+    pairs = (raw & lanes) + ((raw >> np.uint64(16)) & lanes)
+    return ((pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))).astype(np.int64)
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 → bfloat16 bits (uint16), to nearest, ties to even. No NaN."""
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.asarray(rounded, np.uint16)
+
+
+def to_e4m3(x: np.ndarray) -> np.ndarray:
+    """float32 with |x| ≤ 448 → float8_e4m3fn bits (uint8), to nearest, ties to even."""
+    exponent = np.where(x == 0, -6, np.maximum(np.frexp(x)[1] - 1, -6))
+    steps = np.rint(np.ldexp(np.abs(x), 3 - exponent)).astype(np.int32)  # 8 … 16 when normal, 0 … 8 below 2^-6
+    return np.asarray(((exponent + 6) * 8 + steps) | np.where(np.signbit(x), 0x80, 0)).astype(np.uint8)
+
+
+def e4m3_blocks(w: np.ndarray, block: int, *, power_of_two: bool) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [M, N] → e4m3 bits [M, N] and scales [⌈M/block⌉, ⌈N/block⌉]; w ≈ bits · scale of its block."""
+    rows, columns = (-(-size // block) for size in w.shape)
+    padded = np.zeros((rows * block, columns * block), np.float32)
+    padded[: w.shape[0], : w.shape[1]] = w
+    tiles = padded.reshape(rows, block, columns, block)
+    scales = np.maximum(np.abs(tiles).max(axis=(1, 3)) / E4M3_MAX, np.float32(2.0**-100))
+    if power_of_two:
+        scales = _next_power_of_two(scales)
+    scaled = np.clip(tiles / scales[:, None, :, None], -E4M3_MAX, E4M3_MAX)
+    return to_e4m3(scaled.reshape(padded.shape)[: w.shape[0], : w.shape[1]]), scales
+
+
+def _next_power_of_two(x: np.ndarray) -> np.ndarray:
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.float32(1), np.where(mantissa == np.float32(0.5), exponent - 1, exponent)).astype(np.float32)
+
+
+def to_e8m0(scales: np.ndarray) -> np.ndarray:
+    """Powers of two as their biased exponents: byte b means 2^(b − 127)."""
+    return (np.frexp(scales)[1] - 1 + 127).astype(np.uint8)

@@ -1,0 +1,109 @@
+"""The measures of the levels against their definitions, computed the plain way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from gguf_mla.errors import InputError
+from verify import forward
+from verify.levels import logits
+from verify.levels.weights import Piece, TensorError
+from verify.limits import TABLE, Limits
+from verify.measures import agreement
+from verify.model import BEST, BEST_TWO, Routing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VOCAB, HIDDEN, TOKENS = 301, 16, 40
+
+
+def side(seed: int, pieces: int) -> Any:
+    """Output weights that are read in pieces, for `forward.logits`."""
+    matrix = np.random.default_rng(seed).standard_normal((VOCAB, HIDDEN), np.float32)
+
+    def chunks() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, VOCAB, -(-VOCAB // pieces)):
+            yield start, matrix[start : start + -(-VOCAB // pieces)]
+
+    return SimpleNamespace(matrix=matrix, stack=lambda _name: SimpleNamespace(chunks=chunks))
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_scores_are_those_of_whole_distributions(pieces: int) -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = side(1, pieces), side(2, pieces)
+    theirs.matrix[:] = ours.matrix + 0.1 * theirs.matrix
+    hidden = rng.standard_normal((TOKENS, HIDDEN), np.float32)
+    targets = rng.integers(0, VOCAB, TOKENS)
+    scores = logits._score((ours, hidden), (theirs, hidden), targets)
+    p, q = (log_softmax((hidden @ each.matrix.T).astype(np.float64)) for each in (ours, theirs))
+    at = np.arange(TOKENS), targets
+    np.testing.assert_allclose(scores.reference, p[at], rtol=1e-5)
+    np.testing.assert_allclose(scores.candidate, q[at], rtol=1e-5)
+    np.testing.assert_allclose(scores.kld, (np.exp(p) * (p - q)).sum(axis=1), rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(scores.same_top, p.argmax(axis=1) == q.argmax(axis=1))
+    reference, _ = scores.perplexities()
+    assert reference.value == pytest.approx(np.exp(-p[at].mean()), rel=1e-5)
+    assert reference.error == pytest.approx(reference.value * p[at].std(ddof=1) / np.sqrt(TOKENS), rel=1e-4)
+    _, root = scores.probability_shift()
+    assert root.value == pytest.approx(np.sqrt(np.mean((np.exp(q[at]) - np.exp(p[at])) ** 2)), rel=1e-4)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return (
+        x - np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)) - x.max(axis=1, keepdims=True)
+    )
+
+
+def test_the_second_half_of_a_chunk_is_scored() -> None:
+    tokens = np.arange(100, 125)
+    cut = logits.chunks(tokens, context=8, most=2, bos=0)
+    np.testing.assert_array_equal(cut, [[0, *range(101, 108)], [0, *range(109, 116)]])
+    np.testing.assert_array_equal(logits._targets(cut), [105, 106, 107, 113, 114, 115])
+    assert logits.chunks(tokens, context=512, most=4, bos=None).shape == (1, 25)
+
+
+def test_the_error_of_a_tensor_by_hand() -> None:
+    reference = np.ones((3, 64), np.float32)
+    candidate = reference.copy()
+    candidate[1, 40] = 1.5
+    candidate[2, 7] = np.inf
+    error = TensorError("x", "Q8_0", 0)
+    error.add(Piece(4, 10, 13), reference, candidate, 32)
+    assert error.special == 1
+    assert error.rms == pytest.approx(np.sqrt((0.25 + 1) / 192))  # what is not finite counts as zero
+    assert (error.peak, error.peak_place.row, error.peak_place.col) == (1.0, 12, 0)
+    assert (error.row_place.index, error.row_place.row) == (4, 12)
+    assert error.row_rms == pytest.approx(np.sqrt(1 / 64))
+
+
+def test_routing_by_hand() -> None:
+    # Group 0 has the best expert, group 1 the best two; the bias moves the choice and not the weights.
+    scores = np.array([[0.9, 0.1, 0.7, 0.6, 0.2, 0.2]], np.float32)
+    logit = np.log(scores / (1 - scores))
+    sigmoid = Routing(6, 2, 3, 1, "sigmoid", BEST_TWO, True, 2.0, True)
+    chosen, weights = forward.route(logit, np.float32(0), sigmoid)
+    assert sorted(chosen[0]) == [2, 3]
+    np.testing.assert_allclose(np.sort(weights[0]), np.array([0.6, 0.7]) / 1.3 * 2, rtol=1e-5)
+    by_best = Routing(6, 2, 3, 1, "sigmoid", BEST, False, 1.0, True)
+    chosen, weights = forward.route(logit, np.array([0, 0.85, 0, 0, 0, 0], np.float32), by_best)
+    np.testing.assert_array_equal(chosen[0], [1, 0])
+    np.testing.assert_allclose(weights[0], [0.1, 0.9], rtol=1e-5)
+
+
+def test_agreement_by_hand() -> None:
+    measured = agreement(np.array([1.0, 1.0]), np.array([1.0, 0.0]))
+    assert (measured.cosine, measured.wmape, measured.mse) == (pytest.approx(0.5**0.5), 1.0, 0.5)
+
+
+def test_limits_leave_an_unrelated_row_no_room() -> None:
+    # A row without relation to the reference's has a relative RMS error of 1 at least.
+    assert all(limit.rms <= limit.row < 1 for limit in TABLE.values())
+    assert Limits().divergence({"Q8_0": 0.5, "F32": 0.5}) == pytest.approx(0.002, rel=1e-3)
+    with pytest.raises(InputError, match="not a type of weights"):
+        Limits().of("I32")
