@@ -168,12 +168,13 @@ class _Data:
         if self._values is None:
             with stage("decode"):
                 values = self._source.read(self._chunk.start, self._chunk.stop)
-                _check_finite(values, self._chunk.start, self._source)
+                check_finite(values, self._chunk.start, self._source)
                 self._values = np.ascontiguousarray(values.T) if self._chunk.part.transposed else values
         return self._values
 
 
-def _check_finite(values: NDArray[Any], first_row: int, source: SourceTensor) -> None:
+def check_finite(values: NDArray[Any], first_row: int, source: SourceTensor) -> None:
+    """Raise InputError for the first NaN or infinity among rows [rows, cols] as `source.read` gave them."""
     flat = values.reshape(-1)
     for begin in range(0, flat.size, PIECE_VALUES):
         finite = _is_finite(flat[begin : begin + PIECE_VALUES], source.values)

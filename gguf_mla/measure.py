@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_mla import codec
+from gguf_mla.chunks import check_finite
 from gguf_mla.ggtypes.shared import floats
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def errors(
 ) -> Iterator[dict[str, float]]:
     """Yield, for each tensor, the relative squared error of each of its `types`: |x - decoded|² / |x|².
 
-    With importance, squares are weighed by it. Deterministic: the same rows every time.
+    With importance, squares are weighed by it. Deterministic: the same rows every time. InputError for a weight that is
+    not finite.
     """
 
     def measure(job: tuple[Untyped, Sequence[str]]) -> dict[str, float]:
@@ -57,7 +59,9 @@ def _samples(
         part = tensor.parts[index]
         source = sources[part.source]
         first, last = (part.start, part.stop) if part.transposed else (part.start + start, part.start + start + ROWS)
-        values = floats.to_float32(source.read(first, min(last, part.stop)), source.values)
+        read = source.read(first, min(last, part.stop))
+        check_finite(read, first, source)
+        values = floats.to_float32(read, source.values)
         kept = np.ascontiguousarray(values.T[start : start + ROWS]) if part.transposed else values
         yield kept, None if weights is None else weights[index % len(weights)]
 
@@ -65,7 +69,7 @@ def _samples(
 def _error(samples: Sequence[tuple[NDArray[np.float32], NDArray[np.float32] | None]], kind: str) -> float:
     lost = total = 0.0
     for x, weights in samples:
-        decoded = codec.decode(codec.encode(x, kind, importance=weights), kind)
+        decoded = codec.decode(codec.encode(x, kind, importance=weights, check=False), kind)
         weigh = np.float32(1) if weights is None else weights
         lost += float(np.sum(weigh * (x - decoded) ** 2, dtype=np.float64))
         total += float(np.sum(weigh * x**2, dtype=np.float64))

@@ -143,6 +143,8 @@ def upgrade(
     _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split)
     if matrix and not options.dry_run:
         matrix.write()
+    elif matrix and not options.as_json:
+        click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")
 
 
 @click.command()

@@ -36,7 +36,7 @@ class MlaImatrix(Mapping[str, Entry]):
     """
 
     def __init__(self, legacy: Imatrix, heads: int, path: Path) -> None:
-        self._legacy, self._heads, self._path = legacy, heads, path
+        self._legacy, self._heads, self.path = legacy, heads, path
         renamed = {name.replace(f".{_LEGACY}.", f".{_MLA}."): name for name in legacy.names}
         self._sources = renamed | {name: name for name in legacy.names if name in renamed}
         if renamed.keys() <= set(legacy.names):
@@ -60,7 +60,7 @@ class MlaImatrix(Mapping[str, Entry]):
         """Write the matrix in GGUF form."""
         known = self._legacy
         sizes = {"chunk_count": known.chunk_count, "chunk_size": known.chunk_size}
-        write_imatrix(self._path, self, datasets=known.datasets, **sizes)
+        write_imatrix(self.path, self, datasets=known.datasets, **sizes)
 
 
 def mla_imatrix(imatrix: Path, model: Path, out: Path) -> MlaImatrix:

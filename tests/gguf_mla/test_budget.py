@@ -125,6 +125,20 @@ def test_a_transposed_part_is_measured_as_it_will_be_stored() -> None:
     assert 1e-4 < found["Q4_1"] < 1e-2  # a ramp in 4-bit steps; rows as read would be two values, without any error
 
 
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    class Source:
+        values, name = "F32", "model.embed_tokens.weight"
+
+        def read(self, start: int, stop: int) -> np.ndarray:
+            rows = np.zeros((2048, 256), np.float32)
+            rows[257, 7] = np.nan  # 256 is the first row that is looked at
+            return rows[start:stop]
+
+    sources: Any = {"model.embed_tokens.weight": Source()}
+    with pytest.raises(InputError, match=r"model.embed_tokens.weight: has a weight that is not .* row 257, column 7"):
+        list(measure.errors([embeddings()], [["Q4_1"]], sources))
+
+
 # ---------------------------------------------------------------------------------------------------------- commands
 
 

@@ -274,6 +274,9 @@ def test_the_importance_of_a_legacy_file_is_mapped(old: Path) -> None:
     shapes = {name: open_gguf(old).tensors[name].shape for name in names}
     entries = {n: (random.random((1, s[-1]), np.float32), np.full(1, 7, np.float32)) for n, s in shapes.items()}
     write_imatrix(Path("old.imatrix"), entries, datasets=["words.txt"], chunk_count=3, chunk_size=256)
+    planned = run("upgrade", old, "new.gguf", "--imatrix", "old.imatrix", "--dry-run").stdout
+    assert planned.endswith("output: new.imatrix.gguf, the importance of 3 tensors\n")
+    assert not any(Path(name).exists() for name in ("new.gguf", "new.imatrix.gguf"))
     run("upgrade", old, "new.gguf", "--imatrix", "old.imatrix")
     mapped = read_imatrix([Path("new.imatrix.gguf")], stand_ins={})
     assert (mapped.datasets, mapped.chunk_count, mapped.chunk_size) == (("words.txt",), 3, 256)
