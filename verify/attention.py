@@ -10,30 +10,40 @@ r = kv_rank. All forms compute the same and differ in what they read:
     token-by-token  absorbed, one query after the other over a growing cache
     paged           absorbed, over pages; every query is a request of its own length, as in batched decoding
 
-A sparse form would be another entry of FORMS that leaves rows out.
+Sparse attention reads only the tokens that `Inputs.chosen` names. The forms above mask the others (but paged, to which
+a choice is a table of pages of one token each); these gather the rows instead:
+
+    gathered        absorbed, over the rows of one query at a time
+    union           absorbed, over the rows that a block of queries needs, of which each masks what only others need
+    vanilla-union   the same with expanded keys and values
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gguf_mla import codec
 from verify import kernels, rope
+from verify.indexer import NOTHING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from verify.model import Model
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
+    Mask = NDArray[np.bool_]
 
 PAGE = 16
 SCORES = 1 << 22  # of attention that are held at a time
+UNION = 64  # queries whose rows are gathered together
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Inputs:
     """What every form needs of one sequence.
 
     q_nope [T, H, n], q_pe [T, H, p] rotated, latent [S, r] normed, k_pe [S, p] rotated, k_b [H, r, n], v_b [H, v, r]
+    chosen  int64 [T, K]: the cached tokens a query attends to, NOTHING where they are fewer; None: all up to its own
     """
 
     q_nope: Floats
@@ -50,6 +61,7 @@ class Inputs:
     k_b: Floats
     v_b: Floats
     scale: float
+    chosen: Numbers | None = None
 
 
 Form = Callable[[Inputs], "Floats"]  # → [T, H, v]
@@ -58,18 +70,32 @@ Form = Callable[[Inputs], "Floats"]  # → [T, H, v]
 def vanilla(x: Inputs) -> Floats:
     """Multi-head attention over expanded keys and values."""
     out = np.empty((*x.q_nope.shape[:2], x.v_b.shape[1]), np.float32)
+    hidden = unseen(x.chosen, len(x.q_nope), len(x.latent))
     for head in range(out.shape[1]):
         key = np.concatenate([x.latent @ x.k_b[head], x.k_pe], axis=1)
         query = np.concatenate([x.q_nope[:, head], x.q_pe[:, head]], axis=1)
-        out[:, head] = causal_softmax(query @ key.T, x.scale) @ (x.latent @ x.v_b[head].T)
+        out[:, head] = masked_softmax(query @ key.T, x.scale, hidden) @ (x.latent @ x.v_b[head].T)
     return out
+
+
+def unseen(chosen: Numbers | None, queries: int, cached: int) -> Mask:
+    """Return which tokens every query does not attend to, bool [T, S]; without a choice it sees the first S-T+t+1."""
+    if chosen is None:
+        return np.triu(np.ones((queries, cached), bool), cached - queries + 1)
+    hidden = np.ones((queries, cached + 1), bool)
+    np.put_along_axis(hidden, chosen, values=False, axis=1)  # NOTHING is the last column
+    return hidden[:, :cached]
 
 
 def causal_softmax(scores: Floats, scale: float) -> Floats:
     """Return softmax(scale·scores) of [..., T, S], in place; query t sees the first S-T+t+1 tokens."""
-    queries, cached = scores.shape[-2:]
+    return masked_softmax(scores, scale, unseen(None, *scores.shape[-2:]))
+
+
+def masked_softmax(scores: Floats, scale: float, hidden: Mask) -> Floats:
+    """Return softmax(scale·scores) of [..., T, S], in place, without what is hidden [T, S]."""
     scores *= np.float32(scale)
-    scores[..., np.triu(np.ones((queries, cached), bool), cached - queries + 1)] = -np.inf
+    scores[..., hidden] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
@@ -113,19 +139,20 @@ def expand(attended: Floats, v_b: Floats) -> Floats:
     return by_head.transpose(1, 0, 2)
 
 
-def attend(queries: Floats, rows: Floats, layout: RowLayout, scale: float) -> Floats:
+def attend(queries: Floats, rows: Floats, layout: RowLayout, scale: float, chosen: Numbers | None = None) -> Floats:
     """Attend with queries [T, H, r+p] over cached rows [S, r+p] of the same layout; return latents [T, H, r].
 
-    All heads share the rows, so some queries with all their heads are one matrix.
+    All heads share the rows, so some queries with all their heads are one matrix. A choice [T, K] masks all others.
     """
     count, heads, width = queries.shape
     out = np.empty((count, heads, layout.rank), np.float32)
     step = max(1, SCORES // (heads * len(rows)))
     for start in range(0, count, step):
         block = queries[start : start + step]
-        seen = rows[: len(rows) - count + start + len(block)]
+        part = None if chosen is None else chosen[start : start + step]
+        seen = rows[: len(rows) - count + start + len(block) if part is None else part.max() + 1]
         scores = (block.reshape(-1, width) @ seen.T).reshape(len(block), heads, -1)
-        causal_softmax(scores.transpose(1, 0, 2), scale)
+        masked_softmax(scores.transpose(1, 0, 2), scale, unseen(part, len(block), len(seen)))
         attended = scores.reshape(-1, len(seen)) @ seen[:, layout.latent]
         out[start : start + len(block)] = attended.reshape(len(block), heads, -1)
     return out
@@ -136,7 +163,7 @@ def absorbed(x: Inputs, *, pe_first: bool = False, stored: str = "F32") -> Float
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1], pe_first)
     rows = as_stored(layout.join(x.latent, x.k_pe), stored)
     queries = layout.join(absorb(x), x.q_pe)
-    return expand(attend(queries, rows, layout, x.scale), x.v_b)
+    return expand(attend(queries, rows, layout, x.scale, x.chosen), x.v_b)
 
 
 def as_stored(rows: Floats, type_name: str) -> Floats:
@@ -152,8 +179,41 @@ def token_by_token(x: Inputs) -> Floats:
     before = len(x.latent) - len(x.q_nope)
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1])
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
-    steps = [attend(queries[t : t + 1], rows[: before + t + 1], layout, x.scale) for t in range(len(queries))]
+    chosen = [None] * len(queries) if x.chosen is None else np.split(x.chosen, len(queries))
+    steps = [attend(queries[t : t + 1], rows[: before + t + 1], layout, x.scale, now) for t, now in enumerate(chosen)]
     return expand(np.concatenate(steps), x.v_b)
+
+
+def gathered(x: Inputs, block: int = 1) -> Floats:
+    """Absorbed attention over the rows that are chosen by so many queries at a time."""
+    layout, out = RowLayout(x.latent.shape[1], x.k_pe.shape[1]), []
+    rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
+    for part, used, places in _unions(x, block):
+        out.append(attend(queries[part], rows[used], layout, x.scale, places))
+    return expand(np.concatenate(out), x.v_b)
+
+
+def vanilla_gathered(x: Inputs, block: int = UNION) -> Floats:
+    """Multi-head attention that expands only what is chosen by so many queries at a time."""
+    out = []
+    for part, used, places in _unions(x, block):
+        queries = replace(x, q_nope=x.q_nope[part], q_pe=x.q_pe[part])
+        out.append(vanilla(replace(queries, latent=x.latent[used], k_pe=x.k_pe[used], chosen=places)))
+    return np.concatenate(out)
+
+
+def _unions(x: Inputs, block: int) -> Iterator[tuple[slice, Numbers, Numbers]]:
+    """Yield blocks of queries, the tokens that any of them attends to, and the places of their choices among those."""
+    chosen = everything(len(x.q_nope), len(x.latent)) if x.chosen is None else x.chosen
+    for start in range(0, len(chosen), block):
+        part = chosen[start : start + block]
+        used = np.unique(part[part != NOTHING])
+        yield slice(start, start + block), used, np.where(part == NOTHING, NOTHING, np.searchsorted(used, part))
+
+
+def everything(queries: int, cached: int) -> Numbers:
+    """Return the choice [T, S] of all tokens up to the query's own."""
+    return np.where(unseen(None, queries, cached), NOTHING, np.arange(cached))
 
 
 @dataclass(frozen=True)
@@ -191,10 +251,17 @@ def prefixes(rows: Floats, queries: int, page_size: int = PAGE) -> Pages:
     return Pages(padded.reshape(-1, page_size, rows.shape[1]), np.append(0, np.cumsum(counts)), indices, lengths)
 
 
+def single_rows(rows: Floats, chosen: Numbers) -> Pages:
+    """Return rows [S, r+p] as pages of one token, of which every query has those it chose [T, K]."""
+    counts = (chosen != NOTHING).sum(axis=1)
+    return Pages(rows[:, None], np.append(0, np.cumsum(counts)), chosen[chosen != NOTHING], counts)
+
+
 def paged(x: Inputs) -> Floats:
     """Absorbed attention over a paged cache, every query a request of its own length."""
     rows = RowLayout(x.latent.shape[1], x.k_pe.shape[1]).join(x.latent, x.k_pe)
-    attended, _ = decode_paged(absorb(x), x.q_pe, prefixes(rows, len(x.q_nope)), x.scale)
+    pages = prefixes(rows, len(x.q_nope)) if x.chosen is None else single_rows(rows, x.chosen)
+    attended, _ = decode_paged(absorb(x), x.q_pe, pages, x.scale)
     return expand(attended, x.v_b)
 
 
@@ -211,4 +278,7 @@ FORMS: dict[str, Form] = {
     "pe-first": lambda x: absorbed(x, pe_first=True),
     "token-by-token": token_by_token,
     "paged": paged,
+    "gathered": gathered,
+    "union": lambda x: gathered(x, UNION),
+    "vanilla-union": vanilla_gathered,
 }

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from verify.job import Bar, Proof
 
 _PATH = click.Path(path_type=Path)
-FORMS = ("vanilla", "absorbed", "pe-first", "token-by-token", "paged")  # as verify.attention has them
+FORMS = (  # as verify.attention has them
+    "vanilla", "absorbed", "pe-first", "token-by-token", "paged", "gathered", "union", "vanilla-union",
+)  # fmt: skip
 
 
 @click.command()

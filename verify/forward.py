@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from verify import kernels, rope
+from verify import indexer, kernels, rope
 from verify.attention import FORMS, Form, Inputs
+from verify.choice import Chooser
 from verify.model import BEST_TWO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-def embed(weights: Weights, tokens: Numbers) -> Floats:
+def embed(weights: Weights, tokens: Numbers, table: str = "token_embd.weight") -> Floats:
     """Return the embeddings of tokens [...], float32 [..., hidden]."""
-    stack = weights.stack("token_embd.weight")
+    stack = weights.stack(table)
     unique, where = np.unique(tokens, return_inverse=True)
     rows = np.concatenate([stack.read(0, token, token + 1) for token in unique.tolist()])
     return rows[where.reshape(tokens.shape)]
@@ -36,26 +37,39 @@ def embed(weights: Weights, tokens: Numbers) -> Floats:
 
 def hidden_states(weights: Weights, tokens: Numbers, form: Form = FORMS["vanilla"]) -> Floats:
     """Return the normed output of the last layer for token sequences [B, T], float32 [B, T, hidden]."""
-    hidden = embed(weights, tokens)
+    hidden, chooser = embed(weights, tokens), Chooser()
     for layer in range(weights.model.layers):
-        hidden = run_layer(weights, layer, hidden, form)
+        hidden = run_layer(weights, layer, hidden, form, chooser)
+    return final_norm(weights, hidden)
+
+
+def final_norm(weights: Weights, hidden: Floats) -> Floats:
+    """Return the normed output of the last layer, which the output head and multi-token prediction read."""
     return rms_norm(hidden, weights.stack("output_norm.weight").vector(), weights.model.eps)
 
 
-def run_layer(weights: Weights, layer: int, hidden: Floats, form: Form) -> Floats:
-    """Return hidden states [B, T, hidden] behind one layer."""
-    hidden = hidden + attention(weights, layer, hidden, form)
+def run_layer(weights: Weights, layer: int, hidden: Floats, form: Form, chooser: Chooser | None = None) -> Floats:
+    """Return hidden states [B, T, hidden] behind one layer; `chooser` carries the choices of sparse attention."""
+    hidden = hidden + attention(weights, layer, hidden, form, chooser)
     return hidden + feed_forward(weights, layer, hidden)
 
 
-def attention(weights: Weights, layer: int, hidden: Floats, form: Form) -> Floats:
+def attention(weights: Weights, layer: int, hidden: Floats, form: Form, chooser: Chooser | None = None) -> Floats:
     """Return what the attention of a layer adds to hidden states [B, T, hidden]."""
     model, at = weights.model, f"blk.{layer}."
     x = rms_norm(hidden, weights.stack(at + "attn_norm.weight").vector(), model.eps)
     latent, k_pe = _cached(weights, at, x)
-    q_nope, q_pe = _queries(weights, at, x)
+    low = _low_rank(weights, at, x) if model.q_rank else x
+    q_nope, q_pe = _queries(weights, at, low)
+    chosen: Sequence[Numbers | None] = [None] * len(x)
+    if model.indexer is not None:
+        indexes = _indexes(weights, at, x, low) if model.is_sparse(layer) else None
+        chosen = (chooser or Chooser()).take(indexes, model.indexer.top_k)
     k_b, v_b = (weights.stack(at + name).all() for name in ("attn_k_b.weight", "attn_v_b.weight"))
-    heads = [form(Inputs(q_nope[b], q_pe[b], latent[b], k_pe[b], k_b, v_b, model.softmax_scale)) for b in range(len(x))]
+    heads = [
+        form(Inputs(q_nope[b], q_pe[b], latent[b], k_pe[b], k_b, v_b, model.softmax_scale, chosen[b]))
+        for b in range(len(x))
+    ]
     return linear(np.stack(heads).reshape(*x.shape[:2], -1), weights.stack(at + "attn_output.weight"))
 
 
@@ -67,17 +81,26 @@ def _cached(weights: Weights, at: str, x: Floats) -> tuple[Floats, Floats]:
     return rms_norm(row[..., : model.kv_rank], norm, model.latent_eps), _turned(row[..., model.kv_rank :], model)
 
 
-def _queries(weights: Weights, at: str, x: Floats) -> tuple[Floats, Floats]:
+def _low_rank(weights: Weights, at: str, x: Floats) -> Floats:
+    """Return the normed low-rank queries [B, T, q_rank], which the indexer reads, too."""
+    low = linear(x, weights.stack(at + "attn_q_a.weight"))
+    return rms_norm(low, weights.stack(at + "attn_q_a_norm.weight").vector(), weights.model.latent_eps)
+
+
+def _queries(weights: Weights, at: str, low: Floats) -> tuple[Floats, Floats]:
     """Return the queries [B, T, H, n] and their rotated part [B, T, H, p]."""
     model = weights.model
-    if model.q_rank:
-        low = linear(x, weights.stack(at + "attn_q_a.weight"))
-        low = rms_norm(low, weights.stack(at + "attn_q_a_norm.weight").vector(), model.latent_eps)
-        q = linear(low, weights.stack(at + "attn_q_b.weight"))
-    else:
-        q = linear(x, weights.stack(at + "attn_q.weight"))
-    q = q.reshape(*x.shape[:2], model.heads, model.nope + model.rope)
+    q = linear(low, weights.stack(at + ("attn_q_b.weight" if model.q_rank else "attn_q.weight")))
+    q = q.reshape(*low.shape[:2], model.heads, model.nope + model.rope)
     return q[..., : model.nope], _turned(q[..., model.nope :], model)
+
+
+def _indexes(weights: Weights, at: str, x: Floats, low: Floats) -> list[indexer.Index]:
+    """Return the index of every sequence, from the layer's normed input and the low-rank queries."""
+    parts = ("attn_q_b", low), ("attn_k", x), ("proj", x)
+    q, k, shares = (linear(of, weights.stack(f"{at}indexer.{name}.weight")) for name, of in parts)
+    norm, bias = (weights.stack(f"{at}indexer.k_norm.{part}").vector() for part in ("weight", "bias"))
+    return [indexer.prepare(q[b], k[b], shares[b], (norm, bias), weights.model) for b in range(len(x))]
 
 
 def _turned(x: Floats, model: Model) -> Floats:
@@ -160,7 +183,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     return normed
 
 
-def logits(weights: Weights, hidden: Floats) -> Iterator[tuple[int, Floats]]:
+def logits(weights: Weights, hidden: Floats, head: str = "output.weight") -> Iterator[tuple[int, Floats]]:
     """Yield the logits of normed hidden states [N, hidden] in pieces: the first token, [N, tokens]."""
-    for start, rows in weights.stack("output.weight").chunks():
+    for start, rows in weights.stack(head).chunks():
         yield start, hidden @ rows.T

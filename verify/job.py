@@ -59,6 +59,7 @@ class Proof:
     attention: list[LayerAgreement] = field(default_factory=list)
     layers: list[LayerAgreement] = field(default_factory=list)
     scores: Scores | None = None
+    predicted: list[Scores] = field(default_factory=list)
     engine: list[EngineAgreement] = field(default_factory=list)
 
     @property
@@ -78,8 +79,9 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
         begin = time.monotonic()
         proof.findings += filter(None, _RUN[level](proof, reference, bar))
         proof.seconds[level] = round(time.monotonic() - begin, 3)
-        if proof.findings:
+        if proof.findings or proof.candidate is None:
             break
+        reference = proof.candidate.reference
     return proof
 
 
@@ -88,6 +90,7 @@ def _structure(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding]:
     if isinstance(opened, Finding):
         return [opened]
     proof.candidate = opened
+    proof.warnings += opened.warnings
     return list(opened.findings)
 
 
@@ -104,7 +107,7 @@ def _weights(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | Non
 def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
     tokens = _tokens(proof, reference)[:1, : attention.TOKENS]
     candidate, limits = _opened(proof), proof.request.limits
-    step = bar("attention", reference.weights.model.layers)
+    step = bar("attention", reference.weights.model.blocks)
 
     def types(layer: int) -> str:
         names = [f"blk.{layer}.{name}.weight" for name in attention.ATTENTION_TENSORS]
@@ -119,16 +122,17 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | N
 def _logits(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
     candidate, limits = _opened(proof), proof.request.limits
     tokens = _tokens(proof, reference)
-    step = bar("logits", reference.weights.model.layers)
+    step = bar("logits", reference.weights.model.blocks)
 
     def types(layer: int) -> str:
         return candidate.coarsest(
             [name for name in candidate.weights.file.tensors if name.startswith(f"blk.{layer}.")], limits
         )
 
-    proof.layers, proof.scores = logits.compare_logits(
+    proof.layers, scores = logits.compare_logits(
         reference.weights, candidate.weights, tokens, proof.request.form, types, step
     )
+    proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
     judged = [attention.judge(result, limits, logits.LEVEL, "layer") for result in proof.layers]
     return [*judged, logits.judge(proof.scores, limits.divergence(candidate.shares()))]
 

@@ -9,10 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
     from pathlib import Path
 
     from gguf_mla.container.reader import GgufFile
@@ -22,6 +24,14 @@ LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whate
 BETA_FAST, BETA_SLOW = 32.0, 1.0
 GATES = {1: "softmax", 2: "sigmoid"}
 BEST, BEST_TWO = "best", "best two"  # how a group of experts is scored
+# Whether the indexer rotates neighbouring pairs, by the names that models with one have in config.json and in GGUF.
+INTERLEAVED = {
+    "DeepseekV32ForCausalLM": False,
+    "deepseek32": False,
+    "GlmMoeDsaForCausalLM": True,
+    "glm-dsa": True,
+}
+PREDICTORS = 8  # layers behind the last that are looked at for multi-token prediction
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,30 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class Indexer:
+    """What chooses the tokens that sparse attention reads.
+
+    heads, size  of its queries; all heads share one key of `size` values, whose first `rope` values are rotated
+    top_k        how many cached tokens a query attends to
+    interleaved  whether it rotates pairs (2i, 2i+1), as GLM's, or (i, i+p/2), as DeepSeek's
+    own_layers   whether a layer has one; another uses the choice of the layer before
+    fp8          whether queries and keys are rounded as DeepSeek's own code rounds them
+    """
+
+    heads: int
+    size: int
+    top_k: int
+    interleaved: bool
+    own_layers: tuple[bool, ...]
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
 class Model:
-    """Sizes and constants in the papers' terms; `q_rank` is 0 where q is projected directly."""
+    """Sizes and constants in the papers' terms; `q_rank` is 0 where q is projected directly.
+
+    `predictors` are layers of multi-token prediction behind the `layers`.
+    """
 
     layers: int
     vocab: int
@@ -73,6 +105,8 @@ class Model:
     theta: float
     yarn: Yarn | None
     tied: bool
+    indexer: Indexer | None = None
+    predictors: int = 0
 
     def size(self, name: str) -> int:
         """Return a tensor dimension by the name it has in `tensors.ROLES`."""
@@ -84,12 +118,25 @@ class Model:
             "kv_b_rows": self.heads * (self.nope + self.value),
             "o_cols": self.heads * self.value,
             "shared_ffn": self.shared * self.expert_ffn,
+            "2 hidden": 2 * self.hidden,
         }
+        if self.indexer is not None:
+            heads, size = self.indexer.heads, self.indexer.size
+            derived |= {"index_heads": heads, "index_size": size, "index_rows": heads * size}
         return derived[name] if name in derived else int(getattr(self, name))
 
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has one MLP instead of experts."""
         return layer < self.dense_layers
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has an indexer of its own; a prediction layer of a sparse model always has."""
+        return self.indexer is not None and (layer >= self.layers or self.indexer.own_layers[layer])
+
+    @property
+    def blocks(self) -> int:
+        """The number of layers with those of multi-token prediction."""
+        return self.layers + self.predictors
 
     @property
     def softmax_scale(self) -> float:
@@ -100,11 +147,16 @@ class Model:
         return scale * (1 + 0.1 * self.yarn.all_dim * math.log(self.yarn.factor)) ** 2
 
 
-def model_of_config(config: Config) -> Model:
-    """Return the model that a DeepSeek-V2 or -V3 config.json describes."""
+def model_of_config(config: Config, names: Container[str] = ()) -> Model:
+    """Return the model that a config.json of the family describes.
+
+    `names` are the checkpoint's tensors: a layer behind the last predicts if it has eh_proj, whatever
+    num_nextn_predict_layers says.
+    """
     v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
+    layers = config.positive("num_hidden_layers")
     return Model(
-        layers=config.positive("num_hidden_layers"),
+        layers=layers,
         vocab=config.positive("vocab_size"),
         hidden=config.positive("hidden_size"),
         heads=config.positive("num_attention_heads"),
@@ -114,7 +166,7 @@ def model_of_config(config: Config) -> Model:
         kv_rank=config.positive("kv_lora_rank"),
         q_rank=config.integer("q_lora_rank", 0),
         ffn=config.positive("intermediate_size"),
-        dense_layers=config.integer("first_k_dense_replace", 0),
+        dense_layers=_dense_layers(config),
         expert_ffn=config.positive("moe_intermediate_size"),
         shared=config.positive("n_shared_experts"),
         routing=_config_routing(config, "greedy" if v2 else "noaux_tc"),
@@ -123,7 +175,43 @@ def model_of_config(config: Config) -> Model:
         theta=_rope_section(config).number("rope_theta", config.number("rope_theta", 10000.0)),
         yarn=_config_yarn(config),
         tied=config.flag("tie_word_embeddings", default=False),
+        indexer=_config_indexer(config, layers),
+        predictors=sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS)),
     )
+
+
+def _dense_layers(config: Config) -> int:
+    """Return how many layers have no experts; some configurations list each layer's kind instead."""
+    kinds = config.content.get("mlp_layer_types")
+    listed = kinds.count("dense") if isinstance(kinds, list) else 0
+    return config.integer("first_k_dense_replace", listed)
+
+
+def _config_indexer(config: Config, layers: int) -> Indexer | None:
+    name = (config.content.get("architectures") or [None])[0]
+    if name not in INTERLEAVED:
+        return None
+    size = config.positive("index_head_dim")
+    if size & (size - 1):
+        raise config.refuse("index_head_dim", "a power of two", size)
+    return Indexer(
+        heads=config.positive("index_n_heads"),
+        size=size,
+        top_k=config.positive("index_topk"),
+        interleaved=INTERLEAVED[name],
+        own_layers=_own_indexers(config, layers) if INTERLEAVED[name] else (True,) * layers,
+    )
+
+
+def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
+    """Return which layers of GLM-5 have an indexer: listed by word or letter, or every so many. Source: its config."""
+    listed = config.content.get("indexer_types") or config.content.get("index_topk_pattern")
+    if listed is None:
+        every, first = max(config.integer("index_topk_freq", 1), 1), config.integer("index_skip_topk_offset", 2)
+        return tuple(max(layer - first + 1, 0) % every == 0 for layer in range(layers))
+    if not isinstance(listed, (list, str)) or len(listed) != layers or listed[0] not in ("full", "F"):
+        raise config.refuse("indexer_types", f'"full" and {layers - 1} times "full" or "shared"', listed)
+    return tuple(kind in ("full", "F") for kind in listed)
 
 
 def _config_routing(config: Config, default: str) -> Routing:
@@ -162,7 +250,7 @@ def _config_yarn(config: Config) -> Yarn | None:
 
 
 def model_of_gguf(file: GgufFile) -> Model:
-    """Return the model that a deepseek2 file describes, as a reader of the file takes it.
+    """Return the model that a file of the family describes, as a reader of the file takes it.
 
     The file says neither how groups are scored nor whether mscale differs from mscale_all_dim: a softmax router's
     groups count by their best expert (V2), a sigmoid router's by their best two (V3), and the two scales are the same.
@@ -170,8 +258,12 @@ def model_of_gguf(file: GgufFile) -> Model:
     keys = Keys(file.metadata, file.path)
     width, rope = keys.integer("attention.key_length_mla", "attention.key_length"), keys.integer("rope.dimension_count")
     eps = keys.number("attention.layer_norm_rms_epsilon")
+    blocks, predictors = keys.integer("block_count"), int(keys.get("nextn_predict_layers", 0))
+    if not 0 <= predictors < blocks:
+        raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
+    layers = blocks - predictors
     return Model(
-        layers=keys.integer("block_count"),
+        layers=layers,
         vocab=len(keys.get("tokenizer.ggml.tokens", ())) or keys.integer("vocab_size"),
         hidden=keys.integer("embedding_length"),
         heads=keys.integer("attention.head_count"),
@@ -190,6 +282,28 @@ def model_of_gguf(file: GgufFile) -> Model:
         theta=keys.number("rope.freq_base"),
         yarn=_gguf_yarn(keys),
         tied="output.weight" not in file.tensors,
+        indexer=_gguf_indexer(keys, layers),
+        predictors=predictors,
+    )
+
+
+def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
+    architecture = keys.metadata.get("general.architecture")
+    if architecture not in INTERLEAVED:
+        return None
+    size = keys.integer("attention.indexer.key_length")
+    if size & (size - 1):
+        raise keys.refuse("attention.indexer.key_length", "a power of two", size)
+    types = keys.get("attention.indexer.types")
+    own = [True] * layers if types is None else np.ravel(types).tolist()
+    if len(own) != layers or not own[0]:
+        raise keys.refuse("attention.indexer.types", f"true and {layers - 1} truth values", own)
+    return Indexer(
+        heads=keys.integer("attention.indexer.head_count"),
+        size=size,
+        top_k=keys.integer("attention.indexer.top_k"),
+        interleaved=INTERLEAVED[architecture],
+        own_layers=tuple(map(bool, own)),
     )
 
 

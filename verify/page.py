@@ -11,7 +11,15 @@ from gguf_mla import __version__, tables
 from gguf_mla.errors import MachineError
 from verify import plots
 from verify.tensors import split_name
-from verify.terminal import ENGINE_HEADER, engine_rows, score_rows, worst
+from verify.terminal import (
+    CHOICE_HEADER,
+    ENGINE_HEADER,
+    choice_rows,
+    engine_rows,
+    predicted_title,
+    score_rows,
+    worst,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,9 +61,13 @@ def _sections(proof: Proof) -> Iterator[str]:
         yield _section("Worst tensors", _table(*worst(proof.tensors)))
     if proof.attention:
         yield _layers(proof)
+    if choices := choice_rows(proof.layers or proof.attention):
+        yield _section("What the indexers choose", _table(CHOICE_HEADER, choices))
     if proof.scores is not None:
         histogram = plots.histogram(proof.scores.kld.tolist(), "KL divergence of a token, nats")
         yield _section("Predictions", histogram + _table(("", "value"), score_rows(proof.scores)))
+    for distance, scores in enumerate(proof.predicted, 2):
+        yield _section(predicted_title(distance).capitalize(), _table(("", "value"), score_rows(scores)))
     if proof.engine:
         yield _section("llama.cpp beside the forward pass", _table(ENGINE_HEADER, engine_rows(proof.engine)))
 

@@ -47,3 +47,10 @@ def rotate(x: Floats, positions: NDArray[np.int64], model: Model) -> Floats:
     turned = x.reshape(len(x), -1, model.rope).astype(np.float32, order="C", copy=True)
     kernels.rotate(turned, np.cos(angles), np.sin(angles))
     return turned.reshape(x.shape)
+
+
+def rotate_halves(x: Floats, positions: NDArray[np.int64], model: Model) -> Floats:
+    """Return x [N, H, p] or [N, p] with its pairs (i, i+p/2) turned to their positions [N]."""
+    paired = np.ascontiguousarray(x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)).reshape(x.shape)
+    turned = rotate(paired, positions, model).reshape(*x.shape[:-1], -1, 2)
+    return np.ascontiguousarray(turned.swapaxes(-1, -2)).reshape(x.shape)

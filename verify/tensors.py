@@ -41,14 +41,24 @@ class Role:
 
 
 _ATTENTION, _EXPERT, _SHARED = "self_attn.", "mlp.experts.{expert}.", "mlp.shared_experts."
+_INDEXER = _ATTENTION + "indexer."
 
 # By GGUF name, without `blk.N.` and in the order of computation.
 LAYER_ROLES = {
+    "nextn.embed_tokens.weight": Role("embed_tokens.weight", ("vocab", "hidden"), "predicting"),
+    "nextn.enorm.weight": Role("enorm.weight", ("hidden",), "predicting"),
+    "nextn.hnorm.weight": Role("hnorm.weight", ("hidden",), "predicting"),
+    "nextn.eh_proj.weight": Role("eh_proj.weight", ("hidden", "2 hidden"), "predicting"),
     "attn_norm.weight": Role("input_layernorm.weight", ("hidden",)),
     "attn_q.weight": Role(_ATTENTION + "q_proj.weight", ("q_rows", "hidden"), "full q"),
     "attn_q_a.weight": Role(_ATTENTION + "q_a_proj.weight", ("q_rank", "hidden"), "low-rank q"),
     "attn_q_a_norm.weight": Role(_ATTENTION + "q_a_layernorm.weight", ("q_rank",), "low-rank q"),
     "attn_q_b.weight": Role(_ATTENTION + "q_b_proj.weight", ("q_rows", "q_rank"), "low-rank q"),
+    "indexer.attn_q_b.weight": Role(_INDEXER + "wq_b.weight", ("index_rows", "q_rank"), "sparse"),
+    "indexer.attn_k.weight": Role(_INDEXER + "wk.weight", ("index_size", "hidden"), "sparse"),
+    "indexer.k_norm.weight": Role(_INDEXER + "k_norm.weight", ("index_size",), "sparse"),
+    "indexer.k_norm.bias": Role(_INDEXER + "k_norm.bias", ("index_size",), "sparse"),
+    "indexer.proj.weight": Role(_INDEXER + "weights_proj.weight", ("index_heads", "hidden"), "sparse"),
     "attn_kv_a_mqa.weight": Role(_ATTENTION + "kv_a_proj_with_mqa.weight", ("kv_rank+rope", "hidden")),
     "attn_kv_a_norm.weight": Role(_ATTENTION + "kv_a_layernorm.weight", ("kv_rank",)),
     "attn_k_b.weight": Role(_ATTENTION + "kv_b_proj.weight", ("heads", "kv_rank", "nope")),
@@ -66,6 +76,8 @@ LAYER_ROLES = {
     "ffn_gate_shexp.weight": Role(_SHARED + "gate_proj.weight", ("shared_ffn", "hidden"), "moe"),
     "ffn_up_shexp.weight": Role(_SHARED + "up_proj.weight", ("shared_ffn", "hidden"), "moe"),
     "ffn_down_shexp.weight": Role(_SHARED + "down_proj.weight", ("hidden", "shared_ffn"), "moe"),
+    "nextn.shared_head_norm.weight": Role("shared_head.norm.weight", ("hidden",), "predicting"),
+    "nextn.shared_head_head.weight": Role("shared_head.head.weight", ("vocab", "hidden"), "predicting"),
 }
 FIRST_ROLES = {"token_embd.weight": Role("model.embed_tokens.weight", ("vocab", "hidden"))}
 LAST_ROLES = {
@@ -79,7 +91,7 @@ LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 def shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Return every tensor of a model in the MLA form, in the order of computation: GGUF name → shape."""
     found = dict(_instances(model, FIRST_ROLES, "", {"always"}))
-    for layer in range(model.layers):
+    for layer in range(model.blocks):
         found.update(_instances(model, LAYER_ROLES, f"blk.{layer}.", _conditions(model, layer)))
     return found | dict(_instances(model, LAST_ROLES, "", {"always"} if model.tied else {"always", "untied"}))
 
@@ -94,6 +106,8 @@ def _instances(
 
 def _conditions(model: Model, layer: int) -> set[str]:
     held = {"always", "low-rank q" if model.q_rank else "full q"}
+    held |= {"sparse"} if model.is_sparse(layer) else set()
+    held |= {"predicting"} if layer >= model.layers else set()
     if model.is_dense(layer):
         return held | {"dense"}
     return held | ({"moe", "corrected"} if model.routing.corrected else {"moe"})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
 
+CHOICE_HEADER = ("choice of layer", "choices", "the same", "tokens in common", "scores' cosine", "scores' WMAPE")
 ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL divergence", "same top token")
 SHOWN = 8  # worst tensors, further findings
 
@@ -32,8 +33,12 @@ def text(proof: Proof) -> str:
         parts.append(_layers("attention", proof.attention))
     if proof.layers:
         parts.append(_layers("layer", proof.layers))
+    if choices := choice_rows(proof.layers or proof.attention):
+        parts.append(tables.table(CHOICE_HEADER, choices, right=",".join(CHOICE_HEADER[1:])))
     if proof.scores is not None:
         parts.append(tables.table(("logits", "value"), score_rows(proof.scores)))
+    for distance, scores in enumerate(proof.predicted, 2):
+        parts.append(tables.table((predicted_title(distance), "value"), score_rows(scores)))
     if proof.engine:
         parts.append(tables.table(ENGINE_HEADER, engine_rows(proof.engine), right=",".join(ENGINE_HEADER)))
     warnings = [f"warning: {warning}" for warning in proof.warnings]
@@ -108,6 +113,20 @@ def score_rows(scores: Scores) -> list[tuple[str, object]]:
     ]
 
 
+def choice_rows(layers: Iterable[LayerAgreement]) -> list[tuple[object, ...]]:
+    """Return how far both sides choose the same tokens, a row per layer with an indexer."""
+    found = ((result.layer, result.choice) for result in layers if result.choice is not None)
+    return [
+        (layer, c.sets, c.same, f"{100 * c.common:.2f} %", f"{c.scores.cosine:.8f}", f"{c.scores.wmape:.3g}")
+        for layer, c in found
+    ]
+
+
+def predicted_title(distance: int) -> str:
+    """Return what a prediction layer's table is called."""
+    return f"prediction {distance} tokens ahead"
+
+
 def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
     """Return what llama.cpp says beside our forward pass, a row per prompt."""
     return [(r.length, f"{r.difference:.3g}", f"{r.kld:.3g}", "yes" if r.same_top else "no") for r in results]
@@ -128,6 +147,7 @@ def as_json(proof: Proof) -> str:
         "layers": [_layer_json(result) for result in proof.layers],
         "engine": [asdict(result) for result in proof.engine],
         "logits": None if proof.scores is None else scores_json(proof.scores),
+        "predicted": [scores_json(scores) for scores in proof.predicted],
     }
     return json.dumps(content, default=str)
 
@@ -141,7 +161,8 @@ def _tensor_json(tensor: TensorError) -> dict[str, Any]:
 
 
 def _layer_json(result: LayerAgreement) -> dict[str, Any]:
-    return {"layer": result.layer, "type": result.type, **asdict(result.measured)}
+    choice = {} if result.choice is None else {"choice": asdict(result.choice)}
+    return {"layer": result.layer, "type": result.type, **asdict(result.measured), **choice}
 
 
 def scores_json(scores: Scores) -> dict[str, Any]:

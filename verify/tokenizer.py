@@ -17,11 +17,13 @@ NAMED = {"bos_token": "bos_token_id", "eos_token": "eos_token_id"}
 STATED = ("add_bos_token", "add_eos_token")
 
 
-def against_files(directory: Path, metadata: Mapping[str, Any], vocab: int) -> Iterator[Finding]:
-    """Yield what the candidate says otherwise than the checkpoint's tokenizer files."""
+def against_files(
+    directory: Path, metadata: Mapping[str, Any], vocab: int, stated: Mapping[str, bool]
+) -> Iterator[Finding]:
+    """Yield what the candidate says otherwise than the checkpoint's tokenizer files, or `stated` in their place."""
     tokenizer = read_json(directory / "tokenizer.json")
     config_file = directory / "tokenizer_config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
+    config = {**(read_json(config_file) if config_file.is_file() else {}), **stated}
     ids = expected_ids(tokenizer, config)
     yield from _tokens(ids, metadata.get(PREFIX + "tokens", ()), vocab)
     yield from _first_difference("merges", _merges(tokenizer), metadata.get(PREFIX + "merges", ()))

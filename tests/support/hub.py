@@ -92,6 +92,8 @@ def _mtp(config: Config, layer: int, *, tame: bool) -> Iterator[Weight]:
 def _layer(config: Config, layer: int, *, tame: bool) -> Iterator[Weight]:
     prefix, hidden = f"model.layers.{layer}", config["hidden_size"]
     yield from _attention(config, f"{prefix}.self_attn", tame=tame)
+    if "index_topk" in config and "shared" not in (config.get("indexer_types") or [])[layer : layer + 1]:
+        yield from _indexer(config, f"{prefix}.self_attn.indexer")
     if layer < config["first_k_dense_replace"]:
         yield from _mlp(f"{prefix}.mlp", hidden, config["intermediate_size"], tame=tame)
     else:
@@ -114,8 +116,6 @@ def _attention(config: Config, prefix: str, *, tame: bool) -> Iterator[Weight]:
     yield _norm(f"{prefix}.kv_a_layernorm", latent)
     yield _linear(f"{prefix}.kv_b_proj", heads * (nope + value), latent)
     yield _linear(f"{prefix}.o_proj", hidden, heads * value, 0.15 if tame else 1.0)
-    if "index_topk" in config:
-        yield from _indexer(config, f"{prefix}.indexer")
 
 
 def _indexer(config: Config, prefix: str) -> Iterator[Weight]:

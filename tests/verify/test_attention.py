@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.support import hub
 from tests.verify.test_forward import checkpoint_weights
-from verify import attention, rope
+from verify import attention, indexer, rope
 from verify.attention import FORMS, Inputs, RowLayout
 from verify.measures import agreement
 
@@ -37,12 +37,14 @@ def inputs(queries: int, cached: int, heads: int, seed: int = 0) -> Inputs:
 
 def exact(x: Inputs) -> np.ndarray:
     """Vanilla attention in float64, straight from its definition."""
-    wide = {name: value.astype(np.float64) for name, value in dataclasses.asdict(x).items() if name != "scale"}
+    wide = {name: value.astype(np.float64) for name, value in vars(x).items() if name not in ("scale", "chosen")}
     key = np.einsum("sr,hrn->shn", wide["latent"], wide["k_b"])
     value = np.einsum("sr,hvr->shv", wide["latent"], wide["v_b"])
     scores = np.einsum("thn,shn->hts", wide["q_nope"], key) + np.einsum("thp,sp->hts", wide["q_pe"], wide["k_pe"])
     queries, cached = scores.shape[1:]
     hidden = np.arange(cached)[None] > np.arange(queries)[:, None] + cached - queries
+    if x.chosen is not None:
+        hidden = ~(x.chosen[:, :, None] == np.arange(cached)).any(axis=1)
     scores = np.where(hidden, -np.inf, scores * x.scale)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.einsum("hts,shv->thv", weights / weights.sum(axis=-1, keepdims=True), value)
@@ -55,6 +57,37 @@ def test_forms_agree_with_the_definition(form: str, queries: int, cached: int) -
     measured = agreement(FORMS[form](x), exact(x))
     assert measured.cosine >= 0.9999999
     assert measured.wmape <= 1e-5  # float32 sums of 576 products; 2e-6 measured
+
+
+def chosen(queries: int, cached: int, top_k: int, seed: int = 1) -> np.ndarray:
+    """Random choices of at most `top_k` of the tokens up to a query's own."""
+    scores = np.random.default_rng(seed).standard_normal((queries, cached), np.float32)
+    scores[np.triu(np.ones_like(scores, bool), cached - queries + 1)] = -np.inf
+    return indexer.best(scores, top_k)
+
+
+@pytest.mark.parametrize(
+    ("queries", "cached", "top_k"), [(1, 1, 1), (37, 37, 5), (1, 63, 8), (70, 90, 16), (9, 20, 40)]
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_sparse_forms_agree_with_the_definition(form: str, queries: int, cached: int, top_k: int) -> None:
+    x = replace(inputs(queries, cached, heads=3), chosen=chosen(queries, cached, top_k))
+    measured = agreement(FORMS[form](x), exact(x))
+    assert measured.cosine >= 0.9999999
+    assert measured.wmape <= 1e-5  # as without a choice
+
+
+@pytest.mark.parametrize(
+    ("masked", "gathered"), [("absorbed", "gathered"), ("absorbed", "union"), ("vanilla", "vanilla-union")]
+)
+def test_a_gathered_form_computes_what_the_masked_one_does(masked: str, gathered: str) -> None:
+    x = replace(inputs(70, 130, heads=2), chosen=chosen(70, 130, 16))
+    unread = np.setdiff1d(np.arange(130), x.chosen)
+    x.latent[unread] = 1e3  # finite, so that the mask hides it
+    measured = agreement(FORMS[gathered](x), FORMS[masked](x))
+    assert measured.wmape <= 1e-6  # the same sums with zeros between the terms
+    x.latent[unread] = np.nan
+    assert np.isfinite(FORMS[gathered](x)).all()
 
 
 @pytest.mark.parametrize("form", ["absorbed", "pe-first"])

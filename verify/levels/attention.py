@@ -1,7 +1,8 @@
 """Level 3: the attention of every layer, vanilla from the reference against another form from the candidate.
 
 Both get the same input, the embeddings of some tokens, so that a difference belongs to the layer itself and only the
-attention's own tensors are read.
+attention's own tensors are read. With sparse attention both attend to what the reference chooses; the choices are
+compared by themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from verify import forward
 from verify.attention import FORMS
+from verify.choice import ChoiceAgreement, Chooser, Follower
 from verify.findings import Finding
 from verify.measures import Agreement, agreement
 
@@ -25,32 +27,42 @@ if TYPE_CHECKING:
 
 LEVEL = "attention"
 TOKENS = 64
-ATTENTION_TENSORS = ("attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output")
+ATTENTION_TENSORS = (
+    "attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", "indexer.attn_q_b",
+    "indexer.attn_k", "indexer.proj",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """How far a layer's result from the candidate is from the reference's; `type` is its coarsest tensor's."""
+    """How far a layer's result from the candidate is from the reference's; `type` is its coarsest tensor's.
+
+    `choice` is there for a layer that chooses what to attend to.
+    """
 
     layer: int
     type: str
     measured: Agreement
+    choice: ChoiceAgreement | None = None
 
 
 def compare_attention(
     reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: str, types: Callable[[int], str]
 ) -> Iterator[LayerAgreement]:
     """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
-    hidden = forward.embed(reference, tokens)
-    for layer in range(reference.model.layers):
-        expected = forward.attention(reference, layer, hidden, FORMS["vanilla"])
-        found = forward.attention(candidate, layer, hidden, FORMS[form])
-        yield LayerAgreement(layer, types(layer), agreement(found, expected))
+    hidden, ours = forward.embed(reference, tokens), Chooser()
+    theirs = Follower(ours)
+    for layer in range(reference.model.blocks):
+        expected = forward.attention(reference, layer, hidden, FORMS["vanilla"], ours)
+        found = forward.attention(candidate, layer, hidden, FORMS[form], theirs)
+        yield LayerAgreement(layer, types(layer), agreement(found, expected), theirs.agreement)
 
 
 def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str = "attention") -> Finding | None:
     """Return what is wrong with a layer, None when it is as its types allow."""
     allowed = limits.of(result.type).layer
+    if result.choice is not None and (finding := _judge_choice(result, result.choice, allowed, level)):
+        return finding
     if result.measured.wmape <= allowed:
         return None
     return Finding(
@@ -59,4 +71,19 @@ def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str 
         f"the {what} computes something else from the same input: WMAPE",
         f"at most {allowed:.3g} for {result.type}",
         f"{result.measured.wmape:.3g}, cosine {result.measured.cosine:.6f}",
+    )
+
+
+def _judge_choice(result: LayerAgreement, choice: ChoiceAgreement, allowed: float, level: str) -> Finding | None:
+    subject = f"blk.{result.layer}.indexer"
+    if choice.wrong:
+        return Finding(level, subject, f"{choice.wrong} queries choose another number of tokens than the reference's")
+    if choice.scores.wmape <= allowed:
+        return None
+    return Finding(
+        level,
+        subject,
+        "the tokens are scored otherwise from the same input: WMAPE",
+        f"at most {allowed:.3g} for {result.type}",
+        f"{choice.scores.wmape:.3g}, {choice.same} of {choice.sets} choices the same",
     )

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify import forward, kernels
+from verify import forward, kernels, prediction
 from verify.attention import FORMS
+from verify.choice import Chooser, Follower
 from verify.findings import Finding
 from verify.levels.attention import LayerAgreement
-from verify.measures import agreement
+from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
+    States = tuple[Floats, Floats]  # of the reference and of the candidate
 
 LEVEL = "logits"
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
@@ -107,6 +109,40 @@ def chunks(tokens: Numbers, context: int, most: int, bos: int | None) -> Numbers
     return cut
 
 
+class _Both:
+    """Both models, layer by layer.
+
+    The candidate's layers are read once for two inputs: its own hidden states, and the reference's to judge the layer.
+    """
+
+    def __init__(self, reference: Weights, candidate: Weights, form: str) -> None:
+        self.reference, self.candidate, self.form = reference, candidate, FORMS[form]
+        self.ours = Chooser()
+        self.theirs = Follower(self.ours)
+
+    def run(self, layer: int, hidden: Floats, own: Floats, followed: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return what is behind a layer: of the reference, of the candidate's own states, and of the followed ones."""
+        after = forward.run_layer(self.reference, layer, hidden, FORMS["vanilla"], self.ours)
+        inputs = np.concatenate([own, followed])
+        own, judged = np.split(forward.run_layer(self.candidate, layer, inputs, self.form, self.theirs), 2)
+        return after, own, judged
+
+    def predict(self, layer: int, states: States, tokens: Numbers) -> tuple[States, Agreement]:
+        """Return the states of both sides behind a layer of multi-token prediction, and its agreement on the same."""
+        ours, theirs = states
+        entered = prediction.enter(self.reference, layer, ours, tokens)
+        inputs = np.concatenate([theirs, ours]), np.concatenate([tokens, tokens])
+        own, followed = np.split(prediction.enter(self.candidate, layer, *inputs), 2)
+        after, own, judged = self.run(layer, entered, own, followed)
+        left = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
+        return left, agreement(judged, after)
+
+    def score(self, ours: Floats, theirs: Floats, tokens: Numbers, head: str = "output.weight") -> Scores:
+        """Score normed states [B, T, hidden] of both sides, each for the token behind its own."""
+        sides = (self.reference, _half(ours), head), (self.candidate, _half(theirs), head)
+        return _score(*sides, _targets(tokens))
+
+
 def compare_logits(
     reference: Weights,
     candidate: Weights,
@@ -114,35 +150,43 @@ def compare_logits(
     form: str,
     types: Callable[[int], str],
     progress: Callable[[int], object],
-) -> tuple[list[LayerAgreement], Scores]:
-    """Run both models over chunks [B, T]; return every layer's agreement on the reference's input, and the scores.
+) -> tuple[list[LayerAgreement], list[Scores]]:
+    """Run both models over chunks [B, T].
 
-    The candidate's layers are read once for two inputs: its own hidden states, and the reference's to judge the layer.
+    Return every layer's agreement on the reference's input, and the scores: of the next token, and for every layer of
+    multi-token prediction of the one behind that.
     """
+    both = _Both(reference, candidate, form)
+    layers: list[LayerAgreement] = []
     hidden, own = forward.embed(reference, tokens), forward.embed(candidate, tokens)
-    layers = []
     for layer in range(reference.model.layers):
-        after = forward.run_layer(reference, layer, hidden, FORMS["vanilla"])
-        own, judged = np.split(forward.run_layer(candidate, layer, np.concatenate([own, hidden]), FORMS[form]), 2)
-        layers.append(LayerAgreement(layer, types(layer), agreement(judged - hidden, after - hidden)))
+        after, own, judged = both.run(layer, hidden, own, hidden)
+        measured = agreement(judged - hidden, after - hidden)
+        layers.append(LayerAgreement(layer, types(layer), measured, both.theirs.agreement))
         hidden = after
         progress(1)
-    sides = (reference, _scored(reference, hidden)), (candidate, _scored(candidate, own))
-    return layers, _score(*sides, _targets(tokens))
+    states = forward.final_norm(reference, hidden), forward.final_norm(candidate, own)
+    scores = [both.score(*states, tokens)]
+    for layer in range(reference.model.layers, reference.model.blocks):
+        states, measured = both.predict(layer, states, tokens)
+        layers.append(LayerAgreement(layer, types(layer), measured, both.theirs.agreement))
+        tokens = tokens[:, 1:]
+        scores.append(both.score(*states, tokens, prediction.head(layer)))
+        progress(1)
+    return layers, scores
 
 
-def _scored(weights: Weights, hidden: Floats) -> Floats:
-    """Return the normed states of the second half of every chunk but its last token, [N, hidden]."""
-    half = hidden[:, hidden.shape[1] // 2 : -1].reshape(-1, hidden.shape[-1])
-    return forward.rms_norm(half, weights.stack("output_norm.weight").vector(), weights.model.eps)
+def _half(states: Floats) -> Floats:
+    """Return the states of the second half of every chunk but its last token, [N, hidden]."""
+    return states[:, states.shape[1] // 2 : -1].reshape(-1, states.shape[-1])
 
 
 def _targets(tokens: Numbers) -> Numbers:
     return tokens[:, tokens.shape[1] // 2 + 1 :].reshape(-1)
 
 
-def _score(reference: tuple[Weights, Floats], candidate: tuple[Weights, Floats], targets: Numbers) -> Scores:
-    """Go through the vocabulary once, a piece at a time."""
+def _score(reference: tuple[Weights, Floats, str], candidate: tuple[Weights, Floats, str], targets: Numbers) -> Scores:
+    """Go through the vocabulary once, a piece at a time; a side is its weights, its states and its head's name."""
     count = len(targets)
     state, best = np.zeros((count, 5)), np.zeros((count, 2), np.int64)
     state[:, (0, 2)] = -np.inf

@@ -51,6 +51,12 @@ YARN_FIELDS = {
     "rope.scaling.yarn_beta_fast": "fast",
     "rope.scaling.yarn_beta_slow": "slow",
 }
+INDEXER_FIELDS = {
+    "attention.indexer.head_count": "heads",
+    "attention.indexer.key_length": "size",
+    "attention.indexer.top_k": "top_k",
+    "attention.indexer.types": "own_layers",
+}
 IGNORED = ("rope_freqs.weight",)  # computed, not learned
 
 
@@ -63,6 +69,11 @@ def compare_models(reference: Model, candidate: Model, architecture: str) -> Ite
     elif ours is not theirs:
         expected, found = ("yarn" if yarn else "none" for yarn in (ours, theirs))
         yield Finding(LEVEL, f"{architecture}.rope.scaling.type", "is wrong", expected, found)
+    if reference.indexer is not None and candidate.indexer is not None:
+        yield from _fields(INDEXER_FIELDS, reference.indexer, candidate.indexer, architecture)
+    if candidate.predictors not in (0, reference.predictors):  # a file may leave them out
+        key = f"{architecture}.nextn_predict_layers"
+        yield Finding(LEVEL, key, "describes other prediction layers", reference.predictors, candidate.predictors)
 
 
 def _fields(fields: Mapping[str, str], reference: Any, candidate: Any, architecture: str) -> Iterator[Finding]:
@@ -124,5 +135,5 @@ def _stored_shapes(file: GgufFile, model: Model) -> dict[str, tuple[int, ...]]:
     wanted = shapes(model)
     if attention_layout(file.tensors) != "legacy":
         return wanted
-    legacy = {f"blk.{layer}.{LEGACY}": (model.size("kv_b_rows"), model.kv_rank) for layer in range(model.layers)}
+    legacy = {f"blk.{layer}.{LEGACY}": (model.size("kv_b_rows"), model.kv_rank) for layer in range(model.blocks)}
     return {name: shape for name, shape in wanted.items() if not name.endswith(LEGACY_HALVES)} | legacy

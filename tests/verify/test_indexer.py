@@ -1,0 +1,198 @@
+"""The indexer's parts against their definitions, torch's FP8, and each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.support import hub
+from tests.verify.test_forward import checkpoint_weights
+from verify import indexer, rope
+from verify.attention import unseen
+from verify.choice import Chooser, Follower, compare, same_choice
+from verify.indexer import NOTHING, Index
+from verify.model import Indexer, Model
+
+HEADS, SIZE, ROPE = 32, 128, 64
+DENSE = checkpoint_weights(hub.BUNDLED).model
+
+
+def model(*, interleaved: bool = False, fp8: bool = False) -> Model:
+    return replace(DENSE, indexer=Indexer(HEADS, SIZE, 16, interleaved, (True,) * DENSE.layers, fp8))
+
+
+def bell(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def prepared(described: Model, tokens: int = 50, seed: int = 0) -> Index:
+    q, k, weights = (bell(tokens, width, seed=seed + n) for n, width in enumerate((HEADS * SIZE, SIZE, HEADS)))
+    norm = 1 + 0.1 * bell(SIZE, seed=seed + 3), 0.1 * bell(SIZE, seed=seed + 4)
+    return indexer.prepare(q, k, weights, norm, described)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 128])
+def test_the_hadamard_transform_is_sylvesters(size: int) -> None:
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.kron([[1, 1], [1, -1]], matrix)
+    x = bell(3, 5, size)
+    np.testing.assert_allclose(indexer.hadamard(x), x @ matrix.astype(np.float32) / size**0.5, atol=1e-5)
+    np.testing.assert_allclose(indexer.hadamard(indexer.hadamard(x)), x, atol=1e-6)
+
+
+def test_the_transform_leaves_the_scores() -> None:
+    # What transformers relies on, which leaves it out: Hq · Hk = q · k.
+    q, k = bell(7, SIZE), bell(9, SIZE, seed=1)
+    np.testing.assert_allclose(indexer.hadamard(q) @ indexer.hadamard(k).T, q @ k.T, atol=2e-5)
+
+
+def test_the_keys_norm_is_a_layer_norm() -> None:
+    torch = pytest.importorskip("torch")
+    x, weight, bias = 3 * bell(6, SIZE) + 2, bell(SIZE, seed=1), bell(SIZE, seed=2)
+    expected = torch.nn.functional.layer_norm(
+        *map(torch.tensor, (x,)), (SIZE,), *map(torch.tensor, (weight, bias)), 1e-6
+    )
+    np.testing.assert_allclose(indexer.layer_norm(x, weight, bias), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_leading_part_is_rotated(interleaved: bool) -> None:
+    described = model(interleaved=interleaved)
+    x, positions = bell(40, HEADS, SIZE), np.arange(40)
+    found = indexer._rotated(x, positions, described)
+    np.testing.assert_array_equal(found[..., ROPE:], x[..., ROPE:])
+    angles = positions[:, None, None] * rope.frequencies(described).astype(np.float64)
+    pairs = np.arange(ROPE).reshape(-1, 2).T if interleaved else np.arange(ROPE).reshape(2, -1)
+    turned = (x[..., pairs[0]] + 1j * x[..., pairs[1]]) * np.exp(1j * angles)
+    np.testing.assert_allclose(found[..., pairs[0]], turned.real, atol=2e-5)  # angles of up to 40 in float32
+    np.testing.assert_allclose(found[..., pairs[1]], turned.imag, atol=2e-5)
+
+
+def test_scores_are_those_of_the_definition() -> None:
+    index = prepared(model())
+    products = np.einsum("thd,sd->ths", index.queries.astype(np.float64), index.keys)
+    expected = np.einsum("th,ths->ts", index.weights, np.maximum(products, 0))
+    expected[np.triu(np.ones_like(expected, bool), 1)] = -np.inf
+    found = indexer.scores(index, 0, 50)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected[expected > -np.inf]).max())
+    np.testing.assert_allclose(indexer.scores(index, 20, 27), found[20:27], atol=1e-5)
+    assert np.array_equal(found == -np.inf, expected == -np.inf)
+
+
+def test_weights_are_scaled_by_heads_and_size() -> None:
+    raw = np.ones((1, HEADS), np.float32)
+    index = indexer.prepare(bell(1, HEADS * SIZE), bell(1, SIZE), raw, (np.ones(SIZE), np.zeros(SIZE)), model())
+    np.testing.assert_allclose(index.weights, HEADS**-0.5 * SIZE**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 16, 49, 50, 200])
+def test_the_best_are_chosen_whatever_the_blocks(top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = prepared(model())
+    found = indexer.choose(index, top_k)
+    scores = indexer.scores(index, 0, 50)
+    for token, positions in enumerate(found):
+        expected = np.sort(np.argsort(-scores[token, : token + 1], kind="stable")[:top_k])
+        np.testing.assert_array_equal(positions[positions != NOTHING], expected)
+        assert (positions[len(expected) :] == NOTHING).all()
+    monkeypatch.setattr(indexer, "PRODUCTS", 7 * HEADS * 50)
+    assert [block.stop - block.start for block in indexer.blocks(index)] == [7] * 7 + [1]
+    assert same_choice(indexer.choose(index, top_k), found, scores).all()
+
+
+def test_fp8_is_torchs() -> None:
+    torch = pytest.importorskip("torch")
+    spread = bell(4000) * np.exp2(np.random.default_rng(1).integers(-12, 9, 4000)).astype(np.float32)
+    values = np.clip(
+        np.concatenate([spread, np.ldexp(np.float32(1), np.arange(-12, 9)), [0, -0.0, 448, 2**-10]]), -448, 448
+    )
+    expected = torch.tensor(values, dtype=torch.float32).to(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(indexer.e4m3(values.astype(np.float32)), expected)
+
+
+def test_fp8_blocks_have_scales_of_powers_of_two() -> None:
+    x = np.stack([bell(256) * 1000, bell(256) * 1e-6]).astype(np.float32)
+    found = indexer.round_fp8(x).reshape(2, 2, 128)
+    for block, values in zip(found.reshape(4, 128), x.reshape(4, 128), strict=True):
+        scale = 2.0 ** np.ceil(np.log2(max(np.abs(values).max(), 1e-4) / 448))
+        np.testing.assert_array_equal(block, indexer.e4m3(values / np.float32(scale)) * np.float32(scale))
+    assert np.abs(found[0].ravel() / x[0] - 1).max() <= 2**-4  # three mantissa bits
+
+
+def test_fp8_moves_choices_a_little() -> None:
+    exact, rounded = (prepared(model(fp8=fp8)) for fp8 in (False, True))
+    chooser, indexes = Chooser(), [rounded]
+    chooser.take([exact], 16)
+    found = compare(chooser, indexes, [indexer.choose(rounded, 16)])
+    assert 0.01 < found.scores.wmape < 0.1  # a step of e4m3 is 1/16 of a value, in q and in k
+    assert 0.9 < found.common < 1
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_context_shift_undoes_the_transform_and_turns_the_leading_part(interleaved: bool) -> None:
+    described = model(interleaved=interleaved)
+    raw, positions = bell(40, SIZE), np.arange(100, 140)
+    before, after = (indexer.hadamard(indexer._rotated(raw, positions - by, described)) for by in (0, 64))
+    np.testing.assert_allclose(indexer.shift(before, -64, described), after, atol=5e-5)  # angles of up to 140
+    wrong = indexer._rotated(before, np.full(40, -64), described)  # as if rows were cached before the transform
+    assert np.abs(wrong - after).max() > 0.5
+    behind = np.roll(indexer.hadamard(before), ROPE, axis=1)  # its last part turned, as of a row of the latent cache
+    wrong = indexer.hadamard(np.roll(indexer._rotated(behind, np.full(40, -64), described), -ROPE, axis=1))
+    assert np.abs(wrong - after).max() > 0.5
+
+
+# ------------------------------------------------------------------------------------------------------- choices
+
+
+def choice(*rows: list[int]) -> np.ndarray:
+    return np.array(rows)
+
+
+def test_choices_are_the_same_up_to_ties() -> None:
+    scores = np.array([[3, 2, 1, 1, 0, -np.inf]], np.float32)
+    first = choice([0, 1, 2])
+    assert same_choice(first, choice([0, 1, 2]), scores).all()
+    assert same_choice(first, choice([0, 1, 3]), scores).all()  # 2 and 3 tie
+    assert not same_choice(first, choice([0, 1, 4]), scores).any()
+    assert not same_choice(first, choice([1, 2, 3]), scores).any()
+    assert not same_choice(first, choice([0, 1, NOTHING]), scores).any()  # another number
+    assert not same_choice(first, choice([0, 1, 5]), scores).any()  # behind the query
+    assert same_choice(first, choice([0, 1, 3]), np.array([[3, 2, 1, 1 + 2e-5, 0, -np.inf]], np.float32)).all()
+    assert not same_choice(first, choice([0, 1, 3]), np.array([[3, 2, 1, 1.001, 0, -np.inf]], np.float32)).any()
+
+
+def test_agreement_of_choices_by_hand() -> None:
+    keys = np.array([[4.0], [3], [2], [1]], np.float32)
+    index, other = Index(np.ones((4, 1, 1), np.float32), keys, np.ones((4, 1), np.float32)), keys[::-1].copy()
+    reference = Chooser()
+    np.testing.assert_array_equal(reference.take([index], 2)[0], [[0, NOTHING], [0, 1], [0, 1], [0, 1]])
+    theirs = Index(index.queries, other, index.weights)
+    found = compare(reference, [theirs], [indexer.choose(theirs, 2)])
+    # Queries 0 and 1 see no more than two; 2 and 3 take the last two instead of the first.
+    assert (found.sets, found.same, found.wrong) == (2, 0, 0)
+    assert found.common == (1 + 2 + 1 + 0) / 7
+    wrong = compare(reference, [index], [indexer.choose(index, 3)])
+    assert (wrong.sets, wrong.same, wrong.wrong) == (2, 0, 2)
+    assert wrong.scores.wmape == 0
+
+
+def test_a_layer_without_an_indexer_keeps_the_choice_and_a_follower_takes_the_references() -> None:
+    ours, theirs = (prepared(model(), seed=seed) for seed in (0, 10))
+    reference = Chooser()
+    follower = Follower(reference)
+    expected = reference.take([ours], 16)
+    own, followed = follower.take([theirs, theirs], 16)
+    np.testing.assert_array_equal(own, indexer.choose(theirs, 16))
+    np.testing.assert_array_equal(followed, expected[0])
+    assert follower.agreement is not None
+    assert follower.agreement.same < follower.agreement.sets == 50 - 16
+    np.testing.assert_array_equal(reference.take(None, 16), expected)
+    assert [each.tolist() for each in follower.take(None, 16)] == [own.tolist(), followed.tolist()]
+    assert follower.agreement is None
+
+
+def test_what_is_not_seen_is_masked() -> None:
+    hidden = unseen(choice([0, 2, NOTHING], [1, 2, 3]), 2, 4)
+    np.testing.assert_array_equal(hidden, [[False, True, False, True], [True, False, False, False]])
