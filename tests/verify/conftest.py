@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPARSE_TYPES = ("F32", "Q8_0", "Q4_K_M")
-SMALL: dict[str, Any] = {"num_hidden_layers": 2, "n_routed_experts": 4, "tame": True}
+SMALL: dict[str, Any] = {"num_hidden_layers": 2, "n_routed_experts": 8, "tame": True}
 SPARSE_KINDS: dict[str, dict[str, Any]] = {
     "v32": SMALL,
     "v32fp8": SMALL,

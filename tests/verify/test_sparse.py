@@ -152,3 +152,14 @@ def test_which_layers_of_glm_choose_is_what_transformers_says(stated: dict[str, 
     found = model_of_config(Config(content, Path("config.json"))).indexer.own_layers
     expected = GlmMoeDsaConfig(num_hidden_layers=9, **stated).indexer_types
     assert found == tuple(kind == "full" for kind in expected)
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("judges")
+@pytest.mark.parametrize("kind", ["v32", "glm-dsa"])
+def test_llama_cpp_says_what_the_forward_pass_says(kind: str, sparse_files: Path) -> None:
+    options = "--level", "structure", "--engine", "llama.cpp", "--json"
+    answer = verify(sparse_files / kind, sparse_files / f"{kind}-F32.gguf", *options)
+    prompts = json.loads(answer.output)["engine"]
+    assert [prompt["length"] for prompt in prompts] == [8, 16, 32, 64]  # 16 tokens are attended to
+    assert max(prompt["difference"] for prompt in prompts) <= 2e-4
