@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from verify.attention import Form, Inputs
     from verify.cost import Cost, Heads
+    from verify.union import Reading
 
 LENGTHS = (1024, 4096)
 QUERIES = (1, 16, 64, 128, 192, 256, 512)
+SPARSE_LENGTHS = (4096, 16384)
+BATCHES = (1, 8, 64, 512)
+_PATH = click.Path(path_type=Path, exists=True)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,22 @@ def _seconds(form: Form, inputs: Inputs) -> float:
     return min(found)
 
 
+HEADER = (
+    "cached", "queries", "vanilla GFLOP", "absorbed GFLOP", "vanilla MiB", "absorbed MiB", "vanilla ms", "absorbed ms",
+    "faster",
+)  # fmt: skip
+SPARSE_HEADER = (
+    "chosen by", "cached", "top-k", "queries", "union", "of cached", "masked MiB", "union MiB", "each its own MiB",
+    "indexer keys MiB",
+)  # fmt: skip
+
+
+def _reading_row(line: Reading) -> tuple[str, ...]:
+    sizes = (f"{nbytes / (1 << 20):.2f}" for nbytes in (line.masked, line.gathered, line.single, line.keys))
+    share = f"{100 * line.union / line.cached:.1f} %"
+    return line.source, str(line.cached), str(line.top_k), str(line.queries), f"{line.union:.0f}", share, *sizes
+
+
 def _row(line: Line) -> tuple[str, ...]:
     cells = (f"{cost.operations / 1e9:.2f}" for cost in (line.vanilla, line.absorbed))
     sizes = (f"{cost.nbytes / (1 << 20):.0f}" for cost in (line.vanilla, line.absorbed))
@@ -79,23 +100,63 @@ def _row(line: Line) -> tuple[str, ...]:
 
 @click.command()
 @click.option("--heads", "count", default=16, show_default=True, help="Heads to measure with; V3 has 128.")
-@click.option("--cached", type=int, multiple=True, default=LENGTHS, show_default=True, help="Cached tokens.")
-@click.option("--queries", type=int, multiple=True, default=QUERIES, show_default=True, help="Queries at once.")
+@click.option("--cached", type=int, multiple=True, help="Cached tokens  [default: 1024, 4096; sparse: 4096, 16384]")
+@click.option("--queries", type=int, multiple=True, help="Queries at once  [default: 1 to 512]")
+@click.option("--sparse", is_flag=True, help="How much of the cache sparse attention reads, instead.")
+@click.option("--model", type=_PATH, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]")
+@click.option("--tokens", type=_PATH, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def attention(count: int, cached: tuple[int, ...], queries: tuple[int, ...], as_json: bool) -> None:
-    """When to absorb: operations, bytes and time of vanilla and absorbed attention, DeepSeek's head sizes."""
-    from gguf_mla import tables  # noqa: PLC0415 - `--help` must not pay for it
-    from verify.cost import Heads, crossover  # noqa: PLC0415
+def attention(
+    count: int,
+    cached: tuple[int, ...],
+    queries: tuple[int, ...],
+    sparse: bool,
+    model: Path | None,
+    tokens: Path | None,
+    as_json: bool,
+) -> None:
+    """When to absorb: operations, bytes and time of vanilla and absorbed attention, DeepSeek's head sizes.
 
-    heads = Heads(count)
-    lines = list(measure(heads, cached, queries))
+    With --sparse: how many tokens batches of queries choose together, and the bytes that masking and gathering read.
+    """
+    if sparse:
+        lines = _readings(model, tokens, cached or SPARSE_LENGTHS, queries or BATCHES)
+        _print(lines, _reading_row, SPARSE_HEADER, "chosen by", as_json=as_json)
+        return
+    from verify.cost import Heads, crossover  # noqa: PLC0415 - `--help` must not pay for it
+
+    heads, lengths = Heads(count), cached or LENGTHS
+    _print(measure(heads, lengths, queries or QUERIES), _row, HEADER, "faster", as_json=as_json)
+    for length in () if as_json else lengths:
+        click.echo(f"{length} cached: vanilla computes less from {crossover(heads, length):.0f} queries at once on")
+
+
+def _print(
+    lines: Iterable[Any], row: Callable[[Any], tuple[str, ...]], header: tuple[str, ...], left: str, *, as_json: bool
+) -> None:
+    """Print a table, whose column `left` is aligned to the left, or JSON."""
+    from gguf_mla import tables  # noqa: PLC0415 - `--help` must not pay for it
+
     if as_json:
         click.echo(json.dumps([asdict(line) for line in lines]))
+    else:
+        click.echo(tables.table(header, map(row, lines), right=",".join(name for name in header if name != left)))
+
+
+def _readings(
+    path: Path | None, tokens: Path | None, cached: tuple[int, ...], batches: tuple[int, ...]
+) -> Iterator[Reading]:
+    from gguf_mla.errors import InputError  # noqa: PLC0415
+    from verify import union  # noqa: PLC0415 - `--help` must not pay for numpy
+    from verify.sides import open_reference  # noqa: PLC0415
+    from verify.text import read_tokens  # noqa: PLC0415
+
+    if path is None:
+        yield from union.simulated(cached, batches)
         return
-    header = (
-        "cached", "queries", "vanilla GFLOP", "absorbed GFLOP", "vanilla MiB", "absorbed MiB", "vanilla ms",
-        "absorbed ms", "faster",
-    )  # fmt: skip
-    click.echo(tables.table(header, map(_row, lines), right=",".join(header[:-1])))
+    reference = open_reference(path)
+    if reference.weights.model.indexer is None:
+        raise InputError("has no sparse attention to look at", file=path, expected="a model with an indexer")
+    ids = read_tokens(None, tokens, reference, None)
     for length in cached:
-        click.echo(f"{length} cached: vanilla computes less from {crossover(heads, length):.0f} queries at once on")
+        yield from union.measured(reference.weights, ids[:length], batches)

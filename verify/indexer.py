@@ -44,13 +44,13 @@ class Index:
 
 
 def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], model: Model) -> Index:
-    """Return the index of a sequence from its projections at the positions 0 … T-1.
+    """Return the index of T queries that are the last of S tokens, from their projections.
 
-    q [T, heads · size], k [T, size], weights [T, heads]; norm: weight and bias of the keys' LayerNorm, [size]
+    q [T, heads · size], k [S, size], weights [T, heads]; norm: weight and bias of the keys' LayerNorm, [size]
     """
-    indexer = _of(model)
-    queries = _turned(q.reshape(len(q), indexer.heads, indexer.size), model)
-    keys = _turned(layer_norm(k, *norm), model)
+    indexer, positions = _of(model), np.arange(len(k))
+    queries = _turned(q.reshape(len(q), indexer.heads, indexer.size), positions[len(k) - len(q) :], model)
+    keys = _turned(layer_norm(k, *norm), positions, model)
     scale = np.float32(indexer.heads**-0.5 * indexer.size**-0.5)
     return Index(queries, keys, weights * scale)
 
@@ -60,9 +60,9 @@ def _of(model: Model) -> Indexer:
     return model.indexer
 
 
-def _turned(x: Floats, model: Model) -> Floats:
-    """Rotate the leading part of x [T, ..., size] to the positions 0 … T-1 and transform it."""
-    values = hadamard(_rotated(x, np.arange(len(x)), model))
+def _turned(x: Floats, positions: Numbers, model: Model) -> Floats:
+    """Rotate the leading part of x [N, ..., size] to its positions [N] and transform it."""
+    values = hadamard(_rotated(x, positions, model))
     return round_fp8(values) if _of(model).fp8 else values
 
 

@@ -109,7 +109,9 @@ def hadamard_of_queries_only(*arguments: Any) -> Index:
 def keys_by_rms(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:
     """RMSNorm in place of LayerNorm: the mean stays."""
     keys = forward.rms_norm(k, norm[0], indexer.EPS) + norm[1]
-    return dataclasses.replace(indexer.prepare(q, k, weights, norm, model), keys=indexer._turned(keys, model))
+    return dataclasses.replace(
+        indexer.prepare(q, k, weights, norm, model), keys=indexer._turned(keys, np.arange(len(keys)), model)
+    )
 
 
 def keys_without_bias(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:

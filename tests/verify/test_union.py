@@ -1,0 +1,83 @@
+"""The union of choices by hand, synthetic texts, and the command that prints what batches read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from gguf_mla.cli import main
+from tests.support import hub
+from verify import indexer, union
+from verify.indexer import NOTHING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = replace(union.V32, indexer=replace(union.V32.indexer, top_k=64))
+
+
+def bench(*options: object, status: int = 0) -> str:
+    answer = CliRunner().invoke(main, ["bench", "attention", "--sparse", *map(str, options)])
+    assert answer.exit_code == status, answer.output
+    return answer.output
+
+
+def test_unions_by_hand() -> None:
+    chosen = np.array([[0, NOTHING], [0, 1], [1, 2], [1, 2], [3, 4]])
+    assert union.union_size(chosen, 1) == (1 + 2 + 2 + 2 + 2) / 5
+    assert union.union_size(chosen, 2) == (3 + 4) / 2  # the last four: {0, 1, 2}, {1, 2, 3, 4}
+    assert union.union_size(chosen, 5) == 5
+
+
+def test_bytes_by_hand() -> None:
+    chosen = np.array([[0, 1], [1, 2]])
+    one, two = union.readings(SMALL, "here", chosen, 10, [1, 2, 4])
+    row = 2 * (512 + 64)
+    assert (two.masked, two.gathered, two.single, two.keys) == (10 * row, 3 * row, 4 * row, 10 * 2 * 128)
+    assert (one.union, one.gathered, one.single) == (2, 2 * row, 2 * row)
+
+
+def test_a_synthetic_text_has_its_queries_at_the_end() -> None:
+    every, last = (union.synthetic(50, queries, 0.9, SMALL) for queries in (50, 8))
+    np.testing.assert_array_equal(last.keys, every.keys)
+    np.testing.assert_allclose(last.queries, every.queries[-8:], atol=1e-6)
+    expected = indexer.scores(every, 42, 50)
+    np.testing.assert_allclose(indexer.scores(last, 0, 8), expected, atol=1e-5)
+
+
+def test_related_queries_choose_alike() -> None:
+    sizes = [
+        union.union_size(indexer.choose(union.synthetic(1024, 32, correlation, SMALL), 64), 8)
+        for correlation in (0.0, 0.9, 0.99)
+    ]
+    assert 8 * 64 > sizes[0] > sizes[1] > sizes[2] > 64
+
+
+def test_the_command_prints_synthetic_texts() -> None:
+    sizes = "--cached", 2304, "--queries", 1, "--queries", 8
+    table = bench(*sizes)
+    assert table.splitlines()[0].split("  ")[0] == "chosen by"
+    lines: list[dict[str, Any]] = json.loads(bench(*sizes, "--json"))
+    assert [line["queries"] for line in lines] == [1, 8] * 3
+    assert all(line["union"] == 2048 for line in lines if line["queries"] == 1)
+    assert all(2048 < line["union"] <= 2304 for line in lines if line["queries"] == 8)
+    assert all(line["gathered"] <= line["masked"] < line["single"] for line in lines if line["queries"] == 8)
+
+
+@pytest.mark.parametrize("name", ["v32", "v32-Q8_0.gguf", "glm-dsa"])
+def test_the_command_looks_at_a_model(name: str, sparse_files: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(100, 200))
+    options = "--model", sparse_files / name, "--tokens", tmp_path / "ids.npy", "--cached", 80, "--queries", 4, "--json"
+    lines = json.loads(bench(*options))
+    layers = ["layer 0", "layer 2"] if name == "glm-dsa" else ["layer 0", "layer 1"]
+    assert [line["source"] for line in lines] == layers
+    assert all(line["cached"] == 80 and line["top_k"] == 16 and 16 <= line["union"] <= 64 for line in lines)
+
+
+def test_a_model_without_an_indexer_is_refused() -> None:
+    assert "no sparse attention" in bench("--model", hub.BUNDLED, status=2)

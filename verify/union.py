@@ -1,0 +1,116 @@
+"""How much of the cache a batch of queries reads under sparse attention: the union of their choices.
+
+A masked kernel reads every cached row whatever is chosen; one that gathers reads the rows of the union once, or every
+query's own. Which of them reads least depends on how far neighbouring queries choose the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from verify import forward, indexer
+from verify.attention import FORMS
+from verify.choice import Chooser
+from verify.indexer import NOTHING, Index
+from verify.model import Indexer, Model, Routing, Yarn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from verify.tensors import Weights
+
+    Floats = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
+
+CACHE_BYTES = 2  # a value of the cache, F16
+WIDTH = 256  # of the synthetic hidden states
+CORRELATIONS = (0.0, 0.9, 0.99)  # of neighbours among them
+# DeepSeek-V3.2's indexer and rope; the rest of the model does not matter here
+V32 = Model(
+    layers=1, vocab=1, hidden=WIDTH, heads=128, nope=128, rope=64, value=128, kv_rank=512, q_rank=WIDTH, ffn=1,
+    dense_layers=1, expert_ffn=1, shared=1, routing=Routing(1, 1, 1, 1, "sigmoid", "best", False, 1.0, False), eps=1e-6,
+    latent_eps=1e-6, theta=10000.0, yarn=Yarn(40.0, 4096, 1.0), tied=True,
+    indexer=Indexer(heads=64, size=128, top_k=2048, interleaved=False, own_layers=(True,)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the last queries of a cache read, batches of them on average, in bytes of an F16 cache.
+
+    source    what chose: a layer of a model, or a synthetic text
+    union     how many tokens any query of a batch chose
+    masked    all latent rows; gathered: those of the union; single: every query's own
+    keys      the indexer's, which are read in any case
+    """
+
+    source: str
+    cached: int
+    top_k: int
+    queries: int
+    union: float
+    masked: int
+    gathered: int
+    single: int
+    keys: int
+
+
+def readings(model: Model, source: str, chosen: Numbers, cached: int, batches: Sequence[int]) -> Iterator[Reading]:
+    """Yield what batches of these many queries read, for the choices [T, K] of the last T queries."""
+    assert model.indexer is not None  # noqa: S101 - something chose
+    row = CACHE_BYTES * (model.kv_rank + model.rope)
+    counts = (chosen != NOTHING).sum(axis=1)
+    for queries in (queries for queries in batches if queries <= len(chosen)):
+        union = union_size(chosen, queries)
+        yield Reading(
+            source, cached, model.indexer.top_k, queries, union, cached * row, round(union * row),
+            round(float(counts.mean()) * queries * row), cached * CACHE_BYTES * model.indexer.size,
+        )  # fmt: skip
+
+
+def union_size(chosen: Numbers, queries: int) -> float:
+    """Return how many tokens that many queries in a row choose together, the mean over the choices [T, K]."""
+    starts = range(len(chosen) % queries, len(chosen), queries)
+    parts = (chosen[start : start + queries] for start in starts)
+    return float(np.mean([np.unique(part[part != NOTHING]).size for part in parts]))
+
+
+def synthetic(cached: int, queries: int, correlation: float, model: Model = V32, seed: int = 0) -> Index:
+    """Return an index of random projections of random hidden states, for the last queries of a cache.
+
+    Every state is `correlation` times the one before it plus fresh noise: 0 for tokens without relation, 0.99 for a
+    text that stays with its subject for some hundred tokens.
+    """
+    assert model.indexer is not None  # noqa: S101 - the models given have one
+    rng, heads, size = np.random.default_rng(seed), model.indexer.heads, model.indexer.size
+    states = rng.standard_normal((cached, WIDTH), np.float32)
+    for t in range(1, cached):
+        states[t] = correlation * states[t - 1] + (1 - correlation**2) ** 0.5 * states[t]
+    shapes = (WIDTH, heads * size), (WIDTH, size), (WIDTH, heads)
+    q, k, shares = (rng.standard_normal(shape, np.float32) * np.float32(WIDTH**-0.5) for shape in shapes)
+    norm = np.ones(size, np.float32), np.zeros(size, np.float32)
+    return indexer.prepare(states[-queries:] @ q, states @ k, states[-queries:] @ shares, norm, model)
+
+
+def measured(weights: Weights, tokens: Numbers, batches: Sequence[int]) -> Iterator[Reading]:
+    """Yield what batches of the last tokens of a text [T] read in every layer of a model that chooses."""
+    model, hidden, chooser = weights.model, forward.embed(weights, tokens[None]), Chooser()
+    for layer in range(model.layers):
+        hidden = forward.run_layer(weights, layer, hidden, FORMS["union"], chooser)
+        if model.is_sparse(layer):
+            yield from readings(model, f"layer {layer}", chooser.chosen[0][-max(batches) :], len(tokens), batches)
+
+
+def simulated(lengths: Sequence[int], batches: Sequence[int], model: Model = V32) -> Iterator[Reading]:
+    """Yield what batches of the last tokens of synthetic texts read."""
+    assert model.indexer is not None  # noqa: S101 - the models given have one
+    for correlation in CORRELATIONS:
+        for cached in lengths:
+            index = synthetic(cached, min(max(batches), cached), correlation, model)
+            chosen = indexer.choose(index, model.indexer.top_k)
+            yield from readings(model, f"correlation {correlation:g}", chosen, cached, batches)
