@@ -79,14 +79,14 @@ HEADER = (
     "faster",
 )  # fmt: skip
 SPARSE_HEADER = (
-    "chosen by", "cached", "top-k", "queries", "union", "of cached", "masked MiB", "union MiB", "each its own MiB",
+    "chosen by", "cached", "top-k", "queries", "union", "share", "masked MiB", "union MiB", "each its own MiB",
     "indexer keys MiB",
 )  # fmt: skip
 
 
 def _reading_row(line: Reading) -> tuple[str, ...]:
     sizes = (f"{nbytes / (1 << 20):.2f}" for nbytes in (line.masked, line.gathered, line.single, line.keys))
-    share = f"{100 * line.union / line.cached:.1f} %"
+    share = f"{100 * line.share:.1f} %"
     return line.source, str(line.cached), str(line.top_k), str(line.queries), f"{line.union:.0f}", share, *sizes
 
 

@@ -45,6 +45,7 @@ class Reading:
 
     source    what chose: a layer of a model, or a synthetic text
     union     how many tokens any query of a batch chose
+    share     the part of the tokens up to the batch that these are
     masked    all latent rows; gathered: those of the union; single: every query's own
     keys      the indexer's, which are read in any case
     """
@@ -54,6 +55,7 @@ class Reading:
     top_k: int
     queries: int
     union: float
+    share: float
     masked: int
     gathered: int
     single: int
@@ -63,21 +65,24 @@ class Reading:
 def readings(model: Model, source: str, chosen: Numbers, cached: int, batches: Sequence[int]) -> Iterator[Reading]:
     """Yield what batches of these many queries read, for the choices [T, K] of the last T queries."""
     assert model.indexer is not None  # noqa: S101 - something chose
-    row = CACHE_BYTES * (model.kv_rank + model.rope)
+    row, key = CACHE_BYTES * (model.kv_rank + model.rope), CACHE_BYTES * model.indexer.size
     counts = (chosen != NOTHING).sum(axis=1)
     for queries in (queries for queries in batches if queries <= len(chosen)):
-        union = union_size(chosen, queries)
-        yield Reading(
-            source, cached, model.indexer.top_k, queries, union, cached * row, round(union * row),
-            round(float(counts.mean()) * queries * row), cached * CACHE_BYTES * model.indexer.size,
-        )  # fmt: skip
+        seen, union = batch_sizes(chosen, cached, queries)
+        single = float(counts.mean()) * queries
+        nbytes = (round(size) for size in (seen * row, union * row, single * row, seen * key))
+        yield Reading(source, cached, model.indexer.top_k, queries, union, union / seen, *nbytes)
 
 
-def union_size(chosen: Numbers, queries: int) -> float:
-    """Return how many tokens that many queries in a row choose together, the mean over the choices [T, K]."""
-    starts = range(len(chosen) % queries, len(chosen), queries)
-    parts = (chosen[start : start + queries] for start in starts)
-    return float(np.mean([np.unique(part[part != NOTHING]).size for part in parts]))
+def batch_sizes(chosen: Numbers, cached: int, queries: int) -> tuple[float, float]:
+    """Return how many tokens that many queries in a row have before them, and how many they choose together.
+
+    Both are means over the choices [T, K] of the last T queries of a cache.
+    """
+    ends = range(len(chosen), queries - 1, -queries)
+    parts = (chosen[end - queries : end] for end in ends)
+    unions = [np.unique(part[part != NOTHING]).size for part in parts]
+    return float(np.mean([cached - len(chosen) + end for end in ends])), float(np.mean(unions))
 
 
 def synthetic(cached: int, queries: int, correlation: float, model: Model = V32, seed: int = 0) -> Index:

@@ -29,9 +29,9 @@ def bench(*options: object, status: int = 0) -> str:
 
 def test_unions_by_hand() -> None:
     chosen = np.array([[0, NOTHING], [0, 1], [1, 2], [1, 2], [3, 4]])
-    assert union.union_size(chosen, 1) == (1 + 2 + 2 + 2 + 2) / 5
-    assert union.union_size(chosen, 2) == (3 + 4) / 2  # the last four: {0, 1, 2}, {1, 2, 3, 4}
-    assert union.union_size(chosen, 5) == 5
+    assert union.batch_sizes(chosen, 5, 1) == ((1 + 2 + 3 + 4 + 5) / 5, (1 + 2 + 2 + 2 + 2) / 5)
+    assert union.batch_sizes(chosen, 9, 2) == ((9 + 7) / 2, (3 + 4) / 2)  # the last four: {0, 1, 2}, {1, 2, 3, 4}
+    assert union.batch_sizes(chosen, 5, 5) == (5, 5)
 
 
 def test_bytes_by_hand() -> None:
@@ -39,7 +39,8 @@ def test_bytes_by_hand() -> None:
     one, two = union.readings(SMALL, "here", chosen, 10, [1, 2, 4])
     row = 2 * (512 + 64)
     assert (two.masked, two.gathered, two.single, two.keys) == (10 * row, 3 * row, 4 * row, 10 * 2 * 128)
-    assert (one.union, one.gathered, one.single) == (2, 2 * row, 2 * row)
+    assert (two.union, two.share) == (3, 0.3)
+    assert (one.union, one.masked, one.gathered, one.single) == (2, round(9.5 * row), 2 * row, 2 * row)
 
 
 def test_a_synthetic_text_has_its_queries_at_the_end() -> None:
@@ -52,10 +53,10 @@ def test_a_synthetic_text_has_its_queries_at_the_end() -> None:
 
 def test_related_queries_choose_alike() -> None:
     sizes = [
-        union.union_size(indexer.choose(union.synthetic(1024, 32, correlation, SMALL), 64), 8)
+        union.batch_sizes(indexer.choose(union.synthetic(1024, 32, correlation, SMALL), 64), 1024, 8)[1]
         for correlation in (0.0, 0.9, 0.99)
     ]
-    assert 8 * 64 > sizes[0] > sizes[1] > sizes[2] > 64
+    assert 8 * 64 >= sizes[0] > sizes[1] > sizes[2] > 64
 
 
 def test_the_command_prints_synthetic_texts() -> None:
