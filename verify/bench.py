@@ -105,6 +105,9 @@ def _row(line: Line) -> tuple[str, ...]:
 @click.option("--sparse", is_flag=True, help="How much of the cache sparse attention reads, instead.")
 @click.option("--model", type=_PATH, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]")
 @click.option("--tokens", type=_PATH, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]")
+@click.option(
+    "--top-k", type=int, help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def attention(
     count: int,
@@ -113,6 +116,7 @@ def attention(
     sparse: bool,
     model: Path | None,
     tokens: Path | None,
+    top_k: int | None,
     as_json: bool,
 ) -> None:
     """When to absorb: operations, bytes and time of vanilla and absorbed attention, DeepSeek's head sizes.
@@ -120,7 +124,7 @@ def attention(
     With --sparse: how many tokens batches of queries choose together, and the bytes that masking and gathering read.
     """
     if sparse:
-        lines = _readings(model, tokens, cached or SPARSE_LENGTHS, queries or BATCHES)
+        lines = _readings(model, tokens, top_k, cached or SPARSE_LENGTHS, queries or BATCHES)
         _print(lines, _reading_row, SPARSE_HEADER, "chosen by", as_json=as_json)
         return
     from verify.cost import Heads, crossover  # noqa: PLC0415 - `--help` must not pay for it
@@ -144,9 +148,8 @@ def _print(
 
 
 def _readings(
-    path: Path | None, tokens: Path | None, cached: tuple[int, ...], batches: tuple[int, ...]
+    path: Path | None, tokens: Path | None, top_k: int | None, cached: tuple[int, ...], batches: tuple[int, ...]
 ) -> Iterator[Reading]:
-    from gguf_mla.errors import InputError  # noqa: PLC0415
     from verify import union  # noqa: PLC0415 - `--help` must not pay for numpy
     from verify.sides import open_reference  # noqa: PLC0415
     from verify.text import read_tokens  # noqa: PLC0415
@@ -155,8 +158,6 @@ def _readings(
         yield from union.simulated(cached, batches)
         return
     reference = open_reference(path)
-    if reference.weights.model.indexer is None:
-        raise InputError("has no sparse attention to look at", file=path, expected="a model with an indexer")
     ids = read_tokens(None, tokens, reference, None)
     for length in cached:
-        yield from union.measured(reference.weights, ids[:length], batches)
+        yield from union.measured(reference.weights, ids[:length], batches, top_k)

@@ -6,13 +6,13 @@ query's own. Which of them reads least depends on how far neighbouring queries c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from verify import forward, indexer
-from verify.attention import FORMS
+from verify.attention import RowLayout, absorb, absorbed, causal_softmax, unseen
 from verify.choice import Chooser
 from verify.indexer import NOTHING, Index
 from verify.model import Indexer, Model, Routing, Yarn
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from verify.tensors import Weights
+    from verify.attention import Inputs
+    from verify.tensors import CheckpointWeights, GgufWeights
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2  # a value of the cache, F16
 WIDTH = 256  # of the synthetic hidden states
 CORRELATIONS = (0.0, 0.9, 0.99)  # of neighbours among them
-# DeepSeek-V3.2's indexer and rope; the rest of the model does not matter here
+INDEXER = Indexer(heads=64, size=128, top_k=2048, interleaved=False, own_layers=(True,))  # DeepSeek-V3.2's
+# with its rope; the rest of the model does not matter here
 V32 = Model(
     layers=1, vocab=1, hidden=WIDTH, heads=128, nope=128, rope=64, value=128, kv_rank=512, q_rank=WIDTH, ffn=1,
     dense_layers=1, expert_ffn=1, shared=1, routing=Routing(1, 1, 1, 1, "sigmoid", "best", False, 1.0, False), eps=1e-6,
     latent_eps=1e-6, theta=10000.0, yarn=Yarn(40.0, 4096, 1.0), tied=True,
-    indexer=Indexer(heads=64, size=128, top_k=2048, interleaved=False, own_layers=(True,)),
+    indexer=INDEXER,
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ V32 = Model(
 class Reading:
     """What the last queries of a cache read, batches of them on average, in bytes of an F16 cache.
 
-    source    what chose: a layer of a model, or a synthetic text
+    source    whose choice: a layer of a model's, or of a synthetic text
     union     how many tokens any query of a batch chose
     share     the part of the tokens up to the batch that these are
     masked    all latent rows; gathered: those of the union; single: every query's own
@@ -62,16 +64,18 @@ class Reading:
     keys: int
 
 
-def readings(model: Model, source: str, chosen: Numbers, cached: int, batches: Sequence[int]) -> Iterator[Reading]:
+def readings(
+    model: Model, source: str, chosen: Numbers, cached: int, top_k: int, batches: Sequence[int]
+) -> Iterator[Reading]:
     """Yield what batches of these many queries read, for the choices [T, K] of the last T queries."""
-    assert model.indexer is not None  # noqa: S101 - something chose
-    row, key = CACHE_BYTES * (model.kv_rank + model.rope), CACHE_BYTES * model.indexer.size
+    size = (model.indexer or INDEXER).size
+    row, key = CACHE_BYTES * (model.kv_rank + model.rope), CACHE_BYTES * size
     counts = (chosen != NOTHING).sum(axis=1)
     for queries in (queries for queries in batches if queries <= len(chosen)):
         seen, union = batch_sizes(chosen, cached, queries)
         single = float(counts.mean()) * queries
         nbytes = (round(size) for size in (seen * row, union * row, single * row, seen * key))
-        yield Reading(source, cached, model.indexer.top_k, queries, union, union / seen, *nbytes)
+        yield Reading(source, cached, top_k, queries, union, union / seen, *nbytes)
 
 
 def batch_sizes(chosen: Numbers, cached: int, queries: int) -> tuple[float, float]:
@@ -102,13 +106,48 @@ def synthetic(cached: int, queries: int, correlation: float, model: Model = V32,
     return indexer.prepare(states[-queries:] @ q, states @ k, states[-queries:] @ shares, norm, model)
 
 
-def measured(weights: Weights, tokens: Numbers, batches: Sequence[int]) -> Iterator[Reading]:
-    """Yield what batches of the last tokens of a text [T] read in every layer of a model that chooses."""
-    model, hidden, chooser = weights.model, forward.embed(weights, tokens[None]), Chooser()
+def measured(
+    weights: CheckpointWeights | GgufWeights, tokens: Numbers, batches: Sequence[int], top_k: int | None = None
+) -> Iterator[Reading]:
+    """Yield what batches of the last tokens of a text [T] read in every layer of a model that chooses.
+
+    In a dense model the tokens are taken that get most attention, all heads together, which is what an indexer is
+    trained to find; an eighth of the text unless said otherwise, as V3.2's 2048 of 16384.
+    """
+    model, hidden, chooser, last = weights.model, forward.embed(weights, tokens[None]), Chooser(), max(batches)
+    if model.indexer is not None:
+        top_k = top_k or model.indexer.top_k
+        weights = replace(weights, model=replace(model, indexer=replace(model.indexer, top_k=top_k)))
+    top_k = top_k or max(1, len(tokens) // 8)
     for layer in range(model.layers):
-        hidden = forward.run_layer(weights, layer, hidden, FORMS["union"], chooser)
-        if model.is_sparse(layer):
-            yield from readings(model, f"layer {layer}", chooser.chosen[0][-max(batches) :], len(tokens), batches)
+        watch = _Watch()
+        hidden = forward.run_layer(weights, layer, hidden, watch, chooser)
+        if model.is_sparse(layer) or model.indexer is None:
+            chosen = watch.inputs.chosen
+            chosen = indexer.best(attention_mass(watch.inputs, last), top_k) if chosen is None else chosen[-last:]
+            yield from readings(model, f"layer {layer}", chosen, len(tokens), top_k, batches)
+
+
+class _Watch:
+    """A form of attention that remembers what it was given."""
+
+    inputs: Inputs
+
+    def __call__(self, x: Inputs) -> Floats:
+        self.inputs = x
+        return absorbed(x)
+
+
+def attention_mass(x: Inputs, queries: int) -> Floats:
+    """Return the attention that the last queries give every cached token, summed over the heads; -inf if unseen."""
+    few = replace(x, q_nope=x.q_nope[-queries:], q_pe=x.q_pe[-queries:])
+    layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1])
+    rows, latent = layout.join(x.latent, x.k_pe), layout.join(absorb(few), few.q_pe)
+    mass = np.zeros((len(latent), len(rows)), np.float32)
+    for head in range(latent.shape[1]):
+        mass += causal_softmax(latent[:, head] @ rows.T, x.scale)
+    mass[unseen(None, *mass.shape)] = -np.inf
+    return mass
 
 
 def simulated(lengths: Sequence[int], batches: Sequence[int], model: Model = V32) -> Iterator[Reading]:
@@ -117,5 +156,6 @@ def simulated(lengths: Sequence[int], batches: Sequence[int], model: Model = V32
     for correlation in CORRELATIONS:
         for cached in lengths:
             index = synthetic(cached, min(max(batches), cached), correlation, model)
-            chosen = indexer.choose(index, model.indexer.top_k)
-            yield from readings(model, f"correlation {correlation:g}", chosen, cached, batches)
+            top_k = model.indexer.top_k
+            chosen = indexer.choose(index, top_k)
+            yield from readings(model, f"correlation {correlation:g}", chosen, cached, top_k, batches)

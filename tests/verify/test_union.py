@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from gguf_mla.cli import main
 from tests.support import hub
+from tests.verify.test_attention import inputs
 from verify import indexer, union
 from verify.indexer import NOTHING
 
@@ -36,7 +37,7 @@ def test_unions_by_hand() -> None:
 
 def test_bytes_by_hand() -> None:
     chosen = np.array([[0, 1], [1, 2]])
-    one, two = union.readings(SMALL, "here", chosen, 10, [1, 2, 4])
+    one, two = union.readings(SMALL, "here", chosen, 10, 2, [1, 2, 4])
     row = 2 * (512 + 64)
     assert (two.masked, two.gathered, two.single, two.keys) == (10 * row, 3 * row, 4 * row, 10 * 2 * 128)
     assert (two.union, two.share) == (3, 0.3)
@@ -80,5 +81,22 @@ def test_the_command_looks_at_a_model(name: str, sparse_files: Path, tmp_path: P
     assert all(line["cached"] == 80 and line["top_k"] == 16 and 16 <= line["union"] <= 64 for line in lines)
 
 
-def test_a_model_without_an_indexer_is_refused() -> None:
-    assert "no sparse attention" in bench("--model", hub.BUNDLED, status=2)
+def test_a_dense_model_is_taken_to_choose_what_it_attends_to(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(100, 200))
+    options = "--model", hub.BUNDLED, "--tokens", tmp_path / "ids.npy", "--cached", 80, "--queries", 8, "--json"
+    lines = json.loads(bench(*options))
+    assert [(line["source"], line["top_k"]) for line in lines] == [("layer 0", 10), ("layer 1", 10), ("layer 2", 10)]
+    assert all(10 <= line["union"] < 80 for line in lines)
+    assert {line["top_k"] for line in json.loads(bench(*options, "--top-k", 20))} == {20}
+
+
+def test_attention_mass_is_that_of_all_heads() -> None:
+    x = inputs(12, 20, heads=3)
+    found = union.attention_mass(x, 5)
+    key = np.einsum("sr,hrn->hsn", x.latent, x.k_b)
+    scores = np.einsum("thn,hsn->hts", x.q_nope, key) + np.einsum("thp,sp->hts", x.q_pe, x.k_pe)
+    scores[:, np.triu(np.ones((12, 20), bool), 9)] = -np.inf
+    powers = np.exp((scores - scores.max(axis=-1, keepdims=True)) * x.scale)
+    expected = (powers / powers.sum(axis=-1, keepdims=True)).sum(axis=0)[-5:]
+    np.testing.assert_allclose(np.where(found == -np.inf, 0, found), expected, atol=1e-4)
+    assert np.array_equal(found == -np.inf, np.triu(np.ones((5, 20), bool), 16))
