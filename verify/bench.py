@@ -100,13 +100,20 @@ def _row(line: Line) -> tuple[str, ...]:
 
 @click.command()
 @click.option("--heads", "count", default=16, show_default=True, help="Heads to measure with; V3 has 128.")
-@click.option("--cached", type=int, multiple=True, help="Cached tokens  [default: 1024, 4096; sparse: 4096, 16384]")
-@click.option("--queries", type=int, multiple=True, help="Queries at once  [default: 1 to 512]")
+@click.option(
+    "--cached",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Cached tokens  [default: 1024, 4096; sparse: 4096, 16384]",
+)
+@click.option("--queries", type=click.IntRange(min=1), multiple=True, help="Queries at once  [default: 1 to 512]")
 @click.option("--sparse", is_flag=True, help="How much of the cache sparse attention reads, instead.")
 @click.option("--model", type=_PATH, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]")
 @click.option("--tokens", type=_PATH, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]")
 @click.option(
-    "--top-k", type=int, help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]"
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def attention(
