@@ -192,8 +192,8 @@ def _config_indexer(config: Config, layers: int) -> Indexer | None:
     if name not in INTERLEAVED:
         return None
     size = config.positive("index_head_dim")
-    if size & (size - 1):
-        raise config.refuse("index_head_dim", "a power of two", size)
+    if size & (size - 1) or size < config.positive("qk_rope_head_dim"):
+        raise config.refuse("index_head_dim", "a power of two, not below qk_rope_head_dim", size)
     return Indexer(
         heads=config.positive("index_n_heads"),
         size=size,
@@ -258,8 +258,8 @@ def model_of_gguf(file: GgufFile) -> Model:
     keys = Keys(file.metadata, file.path)
     width, rope = keys.integer("attention.key_length_mla", "attention.key_length"), keys.integer("rope.dimension_count")
     eps = keys.number("attention.layer_norm_rms_epsilon")
-    blocks, predictors = keys.integer("block_count"), int(keys.get("nextn_predict_layers", 0))
-    if not 0 <= predictors < blocks:
+    blocks, predictors = keys.integer("block_count"), keys.count("nextn_predict_layers", 0)
+    if predictors >= blocks:
         raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
     layers = blocks - predictors
     return Model(
@@ -271,9 +271,9 @@ def model_of_gguf(file: GgufFile) -> Model:
         rope=rope,
         value=keys.integer("attention.value_length_mla", "attention.value_length"),
         kv_rank=keys.integer("attention.kv_lora_rank"),
-        q_rank=int(keys.get("attention.q_lora_rank", 0)),
+        q_rank=keys.count("attention.q_lora_rank", 0),
         ffn=keys.integer("feed_forward_length"),
-        dense_layers=int(keys.get("leading_dense_block_count", 0)),
+        dense_layers=keys.count("leading_dense_block_count", 0),
         expert_ffn=keys.integer("expert_feed_forward_length"),
         shared=keys.integer("expert_shared_count"),
         routing=_gguf_routing(keys, corrected=any(name.endswith("exp_probs_b.bias") for name in file.tensors)),
@@ -292,8 +292,8 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
     if architecture not in INTERLEAVED:
         return None
     size = keys.integer("attention.indexer.key_length")
-    if size & (size - 1):
-        raise keys.refuse("attention.indexer.key_length", "a power of two", size)
+    if size & (size - 1) or size < keys.integer("rope.dimension_count"):
+        raise keys.refuse("attention.indexer.key_length", "a power of two, not below rope.dimension_count", size)
     types = keys.get("attention.indexer.types")
     own = [True] * layers if types is None else np.ravel(types).tolist()
     if len(own) != layers or not own[0]:
@@ -314,8 +314,8 @@ def _gguf_routing(keys: Keys, *, corrected: bool) -> Routing:
     return Routing(
         experts=keys.integer("expert_count"),
         used=keys.integer("expert_used_count"),
-        groups=int(keys.get("expert_group_count", 1)),
-        groups_used=int(keys.get("expert_group_used_count", 1)),
+        groups=keys.count("expert_group_count", 1),
+        groups_used=keys.count("expert_group_used_count", 1),
         score=GATES[gate],
         group_score=BEST_TWO if GATES[gate] == "sigmoid" else BEST,
         normalised=bool(keys.get("expert_weights_norm", False)),
@@ -352,6 +352,13 @@ class Keys:
         value = next((found for key in keys if (found := self.get(key)) is not None), None)
         if type(value) is not int or not 0 < value < 1 << 32:
             raise self.refuse(keys[0], "a positive whole number", value)
+        return value
+
+    def count(self, key: str, default: int) -> int:
+        """Return a whole number, `default` where the key is absent."""
+        value = self.get(key, default)
+        if type(value) is not int or not 0 <= value < 1 << 32:
+            raise self.refuse(key, "a whole number", value)
         return value
 
     def number(self, key: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.container.values import Kind, array, u32
+from gguf_mla.container.values import Kind, array, string, u32
 from tests.verify.faults import Fault, changed, copied, key, missing, swapped
 from verify import attention, forward, indexer, prediction, rope
 
@@ -48,6 +48,10 @@ FAULTS = (
           key(V32 + "attention.indexer.head_count", u32(HEADS // 2))),
     Fault("indexer rows of another length", "structure", "indexer.key_length",
           key(V32 + "attention.indexer.key_length", u32(SIZE // 2))),
+    Fault("indexer rows shorter than what is rotated", "structure", "metadata",
+          key(V32 + "attention.indexer.key_length", u32(ROPE // 2))),
+    Fault("prediction layers in words", "structure", "metadata", key(V32 + "nextn_predict_layers", string("one"))),
+    Fault("more prediction layers than layers", "structure", "metadata", key(V32 + "nextn_predict_layers", u32(3))),
     Fault("no top-k", "structure", "metadata", key(V32 + "attention.indexer.top_k", None)),
     Fault("indexer left out of a layer", "structure", "blk.1.indexer.attn_k.weight",
           missing("blk.1.indexer.attn_k.weight")),

@@ -113,7 +113,8 @@ def test_bos_comes_first_whatever_the_tokenizers_files_say(sparse_files: Path, t
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"index_head_dim": 96}, "expected a power of two, found 96"),
+        ({"index_head_dim": 96}, "expected a power of two, not below qk_rope_head_dim, found 96"),
+        ({"index_head_dim": 32}, "found 32"),
         ({"index_topk": 0}, "index_topk cannot be used"),
         ({"index_n_heads": None}, "index_n_heads is missing"),
     ],
