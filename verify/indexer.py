@@ -9,6 +9,7 @@ published inference code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,13 +81,17 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
 
 def hadamard(x: Floats) -> Floats:
     """Return the orthonormal Hadamard transform of the last axis, 2^m values in Sylvester's order; its own inverse."""
-    size, half = x.shape[-1], 1
-    out = np.array(x, np.float32)
-    while half < size:
-        pairs = out.reshape(-1, size // (2 * half), 2, half)
-        out = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
-        half *= 2
-    return out.reshape(x.shape) * np.float32(size**-0.5)
+    transformed: Floats = x @ _sylvester(x.shape[-1])
+    return transformed
+
+
+@cache
+def _sylvester(size: int) -> Floats:
+    """Return the matrix of the transform: [[H, H], [H, -H]] doubled up from 1, each row of length 1."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix * np.float32(size**-0.5)
 
 
 def round_fp8(x: Floats) -> Floats:

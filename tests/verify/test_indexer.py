@@ -40,7 +40,7 @@ def test_the_hadamard_transform_is_sylvesters(size: int) -> None:
         matrix = np.kron([[1, 1], [1, -1]], matrix)
     x = bell(3, 5, size)
     np.testing.assert_allclose(indexer.hadamard(x), x @ matrix.astype(np.float32) / size**0.5, atol=1e-5)
-    np.testing.assert_allclose(indexer.hadamard(indexer.hadamard(x)), x, atol=1e-6)
+    np.testing.assert_allclose(indexer.hadamard(indexer.hadamard(x)), x, atol=4e-6)  # 128 float32 products, twice
 
 
 def test_the_transform_leaves_the_scores() -> None:
