@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support import hub
 from tests.verify.test_forward import checkpoint_weights
@@ -161,6 +164,24 @@ def test_choices_are_the_same_up_to_ties() -> None:
     assert not same_choice(first, choice([0, 1, 5]), scores).any()  # behind the query
     assert same_choice(first, choice([0, 1, 3]), np.array([[3, 2, 1, 1 + 2e-5, 0, -np.inf]], np.float32)).all()
     assert not same_choice(first, choice([0, 1, 3]), np.array([[3, 2, 1, 1.001, 0, -np.inf]], np.float32)).any()
+
+
+@given(
+    scores=hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 12)), elements=st.integers(-3, 3)),
+    top_k=st.integers(1, 14),
+    seed=st.integers(0, 1000),
+)
+def test_ties_may_be_broken_in_any_way(scores: np.ndarray, top_k: int, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(scores.shape[1])
+    found, elsewhere = indexer.best(scores, top_k), np.sort(order[indexer.best(scores[:, order], top_k)], axis=1)
+    assert same_choice(found, elsewhere, scores).all()
+    taken = np.take_along_axis(scores, found, axis=1)
+    np.testing.assert_array_equal(np.sort(taken, axis=1), np.sort(scores, axis=1)[:, -taken.shape[1] :])
+    for row, (ours, theirs) in enumerate(zip(found, elsewhere, strict=True)):
+        worse = np.setdiff1d(np.flatnonzero(scores[row] < scores[row, ours].min()), theirs)
+        if worse.size:  # any token that scores less makes it another choice
+            broken = np.sort(np.append(ours[1:], worse[0]))[None]
+            assert not same_choice(ours[None], broken, scores[row : row + 1]).any()
 
 
 def test_agreement_of_choices_by_hand() -> None:

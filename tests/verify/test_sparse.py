@@ -13,6 +13,7 @@ from tests.support.command import Answer, convert, gguf_mla
 from tests.support.damage import configure
 from tests.support.hub import config_of
 from tests.verify.conftest import SPARSE_KINDS, SPARSE_TYPES
+from tests.verify.test_command import Page
 from verify import terminal
 from verify.job import Proof, Request, prove
 from verify.model import model_of_config
@@ -64,8 +65,11 @@ def test_choices_and_predictions_are_reported(proof: Proof) -> None:
     assert 0.9 < choice["common"] <= 1
     assert 0 < choice["scores"]["wmape"] < 0.03
     assert content["predicted"][0]["tokens"] == 31
+    parser, written = Page(), page(proof)
+    parser.feed(written)
+    assert parser.open == parser.loaded == []
     for words in ("What the indexers choose", "Prediction 2 tokens ahead"):
-        assert words in page(proof)
+        assert words in written
 
 
 def verify(*arguments: object, status: int = 0) -> Answer:
