@@ -198,7 +198,7 @@ def _config_indexer(config: Config, layers: int) -> Indexer | None:
         heads=config.positive("index_n_heads"),
         size=size,
         top_k=config.positive("index_topk"),
-        interleaved=INTERLEAVED[name],
+        interleaved=config.flag("indexer_rope_interleave", default=INTERLEAVED[name]),
         own_layers=_own_indexers(config, layers) if INTERLEAVED[name] else (True,) * layers,
     )
 

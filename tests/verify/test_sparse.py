@@ -102,15 +102,20 @@ def test_a_sparse_file_is_a_reference_too(sparse_files: Path, tmp_path: Path) ->
     assert "general.architecture: is another (expected deepseek32, found glm-dsa)" in wrong
 
 
+def restated(checkpoint: Path, out: Path, name: str, changes: dict[str, Any]) -> Path:
+    """A checkpoint of links to another's files but for one, in which some keys are others."""
+    out.mkdir()
+    for source in checkpoint.iterdir():
+        (out / source.name).symlink_to(source)
+    content = json.loads((out / name).read_text())
+    (out / name).unlink()
+    (out / name).write_text(json.dumps(content | changes))
+    return out
+
+
 def test_bos_comes_first_whatever_the_tokenizers_files_say(sparse_files: Path, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "model"
-    checkpoint.mkdir()
-    for source in (sparse_files / "v32").iterdir():
-        (checkpoint / source.name).symlink_to(source)
-    settings = checkpoint / "tokenizer_config.json"
-    stated = json.loads(settings.read_text())
-    settings.unlink()
-    settings.write_text(json.dumps(stated | {"add_bos_token": False}))
+    changes = {"add_bos_token": False}
+    checkpoint = restated(sparse_files / "v32", tmp_path / "model", "tokenizer_config.json", changes)
     verify(checkpoint, sparse_files / "v32-Q8_0.gguf", "--level", "structure")
 
 
@@ -145,6 +150,22 @@ def test_which_layers_of_glm_choose(stated: dict[str, Any], own: str) -> None:
     config = Config({**config_of("glm-dsa", "bundled"), **stated}, Path("config.json"))
     found = model_of_config(config).indexer.own_layers
     assert found == tuple(kind == "F" for kind in own)
+
+
+def test_a_quarter_of_the_layers_of_glm_5_2_choose() -> None:
+    published = {"num_hidden_layers": 78, "index_topk_freq": 4, "index_skip_topk_offset": 3}
+    config = Config(config_of("glm-dsa", "bundled", **published), Path("config.json"))
+    own = model_of_config(config).indexer.own_layers
+    assert [layer for layer, chooses in enumerate(own) if chooses] == [0, 1, *range(2, 78, 4)]
+
+
+def test_a_configuration_that_says_how_the_indexer_rotates_is_believed(sparse_files: Path, tmp_path: Path) -> None:
+    for interleaved, status in ((True, 0), (False, 1)):
+        changes = {"indexer_rope_interleave": interleaved}
+        checkpoint = restated(sparse_files / "glm-dsa", tmp_path / str(interleaved), "config.json", changes)
+        options = "--level", "attention", "--quiet"
+        shown = verify(checkpoint, sparse_files / "glm-dsa-F32.gguf", *options, status=status).output
+        assert ("blk.0.indexer: the tokens are scored otherwise" in shown) == (not interleaved)
 
 
 @pytest.mark.usefixtures("judges")
