@@ -56,9 +56,15 @@ def metadata(config: Config) -> dict[str, Value]:
     return {f"{ARCHITECTURE}.{key}": value for key, value in sparse_values(config).items()}
 
 
-def sparse_values(config: Config) -> dict[str, Value]:
-    """Return the keys of every architecture with this indexer, without its prefix."""
+def sparse_values(config: Config, *, interleaved: bool = False) -> dict[str, Value]:
+    """Return the keys of every architecture with this indexer, without its prefix.
+
+    Whether the indexer rotates neighbouring values has no key: readers know it by the architecture.
+    """
     dims = dimensions(config)
+    if config.flag("indexer_rope_interleave", default=interleaved) != interleaved:
+        what = "is not what readers of this architecture take the indexer to do, and no key can tell them,"
+        raise config.refuse("indexer_rope_interleave", interleaved, not interleaved, what)
     return {
         **deepseek2.common_values(config),
         **prediction.values(config),

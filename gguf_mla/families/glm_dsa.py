@@ -29,17 +29,26 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
 def metadata(config: Config) -> dict[str, Value]:
     """Return the glm-dsa keys; InputError for a configuration that they cannot express."""
     types = array(Kind.BOOL, _own_indexer(config))
-    values = deepseek32.sparse_values(config) | {"attention.indexer.types": types}
+    values = deepseek32.sparse_values(config, interleaved=True) | {"attention.indexer.types": types}
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
 def _own_indexer(config: Config) -> list[bool]:
-    """Return of each layer, but for prediction, whether it has an indexer of its own."""
+    """Return of each layer, but for prediction, whether it has an indexer of its own.
+
+    They are listed, by word or by letter, or every so many layers behind the first few have one.
+    """
     layers = config.positive("num_hidden_layers")
-    kinds = config.content.get("indexer_types") or ["full"] * layers
-    if not isinstance(kinds, list) or set(kinds) - {"full", "shared"} or len(kinds) != layers:
-        raise config.refuse("indexer_types", f'{layers} times "full" or "shared"', kinds)
-    return [kind == "full" for kind in kinds]
+    key = "indexer_types" if config.has("indexer_types") else "index_topk_pattern"
+    if not config.has(key):
+        every, first = max(config.integer("index_topk_freq", 1), 1), config.integer("index_skip_topk_offset", 2)
+        return [max(layer - first + 1, 0) % every == 0 for layer in range(layers)]
+    kinds = config.content[key]
+    full, shared = ("full", "shared") if key == "indexer_types" else ("F", "S")
+    known = isinstance(kinds, (list, str)) and all(kind in (full, shared) for kind in kinds)
+    if not known or len(kinds) != layers or kinds[0] != full:
+        raise config.refuse(key, f'"{full}", then {layers - 1} times "{full}" or "{shared}"', kinds)
+    return [kind == full for kind in kinds]
 
 
 FAMILY = replace(

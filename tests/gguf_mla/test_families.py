@@ -157,5 +157,27 @@ def test_only_some_layers_of_glm_5_2_have_an_indexer() -> None:
     family = family_of(stated)
     assert [layer for layer in range(5) if "indexer" in family.conditions(stated, layer)] == [0, 3, 4]
     assert list(family.metadata(stated)["glm-dsa.attention.indexer.types"].data) == [True, False, False, True]
-    with pytest.raises(InputError, match=r'indexer_types.*expected 4 times "full" or "shared"'):
-        family.metadata(config("glm-dsa", indexer_types=["full"]))
+    for wrong in (["full"], ["shared", "full", "full", "full"], [["full"], 2, 3, 4], 4):
+        with pytest.raises(InputError, match=r'indexer_types.*expected "full", then 3 times "full" or "shared"'):
+            family.metadata(config("glm-dsa", indexer_types=wrong))
+
+
+@pytest.mark.usefixtures("judges")
+@pytest.mark.parametrize(
+    "stated",
+    [{"index_topk_pattern": "FSFS"}, {"index_topk_freq": 2}, {"index_topk_freq": 3, "index_skip_topk_offset": 1}, {}],
+)
+def test_the_layers_with_an_indexer_may_be_stated_otherwise(stated: dict[str, Any]) -> None:
+    from transformers import GlmMoeDsaConfig
+
+    expected = GlmMoeDsaConfig(num_hidden_layers=4, **stated).indexer_types
+    values = family_of(config("glm-dsa")).metadata(config("glm-dsa", **stated))
+    assert list(values["glm-dsa.attention.indexer.types"].data) == [kind == "full" for kind in expected]
+
+
+@pytest.mark.parametrize(("kind", "usual"), [("v32", False), ("glm-dsa", True)])
+def test_an_indexer_that_rotates_otherwise_than_its_readers_is_refused(kind: str, usual: bool) -> None:
+    family = family_of(config(kind))
+    family.metadata(config(kind, indexer_rope_interleave=usual))
+    with pytest.raises(InputError, match="indexer_rope_interleave is not what readers"):
+        family.metadata(config(kind, indexer_rope_interleave=not usual))
