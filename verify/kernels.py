@@ -27,7 +27,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _largest(values: Floats, count: int, found: Numbers) -> None:
+def largest(values: Floats, count: int, found: Numbers) -> None:
     """Write the indices of the `count` largest values, largest first, the lower index first among equals."""
     for place in range(count):
         best = -1
@@ -41,26 +41,43 @@ def _largest(values: Floats, count: int, found: Numbers) -> None:
 
 
 @njit(nogil=True, cache=True)
+def choose_one(
+    select: Floats,
+    groups: int,
+    groups_used: int,
+    by_two: bool,
+    best: Numbers,
+    group_scores: Floats,
+    best_groups: Numbers,
+    allowed: Floats,
+    chosen: Numbers,
+) -> None:
+    """Choose the experts of one token, as `choose` says; best [2], group_scores, best_groups, allowed are scratch."""
+    per_group = select.size // groups
+    for group in range(groups):
+        scores = select[group * per_group : (group + 1) * per_group]
+        largest(scores, 2 if per_group > 1 else 1, best)
+        group_scores[group] = scores[best[0]] + (scores[best[1]] if by_two and per_group > 1 else np.float32(0))
+    largest(group_scores, groups_used, best_groups)
+    allowed[:] = -np.inf
+    for place in range(groups_used):
+        first = best_groups[place] * per_group
+        for expert in range(first, first + per_group):
+            allowed[expert] = select[expert]
+    largest(allowed, chosen.size, chosen)
+
+
+@njit(nogil=True, cache=True)
 def choose(select: Floats, groups: int, groups_used: int, by_two: bool, chosen: Numbers) -> None:
     """Choose the experts of every token: `select` [N, E] are the scores to choose by, `chosen` [N, K] the result.
 
     Only the best `groups_used` of `groups` equal groups may be chosen from; a group counts by the sum of its best two
     experts, or by its best.
     """
-    per_group = select.shape[1] // groups
     group_scores, best_groups = np.empty(groups, np.float32), np.empty(groups_used, np.int64)
-    best = np.empty(2, np.int64)
+    best, allowed = np.empty(2, np.int64), np.empty(select.shape[1], np.float32)
     for token in range(select.shape[0]):
-        for group in range(groups):
-            scores = select[token, group * per_group : (group + 1) * per_group]
-            _largest(scores, min(2, per_group), best)
-            group_scores[group] = scores[best[0]] + (scores[best[1]] if by_two and per_group > 1 else np.float32(0))
-        _largest(group_scores, groups_used, best_groups)
-        allowed = np.full(select.shape[1], -np.inf, np.float32)
-        for place in range(groups_used):
-            first = best_groups[place] * per_group
-            allowed[first : first + per_group] = select[token, first : first + per_group]
-        _largest(allowed, chosen.shape[1], chosen[token])
+        choose_one(select[token], groups, groups_used, by_two, best, group_scores, best_groups, allowed, chosen[token])
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})

@@ -1,0 +1,23 @@
+"""Attention, rotation, routing and the sparse indexer on a GPU, each equal to its CPU form within float32's rounding.
+
+Importing this costs nothing; numba is imported when a GPU is asked for. docs/gpu-attention.md says how it works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from verify.attention import Form
+
+
+def forms() -> Mapping[str, Form]:
+    """Return the forms of attention that a GPU computes, by name; MachineError without one."""
+    from verify.cuda.device import require  # noqa: PLC0415 - numba, 0.3 s
+
+    require()
+    from verify.cuda.attention import FORMS  # noqa: PLC0415 - numba
+
+    return FORMS

@@ -1,0 +1,30 @@
+"""The GPU itself: whether there is one, and what its failures mean to the user."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from numba import cuda
+from numba.cuda.cudadrv.driver import CudaAPIError
+
+from gguf_mla.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def require() -> None:
+    """Raise MachineError unless there is a GPU, or numba's simulator in its place."""
+    if not cuda.is_available():
+        raise MachineError("no CUDA device can be used here", remedy="Use --device cpu: it computes the same")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn a failure of the GPU, its memory first of all, into a MachineError."""
+    try:
+        yield
+    except CudaAPIError as error:
+        remedy = "Use a GPU with more free memory, a shorter --context, or --device cpu"
+        raise MachineError("the GPU failed", found=error, remedy=remedy) from error
