@@ -168,7 +168,10 @@ def add_up(partial: Any, weights: Any, first_seen: int, per_token: int, first: i
 
 
 def soften(weights: Any, largest: Any, total: Any, shrink: Any) -> None:
-    """Turn the scores of a tile into weights against the largest score so far; a thread per query row."""
+    """Turn the scores of a tile into weights against the largest score so far; a thread per query row.
+
+    What is not seen weighs nothing; NaN weighs NaN, so that it shows.
+    """
     row = cuda.threadIdx.x
     if row < QUERIES:
         peak = largest[row]
@@ -178,7 +181,7 @@ def soften(weights: Any, largest: Any, total: Any, shrink: Any) -> None:
         added = float32(0)
         for token in range(TOKENS):
             score = weights[row, token]
-            weight = float32(math.exp(score - peak)) if score > -math.inf else float32(0)
+            weight = float32(0) if score == -math.inf else float32(math.exp(score - peak))
             weights[row, token] = weight
             added += weight
         total[row] = total[row] * shrink[row] + added
@@ -239,6 +242,7 @@ def attend(
     if cuda.threadIdx.x < QUERIES:
         largest[cuda.threadIdx.x] = float32(-math.inf)
         total[cuda.threadIdx.x] = float32(0)
+    cuda.syncthreads()  # a part without tokens comes to no other barrier
     count, part, parts = out.shape[2], cuda.blockIdx.y, cuda.gridDim.y
     tiles = (count + QUERIES - 1) // QUERIES
     request, first = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles * QUERIES
@@ -271,14 +275,14 @@ def combine(out: Any, lse: Any, combined: Any, combined_lse: Any) -> None:
         peak = greater(peak, lse[part, row])
     total = float32(0)
     for part in range(lse.shape[0]):
-        if lse[part, row] > -math.inf:
+        if lse[part, row] != -math.inf:
             total += float32(math.exp(lse[part, row] - peak))
     empty = total == float32(0)
     total = float32(1) if empty else total
     for col in range(cuda.threadIdx.x, out.shape[2], cuda.blockDim.x):
         mean = float32(0)
         for part in range(lse.shape[0]):
-            if lse[part, row] > -math.inf:
+            if lse[part, row] != -math.inf:
                 mean += float32(math.exp(lse[part, row] - peak)) * out[part, row, col]
         combined[row, col] = mean / total
     if cuda.threadIdx.x == 0:
@@ -299,7 +303,12 @@ def kernel(row: Row, tile: Tile) -> Any:
     return compiled(function(row, tile), REGISTERS)
 
 
+def combine_function() -> Any:
+    """Return the function of the kernel that puts parts together."""
+    return specialise(combine, (greater,))
+
+
 @functools.cache
 def combiner() -> Any:
     """Return the kernel that puts parts together."""
-    return compiled(specialise(combine, (greater,)))
+    return compiled(combine_function())

@@ -103,7 +103,7 @@ def weigh(products: Any, weights: Any, first: int, total: Any) -> None:
     for i in range(MICRO):
         weight = weights[head + i] if head + i < weights.shape[0] else float32(0)
         for j in range(MICRO):
-            if products[i, j] > float32(0):
+            if not products[i, j] <= float32(0):  # NaN, too, so that it shows
                 total[j] += weight * products[i, j]
             products[i, j] = float32(0)
 
@@ -298,7 +298,8 @@ def top_k(values: Floats, count: int, threads: int = DIGITS) -> tuple[Numbers, N
     """Return the places of the `count` largest of every row's scores [T, S], in order, and how many there are.
 
     Row t sees the first S-T+t+1 scores; of equal ones the first are taken. Places are int64 [T, min(count, S)], -1
-    where a row sees fewer; numbers int64 [T]. Exact: a radix selection on the bits of the scores.
+    where a row sees fewer; numbers int64 [T]. Exact: a radix selection on the bits of the
+    scores, for which NaN is the largest number.
     """
     queries, cached = values.shape
     chosen, counts = cuda.device_array((queries, min(count, cached)), np.int64), cuda.device_array(queries, np.int64)

@@ -20,8 +20,8 @@ def lesser(a: Any, b: Any) -> Any:
 
 
 def greater(a: Any, b: Any) -> Any:
-    """Return the greater of two numbers."""
-    return a if a > b else b  # noqa: FURB136 - likewise
+    """Return the greater of two numbers, the first where the second is NaN."""
+    return b if b > a else a  # noqa: FURB136 - likewise
 
 
 def specialise(kernel: Text, helpers: tuple[Text, ...] = (), names: Mapping[str, Any] | None = None) -> Text:

@@ -1,0 +1,258 @@
+"""What the CUDA kernels compute, in numba's simulator or on a GPU, for `test_cuda` to judge.
+
+Run as `python -m tests.verify.cuda_cases OUT.npz`. Every array that a kernel writes, and in the simulator its shared
+and local memory too, is full of NaN or nonsense before.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verify.attention import Inputs, Pages, RowLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Arrays = dict[str, np.ndarray]
+
+NOPE, ROPE, VALUE, RANK = 8, 6, 11, 30  # no multiple of a tile's columns, as 512 is
+SCALE = (NOPE + ROPE) ** -0.5
+SHAPES = [(1, 1), (5, 5), (3, 21)]  # queries, cached tokens
+FORMS = ["cuda-vanilla", "cuda-absorbed", "cuda-paged"]
+LENGTHS = [1, 9, 40, 0, 5]
+DECODES = [(1, 1), (3, 3), (16, 2)]  # page size, parts of the cache
+PIECES = {
+    "small": (5, 6, 10, 13),
+    "one query": (1, 4, 8, 8),
+    "many heads": (9, 20, 8, 9),
+    "real": (1, 40, 40, 20),
+}  # T H D S
+WANTED = [1, 7, 45, 60]
+ROUTINGS = {"V3": (4, 2, True), "V2": (4, 2, False), "no groups": (1, 1, True), "groups of one": (16, 5, True)}
+
+
+def bell(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def inputs(queries: int, cached: int, heads: int = 3) -> Inputs:
+    spread = np.float32(RANK**-0.5)
+    return Inputs(
+        bell(1, queries, heads, NOPE),
+        bell(2, queries, heads, ROPE),
+        bell(3, cached, RANK),
+        bell(4, cached, ROPE),
+        bell(5, heads, RANK, NOPE) * spread,
+        bell(6, heads, VALUE, RANK) * spread,
+        SCALE,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests over one paged cache, whose pages lie mixed and hold NaN where no token is."""
+
+    q_latent: np.ndarray
+    q_pe: np.ndarray
+    pages: Pages
+    rows: list[np.ndarray]
+
+
+def batch(page_size: int, layout: RowLayout, heads: int = 5, lengths: list[int] = LENGTHS) -> Batch:
+    counts = [-(-length // page_size) for length in lengths]
+    order = np.random.default_rng(7).permutation(sum(counts) + 1)[: sum(counts)]
+    data = np.full((sum(counts) + 1, page_size, layout.rank + layout.rope), np.nan, np.float32)
+    indptr = np.cumsum([0, *counts])
+    rows = [bell(8 + number, length, layout.rank + layout.rope) for number, length in enumerate(lengths)]
+    for number, own in enumerate(rows):
+        for page, place in enumerate(order[indptr[number] : indptr[number + 1]]):
+            piece = own[page * page_size : (page + 1) * page_size]
+            data[place, : len(piece)] = piece
+    pages = Pages(data, indptr, order.astype(np.int64), np.array(lengths))
+    return Batch(bell(9, len(lengths), heads, layout.rank), bell(10, len(lengths), heads, layout.rope), pages, rows)
+
+
+def chosen_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Rows for 4 queries to attend to, of 21: sorted, and nonsense behind the last of each."""
+    counts = np.array([1, 6, 9, 4])
+    chosen = np.full((4, 9), -(1 << 40))
+    for query, count in enumerate(counts):
+        chosen[query, :count] = np.sort(np.random.default_rng(query).permutation(21)[:count])
+    return chosen, counts
+
+
+def indexed(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    queries, heads, size, cached = PIECES[name]
+    return bell(11, queries, heads, size), bell(12, cached, size), bell(13, queries, heads)
+
+
+def scored() -> np.ndarray:
+    """Scores [10, 45] with everything that sorting could get wrong."""
+    rng = np.random.default_rng(14)
+    rows = bell(15, 10, 45)
+    rows[0] = np.float32(-0.0)
+    rows[1] = rng.integers(-2, 3, 45)
+    rows[2] = np.where(rng.random(45) < 0.5, 0.0, -0.0)
+    rows[3] = np.where(rng.random(45) < 0.3, np.inf, rows[3])
+    rows[4] = np.where(rng.random(45) < 0.5, -np.inf, rows[4])
+    rows[5] *= np.float32(1e-45 / np.abs(rows[5]).max() * 50)
+    rows[6] = -np.abs(rows[6])
+    rows[7] = 1 + rng.integers(0, 8, 45) * np.float32(2**-23)
+    rows[8] = np.maximum(rows[8], 0) * np.where(rng.random(45) < 0.5, 1, -1)
+    return rows
+
+
+def experts() -> np.ndarray:
+    """Scores [6, 16] to choose experts by, half of them with ties."""
+    scores = bell(16, 6, 16)
+    scores[::2] = np.round(scores[::2])
+    return scores
+
+
+def compute() -> Iterator[tuple[str, np.ndarray]]:
+    yield from attended()
+    yield from real_tiles()
+    yield from pointwise()
+    yield from sparse()
+    yield from measured()
+
+
+def small_tile() -> Any:
+    from verify.cuda.attend import Tile
+
+    return Tile(queries=8, tokens=4, threads=16, columns=4)
+
+
+def attended() -> Iterator[tuple[str, np.ndarray]]:
+    from verify.cuda import attention, forms
+
+    small = small_tile()
+    layouts = {False: RowLayout(RANK, ROPE), True: RowLayout(RANK, ROPE, pe_first=True)}
+    for queries, cached in SHAPES:
+        for name in FORMS:
+            run: Any = forms()[name]
+            yield f"{name} {queries} {cached}", run(inputs(queries, cached), small)
+    for page_size, parts in DECODES:
+        layout = layouts[page_size == 3]
+        b = batch(page_size, layout)
+        out, lse = attention.decode_paged(
+            b.q_latent, b.q_pe, b.pages, SCALE, pe_first=layout.pe_first, parts=parts, tile=small
+        )
+        yield f"decode {page_size}", out
+        yield f"lse {page_size}", lse
+    x = inputs(6, 21)
+    rows, queries = layouts[True].join(x.latent, x.k_pe), bell(17, 6, 3, RANK + ROPE)
+    yield "attend in parts", attention.attend(queries, rows, layouts[True], SCALE, parts=3, tile=small)
+    chosen, counts = chosen_rows()
+    out, lse = attention.attend_chosen(queries[:4], rows, layouts[True], chosen, counts, SCALE, tile=small)
+    yield "chosen", out
+    yield "chosen lse", lse
+    rows[13, 8] = np.nan
+    yield "with NaN", attention.attend(queries, rows, layouts[True], SCALE, parts=3, tile=small)
+
+
+def real_tiles() -> Iterator[tuple[str, np.ndarray]]:
+    """The tiles of a GPU, with all their threads."""
+    from verify.cuda import attention
+    from verify.cuda.attend import EXPANDED, LATENT, NARROW
+
+    for name, heads, tile in (("LATENT", 33, LATENT), ("NARROW", 9, NARROW)):
+        b = batch(4, RowLayout(RANK, ROPE), heads, [10])
+        yield name, attention.decode_paged(b.q_latent, b.q_pe, b.pages, SCALE, tile=tile)[0]
+    yield "EXPANDED", attention.vanilla(inputs(5, 21, 1), EXPANDED)
+
+
+def pointwise() -> Iterator[tuple[str, np.ndarray]]:
+    from verify.cuda import pointwise
+
+    cos, sin = bell(18, 5, 4), bell(19, 5, 4)
+    for halves in (False, True):
+        x = bell(20, 5, 3, 12)
+        pointwise.rotate(x[..., :8], cos, sin, halves=halves)
+        yield f"rope {halves}", x
+    for name, (groups, used, by_two) in ROUTINGS.items():
+        chosen = np.full((6, 5), -1)
+        pointwise.choose(experts(), groups, used, by_two, chosen)
+        yield f"routing {name}", chosen
+
+
+def sparse() -> Iterator[tuple[str, np.ndarray]]:
+    from verify.cuda import indexer
+
+    for size in (2, 8, 128):
+        yield f"hadamard {size}", indexer.hadamard(bell(21, 2, 1, size))
+    small = indexer.Piece(heads=8, tokens=8, depth=4)
+    for name in PIECES:
+        yield f"scores {name}", indexer.scores(*indexed(name), indexer.PIECE if name == "real" else small)
+    for count in WANTED:
+        chosen, counts = indexer.top_k(scored(), count, threads=8)
+        yield f"best {count}", chosen
+        yield f"counts {count}", counts
+
+
+def measured() -> Iterator[tuple[str, np.ndarray]]:
+    from verify.cost import Heads
+    from verify.cuda import attention, bench
+
+    bench.COPIED = 1 << 10
+    attention.tile_for = lambda _row, _count: small_tile()  # a tenth of the threads to simulate
+    tiny = Heads(heads=2, nope=4, rope=2, value=3, rank=6)
+    lines = list(bench.lines(tiny, batch=2, cached=5, queries=3, bounds=bench.Peak(1e9, 1e9), repeats=1))
+    yield "bench names", np.array([line.name for line in lines])
+    yield "bench costs", np.array([(line.cost.operations, line.cost.nbytes) for line in lines])
+
+
+def poison() -> None:
+    """Fill what kernels write to with NaN or nonsense."""
+    from numba import config, cuda
+
+    cuda.device_array = lambda shape, dtype: cuda.to_device(nonsense(shape, dtype))
+    if config.ENABLE_CUDASIM:
+        from numba.cuda.simulator import kernelapi
+
+        sys.setswitchinterval(5e-4)  # a thread that waits for the others spins meanwhile
+        kernelapi.FakeCUDALocal.array = lambda _self, shape, dtype: nonsense(shape, numpy_dtype(dtype))
+        kernelapi.FakeCUDAShared.array = shared_array
+
+
+def nonsense(shape: Any, dtype: Any) -> np.ndarray:
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 99, dtype)
+
+
+def numpy_dtype(kind: Any) -> np.dtype:
+    from numba.np.numpy_support import as_dtype
+
+    return as_dtype(kind)
+
+
+LOCK = threading.Lock()
+
+
+def shared_array(self: Any, shape: Any, dtype: Any) -> np.ndarray:
+    """The simulator's own may hand out two arrays for one: its threads look and then allocate without a lock."""
+    caller = sys._getframe(1)
+    place = caller.f_code, caller.f_lineno
+    with LOCK:
+        if place not in self._allocations:
+            self._allocations[place] = nonsense(shape, numpy_dtype(dtype))
+        return self._allocations[place]
+
+
+if __name__ == "__main__":
+    import time
+    import warnings
+
+    warnings.filterwarnings("error")
+    warnings.filterwarnings("ignore", message="Simulator timings are bogus")
+    poison()
+    found = {}
+    begin = time.monotonic()
+    for name, array in compute():
+        found[name] = array
+        print(f"{time.monotonic() - begin:6.2f} {name}", file=sys.stderr)
+    np.savez(sys.argv[1], **found)

@@ -1,0 +1,313 @@
+"""The CUDA kernels: equal to the CPU's in numba's simulator, and on a GPU where there is one; real sizes as PTX.
+
+Tolerances. A sum of n products in float32 strays by about √n · 2^-24 of the size of its terms, whatever the order; here
+the CPU adds in another order than the kernels, or in float64. Attention has two such sums, of the score and of the
+values, and an exponential between them that multiplies the score's error by at most the score, a few: 4√n · 2^-24.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from gguf_mla.errors import InputError, MachineError
+from tests.gguf_mla.test_lanes_cuda import nvvm
+from tests.support.hub import REPOSITORY
+from tests.verify import cuda_cases as cases
+from verify import attention, kernels
+from verify.attention import RowLayout
+from verify.cuda import attend, bench, forms, indexer, pointwise
+from verify.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
+from verify.measures import agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+EPS = 2.0**-24
+DEEPSEEK, PE_FIRST = Row(576, 576, 0, 512), Row(576, 576, 64, 512)
+HEADS = Row(320, 192, 192, 128)
+GLM = Row(512, 256, 256, 256)  # GLM-4.7-Flash's heads: 192 + 64 and 256
+REAL = [(DEEPSEEK, LATENT), (PE_FIRST, LATENT), (DEEPSEEK, NARROW), (HEADS, EXPANDED)]
+
+
+def gpu() -> bool:
+    from numba import cuda
+
+    return bool(cuda.is_available())
+
+
+@pytest.fixture(scope="module", params=["simulator", "gpu"] if gpu() else ["simulator"])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What the kernels computed, by the name of the case."""
+    path = tmp_path_factory.mktemp("cuda") / "found.npz"
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1" if request.param == "simulator" else "0"}
+    subprocess.run([sys.executable, "-m", cases.__name__, path], env=environment, cwd=REPOSITORY, check=True)
+    return dict(np.load(path))
+
+
+def definition(
+    queries: np.ndarray, rows: np.ndarray, values: np.ndarray, scale: float = cases.SCALE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attention in float64: queries [H, d] over rows [S, d] and values [S, v]; [H, v] and log-sum-exp [H]."""
+    scores = queries.astype(np.float64) @ rows.T.astype(np.float64) * scale
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    total = weights.sum(axis=1, keepdims=True)
+    return weights @ values / total, scores.max(axis=1) + np.log(total[:, 0])
+
+
+def close(found: np.ndarray, expected: np.ndarray, terms: int) -> None:
+    measured = agreement(found, expected)
+    assert found.shape == expected.shape
+    assert measured.wmape <= 4 * terms**0.5 * EPS, measured
+
+
+@pytest.mark.parametrize("shape", cases.SHAPES, ids=lambda shape: f"T{shape[0]}-S{shape[1]}")
+@pytest.mark.parametrize("name", cases.FORMS)
+def test_forms_are_those_of_the_cpu(name: str, shape: tuple[int, int], found: dict[str, np.ndarray]) -> None:
+    expected = attention.FORMS[name.removeprefix("cuda-")](cases.inputs(*shape))
+    close(found[f"{name} {shape[0]} {shape[1]}"], expected, cases.RANK + cases.ROPE + shape[1])
+
+
+@pytest.mark.parametrize("page_size", [page_size for page_size, _ in cases.DECODES])
+def test_paged_decoding_of_a_ragged_batch_in_parts(page_size: int, found: dict[str, np.ndarray]) -> None:
+    layout = RowLayout(cases.RANK, cases.ROPE, pe_first=page_size == 3)
+    b = cases.batch(page_size, layout)
+    queries = layout.join(b.q_latent, b.q_pe)
+    for number, rows in enumerate(b.rows):
+        out, lse = found[f"decode {page_size}"][number], found[f"lse {page_size}"][number]
+        if not len(rows):
+            assert not out.any()
+            assert (lse == -np.inf).all()
+            continue
+        expected, expected_lse = definition(queries[number], rows, rows[:, layout.latent])
+        close(out, expected, layout.rank + layout.rope + len(rows))
+        close(lse, expected_lse, layout.rank + layout.rope + len(rows))
+
+
+def test_paged_decoding_is_the_cpus(found: dict[str, np.ndarray]) -> None:
+    b = cases.batch(16, RowLayout(cases.RANK, cases.ROPE))
+    out, lse = attention.decode_paged(b.q_latent, b.q_pe, b.pages, cases.SCALE)
+    full = b.pages.lengths > 0
+    close(found["decode 16"][full], out[full], cases.RANK + cases.ROPE + max(cases.LENGTHS))
+    close(found["lse 16"][full], lse[full], cases.RANK + cases.ROPE + max(cases.LENGTHS))
+
+
+def test_some_queries_see_nothing_of_later_parts(found: dict[str, np.ndarray]) -> None:
+    layout, x = RowLayout(cases.RANK, cases.ROPE, pe_first=True), cases.inputs(6, 21)
+    rows, queries = layout.join(x.latent, x.k_pe), cases.bell(17, 6, 3, cases.RANK + cases.ROPE)
+    expected = attention.attend(queries, rows, layout, cases.SCALE)
+    close(found["attend in parts"], expected, cases.RANK + cases.ROPE + 21)
+
+
+def test_nan_shows_where_it_is_seen(found: dict[str, np.ndarray]) -> None:
+    # row 13 of 21 holds one: of 6 queries, the last 6 tokens, all see it
+    assert np.isnan(found["with NaN"]).all()
+
+
+def test_sparse_attention_sees_the_chosen_rows_only(found: dict[str, np.ndarray]) -> None:
+    layout, x = RowLayout(cases.RANK, cases.ROPE, pe_first=True), cases.inputs(6, 21)
+    rows, queries = layout.join(x.latent, x.k_pe), cases.bell(17, 6, 3, cases.RANK + cases.ROPE)
+    for query, (chosen, count) in enumerate(zip(*cases.chosen_rows(), strict=True)):
+        own = rows[chosen[:count]]
+        expected, lse = definition(queries[query], own, own[:, layout.latent])
+        close(found["chosen"][query], expected, rows.shape[1] + count)
+        close(found["chosen lse"][query], lse, rows.shape[1] + count)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("LATENT", 33), ("NARROW", 9)])
+def test_tiles_of_a_gpu_share_rows(name: str, heads: int, found: dict[str, np.ndarray]) -> None:
+    layout = RowLayout(cases.RANK, cases.ROPE)
+    b = cases.batch(4, layout, heads, [10])
+    expected, _ = definition(layout.join(b.q_latent, b.q_pe)[0], b.rows[0], b.rows[0][:, layout.latent])
+    close(found[name][0], expected, cases.RANK + cases.ROPE + 10)
+
+
+def test_tile_of_a_gpu_for_expanded_heads(found: dict[str, np.ndarray]) -> None:
+    close(found["EXPANDED"], attention.vanilla(cases.inputs(5, 21, 1)), cases.NOPE + cases.ROPE + 21)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_rope_turns_pairs_or_halves_and_nothing_else(halves: bool, found: dict[str, np.ndarray]) -> None:
+    x, cos, sin = cases.bell(20, 5, 3, 12), cases.bell(18, 5, 4), cases.bell(19, 5, 4)
+    turned = np.ascontiguousarray(x[..., :8])
+    if halves:
+        turned = np.ascontiguousarray(turned.reshape(5, 3, 2, 4).swapaxes(2, 3).reshape(5, 3, 8))
+    kernels.rotate(turned, cos, sin)
+    if halves:
+        turned = turned.reshape(5, 3, 4, 2).swapaxes(2, 3).reshape(5, 3, 8)
+    result = found[f"rope {halves}"]
+    np.testing.assert_array_equal(result[..., 8:], x[..., 8:])
+    # A GPU may round a·b - c·d once where the CPU rounds twice: half a step of each product.
+    limit = EPS * np.abs(x).max() * max(np.abs(cos).max(), np.abs(sin).max()) * 2
+    np.testing.assert_allclose(result[..., :8], turned, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", cases.ROUTINGS)
+def test_routing_is_the_cpus_with_ties(name: str, found: dict[str, np.ndarray]) -> None:
+    expected = np.full((6, 5), -1)
+    kernels.choose(cases.experts(), *cases.ROUTINGS[name], expected)
+    np.testing.assert_array_equal(found[f"routing {name}"], expected)
+
+
+@pytest.mark.parametrize("size", [2, 8, 128])
+def test_hadamard_transform_is_orthonormal_in_sylvesters_order(size: int, found: dict[str, np.ndarray]) -> None:
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.kron(np.array([[1, 1], [1, -1]]), matrix)
+    x = cases.bell(21, 2, 1, size)
+    # log2(size) additions and a multiplication, each rounded to 2^-24 of at most the row's largest sum
+    np.testing.assert_allclose(
+        found[f"hadamard {size}"], x @ matrix / size**0.5, rtol=0, atol=8 * EPS * np.abs(x).sum() / size**0.5
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 4096])
+def test_hadamard_transform_needs_a_power_of_two(size: int) -> None:
+    with pytest.raises(InputError, match=f"a power of two up to 2048, found {size}"):
+        indexer.hadamard(np.ones((2, size), np.float32))
+
+
+@pytest.mark.parametrize("name", cases.PIECES)
+def test_indexer_scores(name: str, found: dict[str, np.ndarray]) -> None:
+    q, k, weights = (x.astype(np.float64) for x in cases.indexed(name))
+    expected = np.einsum("ths,th->ts", np.maximum(np.einsum("thd,sd->ths", q, k), 0), weights)
+    seen = np.arange(len(k)) <= np.arange(len(q))[:, None] + len(k) - len(q)
+    result = found[f"scores {name}"]
+    assert (result[~seen] == -np.inf).all()
+    # terms of both signs cancel: what rounding is measured against is the sum of their sizes
+    sizes = np.einsum("ths,th->ts", np.einsum("thd,sd->ths", np.abs(q), np.abs(k)), np.abs(weights))
+    assert (np.abs(result - expected)[seen] <= (q.shape[1] * q.shape[2]) ** 0.5 * EPS * sizes[seen]).all()
+
+
+@pytest.mark.parametrize("count", cases.WANTED)
+def test_the_best_are_chosen_exactly_and_the_first_of_equals(count: int, found: dict[str, np.ndarray]) -> None:
+    scores = cases.scored()
+    chosen, counts = found[f"best {count}"], found[f"counts {count}"]
+    assert chosen.shape == (10, min(count, 45))
+    for query, row in enumerate(scores):
+        seen = 45 - 10 + query + 1
+        best = np.sort(np.argsort(-row[:seen], kind="stable")[:count])
+        assert counts[query] == len(best)
+        np.testing.assert_array_equal(chosen[query, : len(best)], best)
+        assert (chosen[query, len(best) :] == -1).all()
+
+
+def test_benchmark_counts_what_has_to_be_done(found: dict[str, np.ndarray]) -> None:
+    assert found["bench names"].tolist() == ["copy", "paged decode", "prefill, vanilla", "prefill, absorbed"]
+    heads, key, value, nope, v = 2, 8, 6, 6, 3
+    seen = 1 + 2 + 3  # by the queries of the prefill, together
+    decode = 2 * 2 * heads * 5 * (key + value), 4 * (2 * heads * (key + value) + 2 * 5 * key)
+    vanilla = 2 * heads * seen * (nope + v), 4 * (heads * 3 * (nope + v) + heads * 3 * (nope + v))
+    absorbed = 2 * heads * seen * (key + value), 4 * (heads * 3 * (key + value) + 3 * key)
+    np.testing.assert_array_equal(found["bench costs"], [(0, 2048), decode, vanilla, absorbed])
+
+
+@pytest.mark.parametrize("tile", [LATENT, NARROW, EXPANDED, cases.small_tile()], ids=repr)
+def test_a_tile_uses_all_its_threads(tile: Tile) -> None:
+    for size in (tile.queries, tile.tokens):
+        assert size % MICRO == 0
+    for share in (tile.tokens, tile.columns, tile.queries * tile.tokens // MICRO**2):
+        assert tile.threads % share == 0
+    assert tile.queries * tile.columns % tile.threads == 0
+    assert tile.queries <= tile.threads  # one for every query row's softmax
+
+
+@pytest.mark.parametrize(
+    ("row", "count", "tile"),
+    [
+        (DEEPSEEK, 128, LATENT),
+        (DEEPSEEK, 16, NARROW),
+        (PE_FIRST, 64, LATENT),
+        (HEADS, 1, EXPANDED),
+        (GLM, 4096, LATENT),
+    ],
+)
+def test_real_rows_fit_in_shared_memory(row: Row, count: int, tile: Tile) -> None:
+    assert tile_for(row, count) is tile
+    assert tile.shared_bytes(row) <= SHARED
+    assert tile.padded(row) == row.width
+
+
+def test_rows_that_fit_no_gpu_are_refused() -> None:
+    with pytest.raises(InputError, match=r"a cached row does not fit a GPU's shared memory.*found 2048"):
+        tile_for(Row(2048, 2048, 0, 2000), 128)
+
+
+def ptx_of(function: Any, signature: tuple[Any, ...], capability: tuple[int, int]) -> str:
+    from numba import cuda
+
+    text: str = cuda.compile_ptx(function, signature, cc=capability)[0]
+    return text
+
+
+def kernels_of_a_gpu(left_out: list[tuple[Row, Tile]]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Every kernel at DeepSeek's sizes: its function and the types of its arguments."""
+    from numba import boolean, float32, int64, types, uint32
+
+    def array(kind: Any, dimensions: int) -> Any:
+        return types.Array(kind, dimensions, "C")
+
+    f1, f2, f3, f4 = (array(float32, dimensions) for dimensions in (1, 2, 3, 4))
+    i1, i2 = array(int64, 1), array(int64, 2)
+    attention_types = (f1, f3, i1, i1, i1, int64, float32, f4, f3)
+    attending = {
+        f"{row} {tile}": (attend.function(row, tile), attention_types)
+        for row, tile in REAL
+        if (row, tile) not in left_out
+    }
+    return attending | {
+        "combine": (attend.combine_function(), (f3, f2, f2, f1)),
+        "rope": (pointwise.rotate_pairs, (f3, f2, f2, int64, int64)),
+        "routing": (pointwise.choose_function(), (f2, int64, int64, boolean, f2, i2, f2, i2)),
+        "hadamard": (indexer.transform_function(128), (f2,)),
+        "scores": (indexer.score_function(indexer.PIECE), (f3, f2, f2, f2)),
+        "top k": (indexer.select_function(indexer.DIGITS), (array(uint32, 2), int64, i2, i1)),
+    }
+
+
+@pytest.mark.skipif(not nvvm(), reason="needs NVVM to compile for a GPU")
+@pytest.mark.parametrize(("capability", "left_out"), [((9, 0), ()), ((8, 0), REAL[1:3])], ids=["sm_90", "sm_80"])
+def test_real_sizes_compile_for_a_gpu(
+    capability: tuple[int, int],
+    left_out: list[tuple[Row, Tile]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from numba.cuda import dispatcher
+
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=capability))
+    expected = {f"{row} {tile}": tile.shared_bytes(row) for row, tile in REAL}
+    for name, (function, signature) in kernels_of_a_gpu(left_out).items():
+        ptx = ptx_of(function, signature, capability)
+        assert ".f64" not in ptx, name  # a constant in double precision would make a GPU compute in it
+        shared = sum(int(size) for size in re.findall(r"\.shared .*\[(\d+)\]", ptx))
+        assert shared <= SHARED, name
+        if name in expected:
+            assert shared == expected[name]
+            assert "__local_depot" not in ptx, name  # sums that are not registers
+        assemble(ptx, capability, tmp_path)
+
+
+def assemble(ptx: str, capability: tuple[int, int], folder: Path) -> None:
+    """Make machine code of PTX where the CUDA toolkit is there."""
+    if assembler := shutil.which("ptxas"):
+        source = folder / "kernel.ptx"
+        source.write_text(ptx)
+        options = [f"-arch=sm_{capability[0]}{capability[1]}", f"-maxrregcount={attend.REGISTERS}"]
+        subprocess.run([assembler, *options, source, "-o", folder / "kernel.cubin"], check=True)
+
+
+@pytest.mark.parametrize("ask", [forms, lambda: list(bench.lines())])
+@pytest.mark.skipif("gpu()", reason="there is a GPU")
+def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
+    with pytest.raises(MachineError, match=r"no CUDA device can be used here.*--device cpu"):
+        ask()
