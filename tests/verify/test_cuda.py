@@ -203,12 +203,21 @@ def test_the_best_are_chosen_exactly_and_the_first_of_equals(count: int, found: 
 
 def test_benchmark_counts_what_has_to_be_done(found: dict[str, np.ndarray]) -> None:
     assert found["bench names"].tolist() == ["copy", "paged decode", "prefill, vanilla", "prefill, absorbed"]
+    assert " ".join(found["bench table"]).endswith("slow 500.000 4 25% 6.00 100%")
     heads, key, value, nope, v = 2, 8, 6, 6, 3
     seen = 1 + 2 + 3  # by the queries of the prefill, together
     decode = 2 * 2 * heads * 5 * (key + value), 4 * (2 * heads * (key + value) + 2 * 5 * key)
     vanilla = 2 * heads * seen * (nope + v), 4 * (heads * 3 * (nope + v) + heads * 3 * (nope + v))
     absorbed = 2 * heads * seen * (key + value), 4 * (heads * 3 * (key + value) + 3 * key)
     np.testing.assert_array_equal(found["bench costs"], [(0, 2048), decode, vanilla, absorbed])
+
+
+def test_bounds_of_an_h100_are_its_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"CLOCK_RATE": 1_980_000, "MEMORY_CLOCK_RATE": 2_619_000}  # kHz
+    sizes = {"MULTIPROCESSOR_COUNT": 132, "GLOBAL_MEMORY_BUS_WIDTH": 5120, "compute_capability": (9, 0)}
+    monkeypatch.setattr(bench.cuda, "get_current_device", lambda: SimpleNamespace(**clocks, **sizes))
+    assert bench.peak().nbytes == pytest.approx(3.35e12, rel=0.01)
+    assert bench.peak().operations == pytest.approx(67e12, rel=0.01)
 
 
 @pytest.mark.parametrize("tile", [LATENT, NARROW, EXPANDED, cases.small_tile()], ids=repr)

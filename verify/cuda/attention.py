@@ -14,7 +14,7 @@ from numba import cuda
 from verify.attention import Inputs, Pages, RowLayout, absorb, expand, prefixes
 from verify.cuda import attend as kernels
 from verify.cuda.attend import Row, Tile, tile_for
-from verify.cuda.device import explained
+from verify.cuda.device import explained, sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,13 +48,9 @@ class Work:
     def sent(cls, row: Row, queries: Floats, pages: Pages, per_token: int, scale: float) -> Work:
         """Copy everything to the device."""
         return cls(
-            row, _sent(queries), _sent(pages.data), _sent(pages.indptr), _sent(pages.indices), _sent(pages.lengths),
+            row, sent(queries), sent(pages.data), sent(pages.indptr), sent(pages.indices), sent(pages.lengths),
             per_token, scale,
         )  # fmt: skip
-
-
-def _sent(array: Any) -> Any:
-    return cuda.to_device(np.ascontiguousarray(array))
 
 
 def parts_for(blocks: int, longest: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda
 
+from gguf_mla import tables
 from verify.attention import Pages, RowLayout
 from verify.cost import VALUE_BYTES, Cost, Heads
 from verify.cuda.attend import Row
@@ -21,7 +22,7 @@ from verify.cuda.attention import Work, parts_of, prepare, row_of
 from verify.cuda.device import explained, require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 REPEATS = 10
 COPIED = 1 << 28  # bytes of the copy that memory is measured with
@@ -41,7 +42,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Line:
-    """One kernel: what it had to do, how long it took, and what part of either bound that is."""
+    """One kernel: what it had to do, how long it took, and what part of the time either bound alone would take."""
 
     name: str
     cost: Cost
@@ -86,6 +87,19 @@ def lines(
 def _attention(name: str, work: Work, bounds: Peak, repeats: int) -> Line:
     run, _, _ = prepare(work, parts_of(work))
     return _line(name, _cost(work), _seconds(run, repeats), bounds)
+
+
+def text(found: Iterable[Line]) -> str:
+    """Return lines as a table."""
+    columns = ("kernel", "ms", "GB/s", "of memory", "TFLOP/s", "of arithmetic")
+    return tables.table(columns, map(_row, found), right=",".join(columns[1:]))
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    per_second = 1 / line.seconds if line.seconds else 0.0
+    moved, computed = line.cost.nbytes / 1e9 * per_second, line.cost.operations / 1e12 * per_second
+    shares = f"{line.of_bytes:.0%}", f"{line.of_operations:.0%}"
+    return line.name, f"{line.seconds * 1e3:.3f}", f"{moved:.0f}", shares[0], f"{computed:.2f}", shares[1]
 
 
 def _copy(bounds: Peak, repeats: int) -> Line:

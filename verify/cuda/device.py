@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numba import cuda
 from numba.cuda.cudadrv.driver import CudaAPIError
 
@@ -18,6 +19,11 @@ def require() -> None:
     """Raise MachineError unless there is a GPU, or numba's simulator in its place."""
     if not cuda.is_available():
         raise MachineError("no CUDA device can be used here", remedy="Use --device cpu: it computes the same")
+
+
+def sent(array: Any) -> Any:
+    """Return a copy of a host array on the device, C-contiguous."""
+    return cuda.to_device(np.ascontiguousarray(array))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda, float32, int32, int64, uint64
 
 from gguf_mla.errors import InputError
-from verify.cuda.device import explained
+from verify.cuda.device import explained, sent
 from verify.cuda.specialise import compiled, lesser, specialise
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def hadamard(x: Floats) -> Floats:
     size = x.shape[-1]
     if size < 2 or size > LARGEST or size & (size - 1):
         raise InputError("these rows have no Hadamard transform here", expected="a power of two up to 2048", found=size)
-    rows = cuda.to_device(np.ascontiguousarray(x).reshape(-1, size))
+    rows = sent(x.reshape(-1, size))
     transformer(size)[len(rows), size // 2](rows)
     transformed: Floats = rows.copy_to_host()
     return transformed.reshape(x.shape)
@@ -288,7 +288,7 @@ def scores(q: Floats, k: Floats, weights: Floats, piece: Piece = PIECE) -> Float
     """
     out = cuda.device_array((len(q), len(k)), np.float32)
     grid = len(q) * -(-len(k) // piece.tokens)
-    scorer(piece)[grid, piece.threads](*(cuda.to_device(np.ascontiguousarray(x)) for x in (q, k, weights)), out)
+    scorer(piece)[grid, piece.threads](sent(q), sent(k), sent(weights), out)
     found: Floats = out.copy_to_host()
     return found
 
@@ -303,6 +303,6 @@ def top_k(values: Floats, count: int, threads: int = DIGITS) -> tuple[Numbers, N
     """
     queries, cached = values.shape
     chosen, counts = cuda.device_array((queries, min(count, cached)), np.int64), cuda.device_array(queries, np.int64)
-    bits = cuda.to_device(np.ascontiguousarray(values).view(np.uint32))
+    bits = sent(np.ascontiguousarray(values).view(np.uint32))
     selector(threads)[queries, threads](bits, cached - queries + 1, chosen, counts)
     return chosen.copy_to_host(), counts.copy_to_host()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda, int64
 
-from verify.cuda.device import explained
+from verify.cuda.device import explained, sent
 from verify.cuda.specialise import compiled, specialise
 from verify.kernels import choose_one, largest
 
@@ -69,8 +69,8 @@ def rotate(x: Floats, cos: Floats, sin: Floats, *, halves: bool = False) -> None
     Pairs are (2i, 2i+1), or with `halves` (i, i + p/2), as DeepSeek-V3.2's indexer has them.
     """
     step, gap = (1, x.shape[2] // 2) if halves else (2, 1)
-    turned = cuda.to_device(np.ascontiguousarray(x))
-    rotator()[-(-x.size // 2 // THREADS), THREADS](turned, cuda.to_device(cos), cuda.to_device(sin), step, gap)
+    turned = sent(x)
+    rotator()[-(-x.size // 2 // THREADS), THREADS](turned, sent(cos), sent(sin), step, gap)
     x[:] = turned.copy_to_host()
 
 
@@ -84,5 +84,5 @@ def choose(select: Floats, groups: int, groups_used: int, by_two: bool, chosen: 
         cuda.device_array((count, groups_used), np.int64),
         cuda.device_array(select.shape, np.float32),
     )
-    chooser()[-(-count // THREADS), THREADS](cuda.to_device(select), groups, groups_used, by_two, *scratch, result)
+    chooser()[-(-count // THREADS), THREADS](sent(select), groups, groups_used, by_two, *scratch, result)
     chosen[:] = result.copy_to_host()
