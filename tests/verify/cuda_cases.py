@@ -29,7 +29,7 @@ DECODES = [(1, 1), (3, 3), (16, 2)]  # page size, parts of the cache
 PIECES = {
     "small": (5, 6, 10, 13),
     "one query": (1, 4, 8, 8),
-    "many heads": (9, 20, 8, 9),
+    "many heads": (9, 20, 8, 11),
     "real": (1, 40, 40, 20),
 }  # T H D S
 WANTED = [1, 7, 45, 60]
@@ -77,13 +77,12 @@ def batch(page_size: int, layout: RowLayout, heads: int = 5, lengths: list[int] 
     return Batch(bell(9, len(lengths), heads, layout.rank), bell(10, len(lengths), heads, layout.rope), pages, rows)
 
 
-def chosen_rows() -> tuple[np.ndarray, np.ndarray]:
-    """Rows for 4 queries to attend to, of 21: sorted, and nonsense behind the last of each."""
-    counts = np.array([1, 6, 9, 4])
-    chosen = np.full((4, 9), -(1 << 40))
-    for query, count in enumerate(counts):
+def chosen_rows() -> np.ndarray:
+    """Rows for 4 queries to attend to, of 21: in rising order, -1 behind the last of each."""
+    chosen = np.full((4, 9), -1)
+    for query, count in enumerate([1, 6, 9, 4]):
         chosen[query, :count] = np.sort(np.random.default_rng(query).permutation(21)[:count])
-    return chosen, counts
+    return chosen
 
 
 def indexed(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,6 +103,8 @@ def scored() -> np.ndarray:
     rows[6] = -np.abs(rows[6])
     rows[7] = 1 + rng.integers(0, 8, 45) * np.float32(2**-23)
     rows[8] = np.maximum(rows[8], 0) * np.where(rng.random(45) < 0.5, 1, -1)
+    rows[9, 3:40:6] = np.nan
+    rows[9, 9] = -rows[9, 9]  # the sign of NaN says nothing
     return rows
 
 
@@ -148,8 +149,7 @@ def attended() -> Iterator[tuple[str, np.ndarray]]:
     x = inputs(6, 21)
     rows, queries = layouts[True].join(x.latent, x.k_pe), bell(17, 6, 3, RANK + ROPE)
     yield "attend in parts", attention.attend(queries, rows, layouts[True], SCALE, parts=3, tile=small)
-    chosen, counts = chosen_rows()
-    out, lse = attention.attend_chosen(queries[:4], rows, layouts[True], chosen, counts, SCALE, tile=small)
+    out, lse = attention.attend_chosen(queries[:4], rows, layouts[True], chosen_rows(), SCALE, tile=small)
     yield "chosen", out
     yield "chosen lse", lse
     rows[13, 8] = np.nan
@@ -182,7 +182,7 @@ def pointwise() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def sparse() -> Iterator[tuple[str, np.ndarray]]:
-    from verify.cuda import indexer
+    from verify.cuda import indexer, selection
 
     for size in (2, 8, 128):
         yield f"hadamard {size}", indexer.hadamard(bell(21, 2, 1, size))
@@ -190,9 +190,9 @@ def sparse() -> Iterator[tuple[str, np.ndarray]]:
     for name in PIECES:
         yield f"scores {name}", indexer.scores(*indexed(name), indexer.PIECE if name == "real" else small)
     for count in WANTED:
-        chosen, counts = indexer.top_k(scored(), count, threads=8)
-        yield f"best {count}", chosen
-        yield f"counts {count}", counts
+        yield f"best {count}", selection.top_k(scored(), count, threads=8)
+    indexer.SCORES = 50  # so few that queries are scored in blocks
+    yield "chosen tokens", indexer.choose(*indexed("many heads"), 4, small)
 
 
 def measured() -> Iterator[tuple[str, np.ndarray]]:

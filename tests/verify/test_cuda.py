@@ -24,7 +24,7 @@ from tests.support.hub import REPOSITORY
 from tests.verify import cuda_cases as cases
 from verify import attention, kernels
 from verify.attention import RowLayout
-from verify.cuda import attend, bench, forms, indexer, pointwise
+from verify.cuda import attend, bench, forms, indexer, pointwise, selection
 from verify.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
 from verify.measures import agreement
 
@@ -116,11 +116,11 @@ def test_nan_shows_where_it_is_seen(found: dict[str, np.ndarray]) -> None:
 def test_sparse_attention_sees_the_chosen_rows_only(found: dict[str, np.ndarray]) -> None:
     layout, x = RowLayout(cases.RANK, cases.ROPE, pe_first=True), cases.inputs(6, 21)
     rows, queries = layout.join(x.latent, x.k_pe), cases.bell(17, 6, 3, cases.RANK + cases.ROPE)
-    for query, (chosen, count) in enumerate(zip(*cases.chosen_rows(), strict=True)):
-        own = rows[chosen[:count]]
+    for query, chosen in enumerate(cases.chosen_rows()):
+        own = rows[chosen[chosen >= 0]]
         expected, lse = definition(queries[query], own, own[:, layout.latent])
-        close(found["chosen"][query], expected, rows.shape[1] + count)
-        close(found["chosen lse"][query], lse, rows.shape[1] + count)
+        close(found["chosen"][query], expected, rows.shape[1] + len(own))
+        close(found["chosen lse"][query], lse, rows.shape[1] + len(own))
 
 
 @pytest.mark.parametrize(("name", "heads"), [("LATENT", 33), ("NARROW", 9)])
@@ -190,15 +190,20 @@ def test_indexer_scores(name: str, found: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("count", cases.WANTED)
 def test_the_best_are_chosen_exactly_and_the_first_of_equals(count: int, found: dict[str, np.ndarray]) -> None:
-    scores = cases.scored()
-    chosen, counts = found[f"best {count}"], found[f"counts {count}"]
+    chosen = found[f"best {count}"]
     assert chosen.shape == (10, min(count, 45))
-    for query, row in enumerate(scores):
+    for query, row in enumerate(cases.scored()):
         seen = 45 - 10 + query + 1
-        best = np.sort(np.argsort(-row[:seen], kind="stable")[:count])
-        assert counts[query] == len(best)
+        best = np.sort(np.argsort(-np.where(np.isnan(row), np.inf, row)[:seen], kind="stable")[:count])
         np.testing.assert_array_equal(chosen[query, : len(best)], best)
         assert (chosen[query, len(best) :] == -1).all()
+
+
+def test_tokens_are_chosen_from_scores_on_the_device(found: dict[str, np.ndarray]) -> None:
+    scores = found["scores many heads"]
+    best = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :4], axis=1)
+    hidden = np.take_along_axis(scores, best, axis=1) == -np.inf
+    np.testing.assert_array_equal(found["chosen tokens"], np.where(hidden, -1, best))
 
 
 def test_benchmark_counts_what_has_to_be_done(found: dict[str, np.ndarray]) -> None:
@@ -279,7 +284,7 @@ def kernels_of_a_gpu(left_out: list[tuple[Row, Tile]]) -> dict[str, tuple[Any, t
         "routing": (pointwise.choose_function(), (f2, int64, int64, boolean, f2, i2, f2, i2)),
         "hadamard": (indexer.transform_function(128), (f2,)),
         "scores": (indexer.score_function(indexer.PIECE), (f3, f2, f2, f2)),
-        "top k": (indexer.select_function(indexer.DIGITS), (array(uint32, 2), int64, i2, i1)),
+        "top k": (selection.function(), (array(uint32, 2), int64, i2)),
     }
 
 

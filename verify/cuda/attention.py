@@ -148,7 +148,6 @@ def attend_chosen(
     rows: Floats,
     layout: RowLayout,
     chosen: Numbers,
-    counts: Numbers,
     scale: float,
     *,
     parts: int | None = None,
@@ -156,9 +155,10 @@ def attend_chosen(
 ) -> tuple[Floats, Floats]:
     """Attend with queries [T, H, r+p] over chosen rows of [S, r+p] only, the sparse form of DeepSeek-V3.2.
 
-    chosen [T, K] row numbers, of which query t takes the first counts[t]. Returns latents [T, H, r] and the natural
-    log-sum-exp [T, H]. It is paged decoding with pages of one row.
+    chosen [T, K] row numbers, -1 behind the last. Returns latents [T, H, r] and the natural log-sum-exp [T, H]. It is
+    paged decoding with pages of one row.
     """
+    counts = (chosen >= 0).sum(axis=1)
     pages = Pages(rows[:, None], np.arange(len(chosen) + 1) * chosen.shape[1], chosen.reshape(-1), counts)
     return _run(Work.sent(row_of(layout), queries, pages, queries.shape[1], scale), parts, tile)
 

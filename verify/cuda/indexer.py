@@ -1,4 +1,4 @@
-"""The lightning indexer of DeepSeek-V3.2 on a GPU: Hadamard transform, scores, and the choice of the best rows.
+"""The lightning indexer of DeepSeek-V3.2 on a GPU: Hadamard transform, scores, and the tokens they choose.
 
 Source: DeepSeek's report on V3.2-Exp. score[t, s] = Σ_h w[t, h] · relu(q[t, h]·k[s]) for the tokens s that
 query t sees; the best K of them are attended to (`attention.attend_chosen`).
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import cuda, float32, int32, int64, uint64
+from numba import cuda, float32, uint64
 
 from gguf_mla.errors import InputError
 from verify.cuda.device import explained, sent
-from verify.cuda.specialise import compiled, lesser, specialise
+from verify.cuda.selection import best
+from verify.cuda.specialise import compiled, specialise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 MICRO = 4  # heads and tokens whose products a thread forms at once
 LARGEST = 2048  # values of a Hadamard row: two per thread of a block
-DIGITS = 256  # a radix digit is 8 bits of a score
-# Placeholders for what `Piece.names` and `transformer` compile in.
+SCORES = 1 << 28  # that are held at a time
+# Placeholders for what `Piece.names` and `transform_function` compile in.
 HEADS = TOKENS = DEPTH = PADDED = THREADS = SIDES = SIZE = HALF = 4
 SHRINK = 0.5
 
@@ -144,105 +145,9 @@ def score(q: Any, k: Any, weights: Any, out: Any) -> None:
             out[query, first + token] = whole if first + token < seen else float32(-math.inf)
 
 
-def ordered(bits: Any) -> Any:
-    """Return a number that is ordered as the float32 with these bits is; the two zeros are equal."""
-    wide = int64(bits)
-    if wide > 0x80000000:
-        return 0xFFFFFFFF - wide
-    return wide % 0x80000000 + 0x80000000
-
-
-def count_digits(bits: Any, seen: int, prefix: int, shift: int, histogram: Any) -> None:
-    """Count the values of the digit at `shift`, among numbers whose higher digits are `prefix`."""
-    for digit in range(cuda.threadIdx.x, DIGITS, cuda.blockDim.x):
-        histogram[digit] = 0
-    cuda.syncthreads()
-    for i in range(cuda.threadIdx.x, seen, cuda.blockDim.x):
-        number = ordered(bits[i]) >> shift
-        if number >> 8 == prefix:
-            cuda.atomic.add(histogram, number % DIGITS, 1)
-    cuda.syncthreads()
-
-
-def pick_digit(histogram: Any, found: Any) -> None:
-    """Set found[0] to the digit of the found[1]-th largest number, and found[1] to its place among those."""
-    if cuda.threadIdx.x == 0:
-        digit, left = DIGITS - 1, found[1]
-        while histogram[digit] < left:
-            left -= histogram[digit]
-            digit -= 1
-        found[0], found[1] = digit, left
-    cuda.syncthreads()
-
-
-def add_before(above: Any, same: Any) -> None:
-    """Replace every thread's counts by the sums of the threads before it."""
-    cuda.syncthreads()
-    if cuda.threadIdx.x == 0:
-        above_sum, same_sum = 0, 0
-        for thread in range(cuda.blockDim.x):
-            above_here, same_here = above[thread], same[thread]
-            above[thread], same[thread] = above_sum, same_sum
-            above_sum += above_here
-            same_sum += same_here
-    cuda.syncthreads()
-
-
-def compact(bits: Any, seen: int, threshold: int, ties: int, above: Any, same: Any, chosen: Any) -> None:
-    """Write the places of the numbers above the threshold and of the first `ties` that equal it, in their order."""
-    thread, share = cuda.threadIdx.x, (seen + cuda.blockDim.x - 1) // cuda.blockDim.x
-    start = thread * share
-    end = lesser(start + share, seen)
-    above[thread], same[thread] = 0, 0
-    for i in range(start, end):
-        number = ordered(bits[i])
-        above[thread] += 1 if number > threshold else 0
-        same[thread] += 1 if number == threshold else 0
-    add_before(above, same)
-    before, equal = above[thread], same[thread]
-    for i in range(start, end):
-        number = ordered(bits[i])
-        if number > threshold or (number == threshold and equal < ties):
-            chosen[before + lesser(equal, ties)] = i
-        before += 1 if number > threshold else 0
-        equal += 1 if number == threshold else 0
-
-
-def select(bits: Any, first_seen: int, chosen: Any, counts: Any) -> None:
-    """Choose the largest of scores, given by their bits: uint32 [T, S]; a block of THREADS threads per query.
-
-    Query t sees the first first_seen + t scores. Writes the places of its K largest, in order, to chosen [T, K], -1
-    behind the last, and their number to counts [T].
-    """
-    histogram = cuda.shared.array(DIGITS, int32)
-    above = cuda.shared.array(THREADS, int32)
-    same = cuda.shared.array(THREADS, int32)
-    found = cuda.shared.array(2, int64)
-    query, wanted = cuda.blockIdx.x, chosen.shape[1]
-    seen = first_seen + query
-    if cuda.threadIdx.x == 0:
-        counts[query] = lesser(seen, wanted)
-        found[1] = wanted
-    if seen <= wanted:
-        for i in range(cuda.threadIdx.x, wanted, cuda.blockDim.x):
-            chosen[query, i] = i if i < seen else -1
-    else:
-        prefix = 0
-        for digit in range(4):
-            count_digits(bits[query], seen, prefix, 24 - 8 * digit, histogram)
-            pick_digit(histogram, found)
-            prefix = prefix * DIGITS + found[0]
-        compact(bits[query], seen, prefix, found[1], above, same, chosen[query])
-
-
 def score_function(piece: Piece) -> Any:
     """Return the function of the scoring kernel."""
     return specialise(score, (bring, multiply, weigh), piece.names())
-
-
-def select_function(threads: int) -> Any:
-    """Return the function of the selecting kernel."""
-    return specialise(select, (lesser, ordered, count_digits, pick_digit, add_before, compact), {"THREADS": threads})
 
 
 def transform_function(size: int) -> Any:
@@ -254,12 +159,6 @@ def transform_function(size: int) -> Any:
 def scorer(piece: Piece) -> Any:
     """Return the scoring kernel."""
     return compiled(score_function(piece))
-
-
-@functools.cache
-def selector(threads: int) -> Any:
-    """Return the selecting kernel."""
-    return compiled(select_function(threads))
 
 
 @functools.cache
@@ -286,23 +185,26 @@ def scores(q: Floats, k: Floats, weights: Floats, piece: Piece = PIECE) -> Float
 
     Tokens that a query does not see score -inf.
     """
-    out = cuda.device_array((len(q), len(k)), np.float32)
-    grid = len(q) * -(-len(k) // piece.tokens)
-    scorer(piece)[grid, piece.threads](sent(q), sent(k), sent(weights), out)
-    found: Floats = out.copy_to_host()
+    found: Floats = _scored(sent(q), sent(k), sent(weights), piece).copy_to_host()
     return found
 
 
-@explained()
-def top_k(values: Floats, count: int, threads: int = DIGITS) -> tuple[Numbers, Numbers]:
-    """Return the places of the `count` largest of every row's scores [T, S], in order, and how many there are.
+def _scored(q: Any, k: Any, weights: Any, piece: Piece) -> Any:
+    out = cuda.device_array((q.shape[0], k.shape[0]), np.float32)
+    scorer(piece)[q.shape[0] * -(-k.shape[0] // piece.tokens), piece.threads](q, k, weights, out)
+    return out
 
-    Row t sees the first S-T+t+1 scores; of equal ones the first are taken. Places are int64 [T, min(count, S)], -1
-    where a row sees fewer; numbers int64 [T]. Exact: a radix selection on the bits of the
-    scores, for which NaN is the largest number.
+
+@explained()
+def choose(q: Floats, k: Floats, weights: Floats, count: int, piece: Piece = PIECE) -> Numbers:
+    """Return the tokens that queries attend to, int64 [T, min(count, S)] in rising order, -1 behind the last.
+
+    Queries q [T, H, D] are the last of the tokens of k [S, D]; weights [T, H]. Scores stay on the device.
     """
-    queries, cached = values.shape
-    chosen, counts = cuda.device_array((queries, min(count, cached)), np.int64), cuda.device_array(queries, np.int64)
-    bits = sent(np.ascontiguousarray(values).view(np.uint32))
-    selector(threads)[queries, threads](bits, cached - queries + 1, chosen, counts)
-    return chosen.copy_to_host(), counts.copy_to_host()
+    before, width = len(k) - len(q), min(count, len(k))
+    keys, step, found = sent(k), max(1, SCORES // len(k)), []
+    for start in range(0, len(q), step):
+        stop = min(start + step, len(q))
+        scored = _scored(sent(q[start:stop]), keys[: before + stop], sent(weights[start:stop]), piece)
+        found.append(best(scored, width).copy_to_host())
+    return np.concatenate(found)
