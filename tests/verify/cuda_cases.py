@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify.attention import Inputs, Pages, RowLayout
+from verify.attention import Inputs, Pages, RowLayout, unseen
+from verify.indexer import best
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,13 @@ def inputs(queries: int, cached: int, heads: int = 3) -> Inputs:
         bell(6, heads, VALUE, RANK) * spread,
         SCALE,
     )
+
+
+def sparse_inputs(queries: int, cached: int) -> Inputs:
+    """Inputs whose queries attend to at most 4 tokens each."""
+    scores = bell(22, queries, cached)
+    scores[unseen(None, queries, cached)] = -np.inf
+    return replace(inputs(queries, cached), chosen=best(scores, 4))
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,8 @@ def attended() -> Iterator[tuple[str, np.ndarray]]:
         for name in FORMS:
             run: Any = forms()[name]
             yield f"{name} {queries} {cached}", run(inputs(queries, cached), small)
+            if cached > 1:
+                yield f"{name} sparse {queries} {cached}", run(sparse_inputs(queries, cached), small)
     for page_size, parts in DECODES:
         layout = layouts[page_size == 3]
         b = batch(page_size, layout)

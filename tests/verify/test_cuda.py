@@ -23,6 +23,7 @@ from tests.gguf_mla.test_lanes_cuda import nvvm
 from tests.support.hub import REPOSITORY
 from tests.verify import cuda_cases as cases
 from verify import attention, kernels
+from verify import indexer as cpu_indexer
 from verify.attention import RowLayout
 from verify.cuda import attend, bench, forms, indexer, pointwise, selection
 from verify.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
@@ -75,6 +76,13 @@ def close(found: np.ndarray, expected: np.ndarray, terms: int) -> None:
 def test_forms_are_those_of_the_cpu(name: str, shape: tuple[int, int], found: dict[str, np.ndarray]) -> None:
     expected = attention.FORMS[name.removeprefix("cuda-")](cases.inputs(*shape))
     close(found[f"{name} {shape[0]} {shape[1]}"], expected, cases.RANK + cases.ROPE + shape[1])
+
+
+@pytest.mark.parametrize("shape", cases.SHAPES[1:], ids=lambda shape: f"T{shape[0]}-S{shape[1]}")
+@pytest.mark.parametrize("name", cases.FORMS)
+def test_sparse_forms_are_those_of_the_cpu(name: str, shape: tuple[int, int], found: dict[str, np.ndarray]) -> None:
+    expected = attention.FORMS[name.removeprefix("cuda-")](cases.sparse_inputs(*shape))
+    close(found[f"{name} sparse {shape[0]} {shape[1]}"], expected, cases.RANK + cases.ROPE + 4)
 
 
 @pytest.mark.parametrize("page_size", [page_size for page_size, _ in cases.DECODES])
@@ -204,6 +212,15 @@ def test_tokens_are_chosen_from_scores_on_the_device(found: dict[str, np.ndarray
     best = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :4], axis=1)
     hidden = np.take_along_axis(scores, best, axis=1) == -np.inf
     np.testing.assert_array_equal(found["chosen tokens"], np.where(hidden, -1, best))
+
+
+def test_indexer_is_the_cpus(found: dict[str, np.ndarray]) -> None:
+    index = cpu_indexer.Index(*cases.indexed("many heads"))
+    np.testing.assert_array_equal(found["chosen tokens"], cpu_indexer.choose(index, 4))
+    scores = cpu_indexer.scores(index, 0, len(index.queries))
+    np.testing.assert_array_equal(found["scores many heads"] == -np.inf, scores == -np.inf)
+    x = cases.bell(21, 2, 1, 128)
+    np.testing.assert_allclose(found["hadamard 128"], cpu_indexer.hadamard(x), rtol=0, atol=EPS * np.abs(x).max())
 
 
 def test_benchmark_counts_what_has_to_be_done(found: dict[str, np.ndarray]) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda
 
-from verify.attention import Inputs, Pages, RowLayout, absorb, expand, prefixes
+from verify.attention import Inputs, Pages, RowLayout, absorb, expand, prefixes, single_rows
 from verify.cuda import attend as kernels
 from verify.cuda.attend import Row, Tile, tile_for
 from verify.cuda.device import explained, sent
+from verify.indexer import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,25 +156,27 @@ def attend_chosen(
 ) -> tuple[Floats, Floats]:
     """Attend with queries [T, H, r+p] over chosen rows of [S, r+p] only, the sparse form of DeepSeek-V3.2.
 
-    chosen [T, K] row numbers, -1 behind the last. Returns latents [T, H, r] and the natural log-sum-exp [T, H]. It is
-    paged decoding with pages of one row.
+    chosen [T, K] is what `verify.indexer.choose` returns. Returns latents [T, H, r] and the natural log-sum-exp [T, H].
+    It is paged decoding with pages of one row.
     """
-    counts = (chosen >= 0).sum(axis=1)
-    pages = Pages(rows[:, None], np.arange(len(chosen) + 1) * chosen.shape[1], chosen.reshape(-1), counts)
-    return _run(Work.sent(row_of(layout), queries, pages, queries.shape[1], scale), parts, tile)
+    work = Work.sent(row_of(layout), queries, single_rows(rows, chosen), queries.shape[1], scale)
+    return _run(work, parts, tile)
 
 
 def absorbed(x: Inputs, tile: Tile | None = None) -> Floats:
     """Attention over the latent cache, as `verify.attention.absorbed`."""
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1])
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
-    return expand(attend(queries, rows, layout, x.scale, tile=tile), x.v_b)
+    if x.chosen is None:
+        return expand(attend(queries, rows, layout, x.scale, tile=tile), x.v_b)
+    return expand(attend_chosen(queries, rows, layout, x.chosen, x.scale, tile=tile)[0], x.v_b)
 
 
 def paged(x: Inputs, tile: Tile | None = None) -> Floats:
     """Absorbed attention over a paged cache, every query a request of its own length."""
     rows = RowLayout(x.latent.shape[1], x.k_pe.shape[1]).join(x.latent, x.k_pe)
-    attended, _ = decode_paged(absorb(x), x.q_pe, prefixes(rows, len(x.q_nope)), x.scale, tile=tile)
+    pages = prefixes(rows, len(x.q_nope)) if x.chosen is None else single_rows(rows, x.chosen)
+    attended, _ = decode_paged(absorb(x), x.q_pe, pages, x.scale, tile=tile)
     return expand(attended, x.v_b)
 
 
@@ -188,11 +191,24 @@ def vanilla(x: Inputs, tile: Tile | None = None) -> Floats:
     for start in range(0, heads, step):
         some = slice(start, min(start + step, heads))
         queries = np.concatenate([x.q_nope[:, some], x.q_pe[:, some]], axis=2).transpose(1, 0, 2)
-        requests = np.arange(len(queries))
-        pages = Pages(_expanded(x, some), np.append(requests, len(queries)), requests, np.full(len(queries), cached))
-        attended, _ = _run(Work.sent(row, queries, pages, 1, x.scale), None, tile)
-        out[:, some] = attended.transpose(1, 0, 2)
+        work = _of_heads(row, queries, _expanded(x, some), x.chosen, x.scale)
+        out[:, some] = _run(work, None, tile)[0].reshape(-1, count, value).transpose(1, 0, 2)
     return out
+
+
+def _of_heads(row: Row, queries: Floats, rows: Floats, chosen: Numbers | None, scale: float) -> Work:
+    """Return the work of heads with queries [heads, T, n+p] over their own rows [heads, S, n+p+v].
+
+    With a choice every query of every head is a request, since each reads other rows.
+    """
+    heads, count, width = queries.shape
+    each, cached = np.arange(heads), rows.shape[1]
+    if chosen is None:
+        pages = Pages(rows, np.append(each, heads), each, np.full(heads, cached))
+        return Work.sent(row, queries, pages, 1, scale)
+    own = np.where(chosen == NOTHING, NOTHING, each[:, None, None] * cached + chosen)
+    pages = single_rows(rows.reshape(-1, row.width), own.reshape(heads * count, -1))
+    return Work.sent(row, queries.reshape(heads * count, 1, width), pages, 1, scale)
 
 
 def _expanded(x: Inputs, heads: slice) -> Floats:
