@@ -1,18 +1,18 @@
 """What the CUDA kernels compute, in numba's simulator or on a GPU, for `test_cuda` to judge.
 
 Run as `python -m tests.verify.cuda_cases OUT.npz`. Every array that a kernel writes, and in the simulator its shared
-and local memory too, is full of NaN or nonsense before.
+and local memory too, is full of NaN or nonsense before, and races are found (`tests.support.simulator`).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.support import simulator
 from verify.attention import Inputs, Pages, RowLayout, unseen
 from verify.indexer import best
 
@@ -222,49 +222,13 @@ def measured() -> Iterator[tuple[str, np.ndarray]]:
     yield "bench costs", np.array([(line.cost.operations, line.cost.nbytes) for line in lines])
 
 
-def poison() -> None:
-    """Fill what kernels write to with NaN or nonsense."""
-    from numba import config, cuda
-
-    cuda.device_array = lambda shape, dtype: cuda.to_device(nonsense(shape, dtype))
-    if config.ENABLE_CUDASIM:
-        from numba.cuda.simulator import kernelapi
-
-        sys.setswitchinterval(5e-4)  # a thread that waits for the others spins meanwhile
-        kernelapi.FakeCUDALocal.array = lambda _self, shape, dtype: nonsense(shape, numpy_dtype(dtype))
-        kernelapi.FakeCUDAShared.array = shared_array
-
-
-def nonsense(shape: Any, dtype: Any) -> np.ndarray:
-    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 99, dtype)
-
-
-def numpy_dtype(kind: Any) -> np.dtype:
-    from numba.np.numpy_support import as_dtype
-
-    return as_dtype(kind)
-
-
-LOCK = threading.Lock()
-
-
-def shared_array(self: Any, shape: Any, dtype: Any) -> np.ndarray:
-    """The simulator's own may hand out two arrays for one: its threads look and then allocate without a lock."""
-    caller = sys._getframe(1)
-    place = caller.f_code, caller.f_lineno
-    with LOCK:
-        if place not in self._allocations:
-            self._allocations[place] = nonsense(shape, numpy_dtype(dtype))
-        return self._allocations[place]
-
-
 if __name__ == "__main__":
     import time
     import warnings
 
     warnings.filterwarnings("error")
     warnings.filterwarnings("ignore", message="Simulator timings are bogus")
-    poison()
+    simulator.poison()
     found = {}
     begin = time.monotonic()
     for name, array in compute():
