@@ -220,7 +220,8 @@ def test_indexer_is_the_cpus(found: dict[str, np.ndarray]) -> None:
     scores = cpu_indexer.scores(index, 0, len(index.queries))
     np.testing.assert_array_equal(found["scores many heads"] == -np.inf, scores == -np.inf)
     x = cases.bell(21, 2, 1, 128)
-    np.testing.assert_allclose(found["hadamard 128"], cpu_indexer.hadamard(x), rtol=0, atol=EPS * np.abs(x).max())
+    limit = 8 * EPS * np.abs(x).sum() / 128**0.5  # as above; the CPU may add in another order
+    np.testing.assert_allclose(found["hadamard 128"], cpu_indexer.hadamard(x), rtol=0, atol=limit)
 
 
 def test_benchmark_counts_what_has_to_be_done(found: dict[str, np.ndarray]) -> None:
