@@ -18,8 +18,8 @@ from gguf_mla.type_options import TypeOptions, type_options
     "type_names",
     multiple=True,
     metavar="TYPE",
-    help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, is the checkpoint's own (BF16 for FP8). "
-    "Repeat it for several files.",
+    help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, keeps what the checkpoint has (FP8 as BF16, "
+    "INT4 as Q4_0). Repeat it for several files.",
 )
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised.")
 @click.option(
@@ -58,4 +58,5 @@ def convert(
     outputs = [(plan, options.files(plan, destination(out, name, target.name))) for plan, target in plans]
     inputs = (*source.files, *types.imatrix_files)
     others = tuple(source.directory.iterdir())
-    launch(Job(outputs, source.tensors, inputs, imatrix.rows if imatrix else None, others), options)
+    weights = imatrix.rows if imatrix else None
+    launch(Job(outputs, source.tensors, inputs, weights, others, source.remarks), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from gguf_mla.families import family_of, prediction
 from gguf_mla.families.base import outputs
 from gguf_mla.families.config import Config
 from gguf_mla.plan import Plan
-from gguf_mla.recipes import FileType, Overrides, target
+from gguf_mla.recipes import FILE_TYPES, Choice, FileType, Overrides, target
 from gguf_mla.recipes.file_types import PLAIN
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from gguf_mla.checkpoint import Checkpoint
     from gguf_mla.families.base import Family
     from gguf_mla.imatrix import Imatrix
+    from gguf_mla.plan import Untyped
+    from gguf_mla.recipes import Budget
 
 # Written straight from the checkpoint, as llama.cpp's converter does. Everything else is made from a BF16 file there,
 # whose rounding is part of the result, so we round the same way on the fly.
@@ -48,11 +51,12 @@ def plan_conversion(
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
+    overrides = overrides or Overrides()
     config = Config(checkpoint.config, checkpoint.directory / "config.json")
     family = _light(family_of(config), config) if light else family_of(config)
     layers = prediction.layers_in(config, checkpoint.tensors) if keep_prediction else []
     config = config.changed(num_nextn_predict_layers=len(layers))
-    targets = [target(own_type(checkpoint) if name == "auto" else name) for name in type_names]
+    targets = [own_type(checkpoint) if name == "auto" else target(name) for name in type_names]
     architecture = family.metadata(config)
     wanted, dropped = outputs(family, config, checkpoint)
     tokens, token_warnings = tokenizer_metadata(checkpoint.directory, config.positive("vocab_size"), pre)
@@ -70,8 +74,9 @@ def plan_conversion(
     base = Plan(metadata, (), dropped, warnings)
     plans = []
     for wish in targets:
-        via = None if isinstance(wish, FileType) and wish.rules in DIRECT else "BF16"
-        got, jobs, found = assign(wanted, wish, metadata, overrides or Overrides(), imatrix, via, measure)
+        via = None if isinstance(wish, FileType) and wish.default in DIRECT else "BF16"
+        kept = _kept(wanted, wish, overrides)
+        got, jobs, found = assign(wanted, wish, metadata, overrides, imatrix, via, measure, kept)
         importance = imatrix.metadata() if imatrix and not got.plain else {}
         stated = metadata | {"general.file_type": u32(got.id)} | importance
         plans.append((replace(base, metadata=stated, tensors=jobs, warnings=(*warnings, *found)), got))
@@ -92,10 +97,28 @@ def _family_tokens(family: Family, tokens: Mapping[str, Value]) -> dict[str, Val
     return found | ({"tokenizer.ggml.add_bos_token": boolean(True)} if family.bos_first else {})
 
 
-def own_type(checkpoint: Checkpoint) -> str:
-    """Return the file type that keeps the checkpoint's values: that of most of its bytes, BF16 for FP8."""
+def _kept(wanted: Sequence[Untyped], wish: FileType | Budget, overrides: Overrides) -> dict[str, Choice]:
+    """Return the choices for tensors that are in a type which the file wants already; anything else would lose."""
+    if not isinstance(wish, FileType):
+        return {}
+    kinds = {wish.kept} if overrides.compat else {wish.kept, wish.default}
+    return {t.name: Choice(t.ggml_type, "as stored") for t in wanted if t.ggml_type and t.ggml_type in kinds}
+
+
+def own_type(checkpoint: Checkpoint) -> FileType:
+    """Return the file type that keeps the checkpoint's values.
+
+    The plain type of most of its weights, BF16 for FP8; where some can be copied as blocks, those are, "Q4_0-BF16".
+    """
     stored: Counter[str] = Counter()
+    blocks: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
-        rows, cols = (1, *tensor.shape)[-2:]
-        stored[tensor.stored if tensor.stored in PLAIN else "BF16"] += rows * cols
-    return stored.most_common(1)[0][0]
+        if tensor.raw_type:
+            blocks[tensor.raw_type] += math.prod(tensor.shape)
+        else:
+            stored[tensor.stored if tensor.stored in PLAIN else "BF16"] += math.prod(tensor.shape)
+    plain = FILE_TYPES[stored.most_common(1)[0][0] if stored else "BF16"]
+    if not blocks:
+        return plain
+    kept = FILE_TYPES[blocks.most_common(1)[0][0]]
+    return FileType(f"{kept.name}-{plain.name}", kept.id, plain.default, kept.name)

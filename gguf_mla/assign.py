@@ -36,16 +36,18 @@ def assign(
     imatrix: Imatrix | None = None,
     via: str | None = None,
     measure: Measure | None = None,
+    chosen: Mapping[str, Choice] | None = None,
 ) -> Assigned:
     """Return a job for every tensor.
 
     `metadata` tells the recipes about the model. `via` is the type that decoded values are rounded to before they are
-    encoded. `measure` tells what types would cost in accuracy; only a budget needs it. Raises one InputError for all
-    tensors that cannot do without importance and have none.
+    encoded. `measure` tells what types would cost in accuracy; only a budget needs it. `chosen` has choices that stand
+    in place of a file type's rules. Raises one InputError for all tensors that cannot do without importance and have
+    none.
     """
     known = [(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
     model = Model.from_metadata(metadata)
-    bought: dict[str, Choice] = {}
+    bought = dict(chosen or {})
     if isinstance(target, Budget):
         if measure is None:
             raise ValueError("a budget is spent by measured errors")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from gguf_mla import ggtypes
 from gguf_mla.container.writer import ALIGNMENT, TensorSpec, lay_out
 from gguf_mla.plan import Untyped
 from gguf_mla.recipes import (
@@ -70,10 +71,15 @@ def _offers(
     return [
         {
             kind: Offer(kind, _spec(tensor, kind).nbytes, error, sensitivity(tensor.name, model.layers))
-            for kind, error in errors.items()
+            for kind, error in {**errors, **_own(tensor)}.items()
         }
         for tensor, errors in zip(wanted, measure(wanted, types), strict=True)
     ]
+
+
+def _own(tensor: Untyped) -> dict[str, float]:
+    """Return the block type that a tensor has already, which adds no error."""
+    return {tensor.ggml_type: 0.0} if tensor.ggml_type and ggtypes.by_name(tensor.ggml_type).block > 1 else {}
 
 
 def _spec(tensor: Untyped, kind: str) -> TensorSpec:

@@ -117,6 +117,7 @@ class Job:
     outputs    each plan with the files it becomes
     inputs     the files whose content decides that of the outputs: weights, importance
     protected  further files that no output may replace
+    remarks    asked when all is written: sentences on what reading the sources has shown
     """
 
     outputs: Sequence[tuple[Plan, Output]]
@@ -124,6 +125,7 @@ class Job:
     inputs: Sequence[Path]
     importance: Importance | None = None
     protected: Iterable[Path] = ()
+    remarks: Callable[[], Sequence[str]] = tuple
 
 
 def launch(job: Job, options: RunOptions) -> None:
@@ -139,6 +141,8 @@ def launch(job: Job, options: RunOptions) -> None:
     if options.verify_source:
         _verify_source(job, options)
     result = _run(job, options)
+    for remark in job.remarks():
+        click.echo(f"warning: {remark}", err=True)
     if options.as_json:
         click.echo(json.dumps(_result_json(job, result)))
     elif not options.quiet:
@@ -281,7 +285,7 @@ def _result_json(job: Job, result: Result) -> dict[str, Any]:
         "parameters": first.parameters,
         "bytes_by_type": [plan.bytes_by_type() for plan, _ in job.outputs],
         "dropped": len(first.dropped),
-        "warnings": list(first.warnings),
+        "warnings": [*first.warnings, *job.remarks()],
     }
 
 

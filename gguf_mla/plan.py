@@ -32,7 +32,8 @@ class Part:
 class Untyped:
     """An output tensor that has no type yet.
 
-    `stored` is the source's format, `ggml_type` the type it has in a source GGUF file, None in a checkpoint.
+    `stored` is the source's format, `ggml_type` the type it has in a source GGUF file; in a checkpoint the block type
+    that its rows can be copied to, None where they have to be encoded.
     """
 
     name: str

@@ -27,7 +27,7 @@ class SourceTensor(Protocol):
 
     @property
     def raw_type(self) -> str | None:
-        """The block type whose rows the stored bytes are; None for floats, which are read and checked."""
+        """The block type whose rows the stored bytes are, or rearranged become; None for what is read and checked."""
 
     @property
     def values(self) -> str:
@@ -37,7 +37,7 @@ class SourceTensor(Protocol):
         """Return rows `start:stop`, by default all: float32, float16, or BF16 bit patterns as uint16, [rows, cols]."""
 
     def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """Copy the stored bytes of rows `start:stop` to a file, return how many; only where `raw_type` is set."""
+        """Write rows `start:stop` as `raw_type`, undecoded, to a file and return how many bytes that took."""
 
     def will_read(self, start: int, stop: int) -> None:
         """Say that rows `start:stop` are wanted soon."""

@@ -1,11 +1,12 @@
 """A Hugging Face checkpoint directory: configuration and tensors, checked before anything is read.
 
 A source format is one module of this package with `QUANT_METHOD` (the value of quantization_config.quant_method it
-answers to) and `tensors(stored, quantization)`.
+answers to), `tensors(stored, quantization)` and, if it learns something while tensors are read, `remarks(tensors)`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.files import InputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from gguf_mla.source import SourceTensor
@@ -29,12 +30,16 @@ SINGLE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint: `config` is config.json, `tensors` maps a name to a SourceTensor."""
+    """An open checkpoint.
+
+    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` returns what reading them has shown.
+    """
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor]
     files: tuple[Path, ...]
+    remarks: Callable[[], list[str]] = list
 
 
 def open_checkpoint(directory: Path | str) -> Checkpoint:
@@ -49,8 +54,9 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
     quantization = config.get("quantization_config") or {}
     source_format = _format(quantization, directory)
     shards = _shards(directory)
-    stored = _stored(directory, shards)
-    return Checkpoint(directory, config, source_format.tensors(stored, quantization), tuple(shards))
+    tensors = source_format.tensors(_stored(directory, shards), quantization)
+    remarks = functools.partial(source_format.remarks, tensors) if hasattr(source_format, "remarks") else list
+    return Checkpoint(directory, config, tensors, tuple(shards), remarks)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -33,3 +33,35 @@ def decode_blocks(
             source, target = codes[row, begin:end], out[row, begin:end]
             for i in range(source.size):
                 target[i] = table[source[i]] * scale
+
+
+@njit(nogil=True, cache=True)
+def decode_groups(codes: NDArray[np.uint8], scales: NDArray[np.float32], group: int, out: NDArray[np.float32]) -> None:
+    """Write (nibble - 8) times the scale of its group into `out` [rows, cols]; the low nibble of a byte comes first.
+
+    The product is computed in float64, where it is exact, and rounded once.
+    """
+    rows, cols = out.shape
+    for row in range(rows):
+        for number in range(scales.shape[1]):
+            scale = scales[row, number]
+            for col in range(number * group, min((number + 1) * group, cols)):
+                nibble = codes[row, col >> 1] >> (col & 1) * 4 & 15
+                out[row, col] = (nibble - 8) * scale
+
+
+@njit(nogil=True, cache=True)
+def repack_q4_0(codes: NDArray[np.uint8], scales: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Write blocks of Q4_0: a scale's two bytes, then 16 bytes, each with values j and j + 16 of its 32.
+
+    codes   uint8 [blocks, 16], values 2j and 2j + 1 in a byte, the low nibble first
+    scales  uint8 [blocks, 2], float16 each
+    out     uint8 [blocks, 18]
+    """
+    for block in range(codes.shape[0]):
+        source, target = codes[block], out[block]
+        target[0], target[1] = scales[block]
+        for j in range(8):
+            first, second = source[j], source[j + 8]
+            target[2 + 2 * j] = first & 15 | (second & 15) << 4
+            target[3 + 2 * j] = first >> 4 | second & 0xF0

@@ -189,7 +189,10 @@ def _output(
                 found=list(tensors[source].shape),
             )
     shape, parts = _FORMS[instance.rule.form](instance.sources, expected, dims)
-    return Untyped(instance.output, shape, parts, tensors[instance.sources[0]].stored)
+    [*kinds] = {tensors[part.source].raw_type if not part.transposed else None for part in parts}
+    return Untyped(
+        instance.output, shape, parts, tensors[instance.sources[0]].stored, kinds[0] if len(kinds) == 1 else None
+    )
 
 
 def _whole(

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, boolean, f32, u32
-from gguf_mla.families import prediction
+from gguf_mla.families import prediction, yarn
 from gguf_mla.families.base import Dimensions, Drop, Family, Rule
-from gguf_mla.families.yarn import rope_values
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -146,7 +145,7 @@ def common_values(config: Config) -> dict[str, Value]:
         "feed_forward_length": u32(dims["ffn"]),
         "attention.head_count": u32(dims["heads"]),
         "attention.head_count_kv": u32(1),  # all heads share the latent row
-        **rope_values(config),
+        **yarn.rope_values(config),
         "attention.layer_norm_rms_epsilon": f32(config.number("rms_norm_eps", 1e-6)),
         "expert_count": u32(dims["experts"]),
         "expert_used_count": u32(config.positive("num_experts_per_tok")),
@@ -191,7 +190,7 @@ def warnings(config: Config) -> list[str]:
             f"llama.cpp takes a model of {layers} layers for DeepSeek-V2-Lite and does not look for its low-rank q, "
             "so it will not load this file."
         )
-    return found
+    return found + yarn.warnings(config)
 
 
 def _routing(config: Config) -> str:

@@ -3,6 +3,9 @@
 YaRN multiplies cos and sin by g(s, mscale) / g(s, mscale_all_dim) and the softmax scale by g(s, mscale_all_dim)², with
 g(s, m) = 1 + 0.1·m·ln s. GGUF carries only mscale_all_dim, as `yarn_log_multiplier` = 0.1·mscale_all_dim, and a
 deepseek2 reader takes mscale to be equal to it. Source: DeepSeek-V2's and V3's published modelling code.
+
+beta_fast and beta_slow have keys, which llama.cpp (b11549) reads for other architectures than these: it takes 32 and 1,
+as DeepSeek has them, unless its user says otherwise. Kimi-K2 has 1 and 1.
 """
 
 from __future__ import annotations
@@ -27,11 +30,31 @@ def rope_values(config: Config) -> dict[str, Value]:
             False,
             "describes another order of the rotated values, which a deepseek2 file cannot express,",
         )
-    scaling = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+    scaling = _scaling(config)
     theta = scaling.number("rope_theta", config.number("rope_theta", 10000.0))
-    kind = scaling.choice("rope_type" if scaling.has("rope_type") else "type", ("yarn", "default"), "default")
-    yarn = _yarn(config, scaling) if kind == "yarn" else {}
+    yarn = _yarn(config, scaling) if _kind(scaling) == "yarn" else {}
     return yarn | {"rope.freq_base": f32(theta)}
+
+
+def warnings(config: Config) -> list[str]:
+    """Return what llama.cpp will compute otherwise unless it is told."""
+    scaling = _scaling(config)
+    said = {"beta_fast": (32.0, "--yarn-beta-fast"), "beta_slow": (1.0, "--yarn-beta-slow")}
+    stated = {key: scaling.number(key) for key in said if _kind(scaling) == "yarn" and scaling.has(key)}
+    return [
+        f"YaRN's {key} is {value:g} in this model, and the file says so, but llama.cpp takes {said[key][0]:g}; "
+        f"run it with {said[key][1]} {value:g}."
+        for key, value in stated.items()
+        if value != said[key][0]
+    ]
+
+
+def _scaling(config: Config) -> Config:
+    return config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+
+
+def _kind(scaling: Config) -> str:
+    return scaling.choice("rope_type" if scaling.has("rope_type") else "type", ("yarn", "default"), "default")
 
 
 def _yarn(config: Config, scaling: Config) -> dict[str, Value]:

@@ -17,12 +17,13 @@ class FileType:
     """What a file is called by.
 
     `id` is `general.file_type`; COPY has none (`NO_ID`), its file keeps the source's. `default` is the type of most
-    tensors, "" for COPY.
+    tensors, "" for COPY. `kept` is a block type that tensors of a checkpoint keep if they have it, "" for none.
     """
 
     name: str
     id: int
     default: str
+    kept: str = ""
 
     @property
     def plain(self) -> bool:

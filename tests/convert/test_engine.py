@@ -34,6 +34,7 @@ class Model:
     kind: str
     tokenizer: str = "bundled"
     options: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> Path:
         if self.kind == "bundled":
@@ -53,15 +54,16 @@ MODELS = {
     "v32, all tokens": Model("v32", options={"index_topk": 256}),
     "glm-lite": Model("glm-lite"),
     "glm-dsa, sparse": Model("glm-dsa"),
+    "kimi-int4": Model("kimi-int4", engine={"beta_fast": 1.0}),
     "bundled": Model("bundled"),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logprobs_are_those_of_transformers(name: str, engine: Callable[[Path], Engine], tmp_path: Path) -> None:
+def test_logprobs_are_those_of_transformers(name: str, engine: Callable[..., Engine], tmp_path: Path) -> None:
     checkpoint = MODELS[name].write(tmp_path / "model")
     convert(checkpoint, tmp_path / "model.gguf", "F32")
-    worst = agreement(engine(tmp_path / "model.gguf"), Transformers(checkpoint))
+    worst = agreement(engine(tmp_path / "model.gguf", **MODELS[name].engine), Transformers(checkpoint))
     assert worst <= TOLERANCE
 
 

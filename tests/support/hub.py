@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tests.support import numbers, safetensors_file
-from tests.support.kinds import FP8_BLOCK, KINDS, Config
+from tests.support.kinds import FP8_BLOCK, INT4_GROUP, KINDS, Config
 from tests.support.safetensors_file import Stored
 
 if TYPE_CHECKING:
@@ -169,11 +169,14 @@ SCALES: dict[str, tuple[str, Conversion]] = {
 
 
 def stored(weight: Weight, storage: str, seed: int) -> Iterator[Stored]:
-    """How a weight lies in the file: one tensor, or for an FP8 linear its codes and its scales."""
+    """How a weight lies in the file: one tensor, for an FP8 linear its codes and scales, for an INT4 expert three."""
+    if storage == "int4" and ".experts." in weight.name:
+        yield from _stored_int4(weight, seed)
+        return
     if storage in SCALES and weight.is_fp8_linear:
         yield from _stored_fp8(weight, storage, seed)
         return
-    dtype, convert = PLAIN["f32" if weight.always_f32 else "bf16" if storage in SCALES else storage]
+    dtype, convert = PLAIN["f32" if weight.always_f32 else storage if storage in PLAIN else "bf16"]
     yield Stored(weight.name, dtype, weight.shape, lambda: convert(weight.values(seed)))
 
 
@@ -186,6 +189,17 @@ def _stored_fp8(weight: Weight, storage: str, seed: int) -> Iterator[Stored]:
     blocks = tuple(-(-size // FP8_BLOCK) for size in weight.shape)
     yield Stored(weight.name, "F8_E4M3", weight.shape, lambda: halves()[0])
     yield Stored(f"{weight.name}_scale_inv", dtype, blocks, lambda: convert(halves()[1]))
+
+
+def _stored_int4(weight: Weight, seed: int) -> Iterator[Stored]:
+    def halves() -> tuple[np.ndarray, np.ndarray]:
+        return numbers.int4_groups(weight.values(seed), INT4_GROUP)
+
+    rows, cols = weight.shape
+    words, groups = (rows, -(-cols // 8)), (rows, -(-cols // INT4_GROUP))
+    yield Stored(f"{weight.name}_packed", "I32", words, lambda: numbers.to_int32_words(halves()[0]))
+    yield Stored(f"{weight.name}_scale", "BF16", groups, lambda: halves()[1])
+    yield Stored(f"{weight.name}_shape", "I32", (2,), lambda: np.array(weight.shape, np.int32))
 
 
 # -------------------------------------------------------------------------------------------------- directories

@@ -21,7 +21,7 @@ class Engine:
     F32 key and value cache and no flash attention: on a CPU flash attention drops the cache to lower precision.
     """
 
-    def __init__(self, path: Path, *, threads: int = 2, context: int = 256) -> None:
+    def __init__(self, path: Path, *, threads: int = 2, context: int = 256, beta_fast: float = -1.0) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -29,6 +29,7 @@ class Engine:
         params.n_ctx = params.n_batch = params.n_ubatch = context
         params.n_parallel = 1
         params.n_gpu_layers = 0
+        params.yarn_beta_fast = beta_fast  # the file's is not read
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
@@ -52,17 +53,20 @@ class Engine:
 
 
 class Transformers:
-    """A checkpoint in transformers, float32; block-FP8 weights are decoded here, in torch, first."""
+    """A checkpoint in transformers, float32; block-FP8 and packed INT4 weights are decoded here, in torch, first."""
 
     def __init__(self, directory: Path) -> None:
         import torch
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(directory)
+        architecture = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        model = getattr(transformers, architecture)
+        config = model.config_class.from_pretrained(directory)
+        config.model_type = model.config_class.model_type  # Kimi-K2 has another name for it
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         self.vocabulary: int = config.vocab_size
-        self._model, report = getattr(transformers, config.architectures[0]).from_pretrained(
+        self._model, report = model.from_pretrained(
             None,
             config=config,
             state_dict=decoded_weights(directory, config.num_hidden_layers),
@@ -90,7 +94,7 @@ class Transformers:
 
 
 def decoded_weights(directory: Path, layers: int) -> dict[str, Any]:
-    """The tensors of the first `layers` layers as float32 torch; e4m3 codes times their 128 × 128 block's scale."""
+    """The tensors of the first `layers` layers as float32 torch; e4m3 codes and INT4 times their block's scale."""
     from safetensors.torch import load_file
 
     weights: dict[str, Any] = {}
@@ -102,7 +106,20 @@ def decoded_weights(directory: Path, layers: int) -> dict[str, Any]:
         weight = weights[name.removesuffix("_scale_inv")]
         spread = scale_values(scale).repeat_interleave(128, 0).repeat_interleave(128, 1)
         weights[name.removesuffix("_scale_inv")] = weight.float() * spread[: weight.shape[0], : weight.shape[1]]
+    for name in [name for name in weights if name.endswith("_packed")]:
+        base = name.removesuffix("_packed")
+        shape, scale = weights.pop(base + "_shape"), weights.pop(base + "_scale")
+        weights[base] = unpacked(weights.pop(name), scale, tuple(shape.tolist()))
     return {name: weight.float() for name, weight in weights.items()}
+
+
+def unpacked(words: Any, scale: Any, shape: tuple[int, int]) -> Any:
+    """INT4 as float32 torch [M, N]: eight nibbles in an int32, the lowest first, less 8, times their group's scale."""
+    import torch
+
+    nibbles = (words[:, :, None] >> torch.arange(0, 32, 4)) & 15
+    values = (nibbles.reshape(shape[0], -1)[:, : shape[1]] - 8).float()
+    return values * scale.float().repeat_interleave(-(-shape[1] // scale.shape[1]), 1)[:, : shape[1]]
 
 
 def scale_values(scale: Any) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FP8_BLOCK = 128
+INT4_GROUP = 32
 
 Config = dict[str, Any]
 
@@ -115,13 +116,49 @@ GLM_DSA: Config = {
     "model_type": "glm_moe_dsa",
     "scoring_func": "sigmoid",
 }
+KIMI: Config = {  # Kimi-K2's
+    **V3,
+    "model_type": "kimi_k2",
+    "n_group": 1,
+    "num_nextn_predict_layers": 0,
+    "rope_scaling": {**_yarn(1.0, factor=64), "beta_fast": 1.0},
+    "rope_theta": 50000.0,
+    "routed_scaling_factor": 2.827,
+    "topk_group": 1,
+}
+INT4: Config = {  # Kimi-K2-Thinking's; only routed experts are packed
+    "config_groups": {
+        "group_0": {
+            "input_activations": None,
+            "output_activations": None,
+            "targets": ["Linear"],
+            "weights": {
+                "actorder": None,
+                "block_structure": None,
+                "dynamic": False,
+                "group_size": INT4_GROUP,
+                "num_bits": 4,
+                "observer": "minmax",
+                "observer_kwargs": {},
+                "strategy": "group",
+                "symmetric": True,
+                "type": "int",
+            },
+        }
+    },
+    "format": "pack-quantized",
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"],
+    "kv_cache_scheme": None,
+    "quant_method": "compressed-tensors",
+    "quantization_status": "compressed",
+}
 V3_FP8: Config = {**V3, "quantization_config": FP8}
 V3_UE8M0: Config = {**V3, "quantization_config": {**FP8, "scale_fmt": "ue8m0"}}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A configuration and how its matrices are stored: BF16, F16, F32, or e4m3 with one of four kinds of scales."""
+    """A configuration and how its matrices are stored: BF16, F16, F32, e4m3 with one of four kinds of scales, INT4."""
 
     config: Config
     storage: str = "bf16"
@@ -165,4 +202,6 @@ KINDS: dict[str, Kind] = {
     "v3fp8-f32-powers": Kind(V3_UE8M0, "fp8-f32-powers"),
     "v3fp8-e8m0": Kind(V3_UE8M0, "fp8-e8m0"),
     "v3fp8-uint8": Kind(V3_UE8M0, "fp8-uint8"),
+    "kimi": Kind(KIMI),
+    "kimi-int4": Kind({**KIMI, "quantization_config": INT4}, "int4"),
 }

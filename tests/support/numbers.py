@@ -66,6 +66,26 @@ def _next_power_of_two(x: np.ndarray) -> np.ndarray:
     return np.ldexp(np.float32(1), np.where(mantissa == np.float32(0.5), exponent - 1, exponent)).astype(np.float32)
 
 
+def int4_groups(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [M, N] → integers -8 … 7 [M, N] and bfloat16 bits [M, ⌈N/group⌉]; w ≈ integer · scale of its group."""
+    groups = -(-w.shape[1] // group)
+    padded = np.zeros((w.shape[0], groups * group), np.float32)
+    padded[:, : w.shape[1]] = w
+    tiles = padded.reshape(w.shape[0], groups, group)
+    bits = to_bf16(np.abs(tiles).max(axis=2) / np.float32(7.5))
+    scales = (bits.astype(np.uint32) << 16).view(np.float32)[:, :, None]
+    integers = np.rint(np.divide(tiles, scales, out=np.zeros_like(tiles), where=scales != 0))
+    return np.clip(integers, -8, 7).astype(np.int8).reshape(padded.shape)[:, : w.shape[1]], bits
+
+
+def to_int32_words(integers: np.ndarray) -> np.ndarray:
+    """Integers -8 … 7 [M, N] → int32 [M, ⌈N/8⌉]: each plus 8 in four bits, the first of eight in the lowest."""
+    words = np.zeros((integers.shape[0], -(-integers.shape[1] // 8)), np.uint32)
+    for col in range(integers.shape[1]):
+        words[:, col // 8] |= (integers[:, col] + 8).astype(np.uint32) << np.uint32(4 * (col % 8))
+    return words.view(np.int32)
+
+
 def to_e8m0(scales: np.ndarray) -> np.ndarray:
     """Powers of two as their biased exponents: byte b means 2^(b − 127)."""
     return (np.frexp(scales)[1] - 1 + 127).astype(np.uint8)
