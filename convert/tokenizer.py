@@ -1,8 +1,8 @@
 """The tokenizer section of the metadata, from a checkpoint's own files and without any tokenizer library.
 
-`tokenizer.json` gives tokens, merges and the pre-tokenizer, `tokenizer_config.json` the special tokens, whether bos is
-added, and the chat template; `config.json` and `generation_config.json` give ids that these do not name. Why each value
-is as it is, and where llama.cpp's converter differs, stands in docs/tokenizer.md.
+`tokenizer.json` (or `tiktoken.model`) gives tokens, merges and the pre-tokenizer, `tokenizer_config.json` the special
+tokens, whether bos is added, and the chat template; `config.json` and `generation_config.json` give ids that these do
+not name. Why each value is as it is, and where llama.cpp's converter differs, stands in docs/tokenizer.md.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from convert import pretokenizers
 from convert.chat_templates import chat_templates
+from convert.tiktoken import tokenizer_of_ranks
 from convert.vocabulary import Vocabulary, content_of, read_vocabulary, token_table
-from gguf_mla.checkpoint import read_json
+from gguf_mla.checkpoint import ranks, read_json
 from gguf_mla.container.values import Kind, Value, array, boolean, string, u32
 from gguf_mla.errors import InputError
 
@@ -54,11 +55,11 @@ def tokenizer_metadata(directory: Path, vocab_size: int, pre: str | None = None)
     Raises InputError for a tokenizer that is no byte-level BPE, an unknown pre-tokenizer, and files that are damaged or
     contradict each other.
     """
-    files = _read_files(directory)
+    files = _read_files(directory, vocab_size, pre)
     splitter = _pre_tokenizer(files, pre)
     vocabulary = read_vocabulary(files.tokenizer, files.config, files.path)
     tokens, types, warnings = token_table(vocabulary, vocab_size)
-    warnings += [*_normalizer_warning(files), *_name_warning(splitter)]
+    warnings += [*files.warnings, *_normalizer_warning(files), *_name_warning(splitter)]
     special = _Special(files, vocabulary, vocab_size, splitter, warnings)
     templates, more = chat_templates(directory, files.config)
     metadata = {
@@ -83,19 +84,21 @@ class _Files:
     config: dict[str, Any]
     model: dict[str, Any]
     generation: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
 
 
-def _read_files(directory: Path) -> _Files:
+def _read_files(directory: Path, vocab_size: int, pre: str | None) -> _Files:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    warnings: list[str] = []
+    config = _optional(directory / "tokenizer_config.json")
+    if path.is_file():
+        tokenizer = read_json(path)
+    elif (path := directory / ranks.FILE).is_file():
+        tokenizer, warnings = tokenizer_of_ranks(path, config, vocab_size, pre)
+    else:
         raise _no_tokenizer(directory)
-    return _Files(
-        path,
-        read_json(path),
-        _optional(directory / "tokenizer_config.json"),
-        _optional(directory / "config.json"),
-        _optional(directory / "generation_config.json"),
-    )
+    model, generation = _optional(directory / "config.json"), _optional(directory / "generation_config.json")
+    return _Files(path, tokenizer, config, model, generation, warnings)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -103,18 +106,13 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _no_tokenizer(directory: Path) -> InputError:
-    there = [name for name in ("tiktoken.model", "tokenizer.model", "vocab.json") if (directory / name).is_file()]
-    remedy = "Download tokenizer.json and tokenizer_config.json into the checkpoint's directory"
-    if there == ["tiktoken.model"]:
-        remedy = (
-            "Make a tokenizer.json of the tiktoken ranks first (transformers' TikTokenConverter does), then convert"
-        )
+    there = [name for name in ("tokenizer.model", "vocab.json") if (directory / name).is_file()]
     return InputError(
         "there is no tokenizer.json",
         file=directory,
         found=f"only {there[0]}" if there else "none",
-        expected="tokenizer.json",
-        remedy=remedy,
+        expected=f"tokenizer.json or {ranks.FILE}",
+        remedy="Download it and tokenizer_config.json into the checkpoint's directory",
     )
 
 

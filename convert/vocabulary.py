@@ -7,9 +7,9 @@ is special or looks it, else USER_DEFINED; an id without a token is `[PADid]`, U
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.checkpoint.ranks import byte_values
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
@@ -249,14 +249,6 @@ def _decoded(content: str, warnings: list[str]) -> str:
     if text != content:
         warnings.append(f"The added token {content!r} is written as {text!r}, which is how the tokenizer prints it.")
     return text
-
-
-@cache
-def byte_values() -> dict[str, int]:
-    """Return the byte that each character of byte-level BPE stands for (GPT-2's alphabet, inverted)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 def _merges(merges: Any, ids: Mapping[str, int], file: Path) -> list[str]:

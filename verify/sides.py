@@ -30,7 +30,7 @@ SPARSE, LIGHT = "deepseek32", "deepseek2"  # a model with sparse attention, and 
 BOS_FIRST = ("DeepseekV32ForCausalLM",)  # published prompt scripts write the bos, so its tokenizer files say otherwise
 CLASSES = (
     "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM",
-    "GlmMoeDsaForCausalLM",
+    "GlmMoeDsaForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration",
 )  # fmt: skip
 
 

@@ -78,6 +78,12 @@ def _tokenized(file: Path, reference: Reference) -> Numbers:
             file=reference.file.path if reference.file else None,
             remedy="Give token ids with --tokens",
         )
+    if not (reference.directory / "tokenizer.json").is_file():
+        raise InputError(
+            "has no tokenizer.json to read a text with",
+            file=reference.directory,
+            remedy="Give token ids with --tokens",
+        )
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 - optional
     except ImportError:

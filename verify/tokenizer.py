@@ -1,10 +1,10 @@
-"""The candidate's tokenizer against the reference's: tokenizer.json and tokenizer_config.json, or another GGUF file."""
+"""The candidate's tokenizer against the reference's: its tokenizer files, or another GGUF file."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.checkpoint import read_json
+from gguf_mla.checkpoint import ranks, read_json
 from verify.findings import Finding
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def against_files(
     directory: Path, metadata: Mapping[str, Any], vocab: int, stated: Mapping[str, bool]
 ) -> Iterator[Finding]:
     """Yield what the candidate says otherwise than the checkpoint's tokenizer files, or `stated` in their place."""
-    tokenizer = read_json(directory / "tokenizer.json")
+    tokenizer = _read_tokenizer(directory)
     config_file = directory / "tokenizer_config.json"
     config = {**(read_json(config_file) if config_file.is_file() else {}), **stated}
     ids = expected_ids(tokenizer, config)
@@ -34,6 +34,15 @@ def against_files(
     for key in STATED:
         if isinstance(config.get(key), bool) and metadata.get(PREFIX + key, False) != config[key]:
             yield _wrong(key, config[key], metadata.get(PREFIX + key))
+
+
+def _read_tokenizer(directory: Path) -> dict[str, Any]:
+    """Return tokenizer.json, or what stands in its place in tiktoken.model."""
+    path = directory / ranks.FILE
+    if (directory / "tokenizer.json").is_file() or not path.is_file():
+        return read_json(directory / "tokenizer.json")
+    found = ranks.read_bpe(path)
+    return {"model": {"vocab": found.vocab, "merges": found.merges}}
 
 
 def expected_ids(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.source import SourceTensor
 
+TEXT_MODEL = "language_model."  # before the names of text tensors in a model that has others, too
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -32,7 +33,9 @@ SINGLE = "model.safetensors"
 class Checkpoint:
     """An open checkpoint.
 
-    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` returns what reading them has shown.
+    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` returns what reading them has shown. Of a
+    model that is more than its text model, `config` is that of the text model but for `architectures`, and the text
+    model's tensors have the names that they would have alone.
     """
 
     directory: Path
@@ -50,13 +53,32 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
         raise InputError(
             what, file=directory, remedy="Name the directory that holds config.json and the .safetensors shards"
         )
-    config = read_json(directory / "config.json")
+    config = _text_config(read_json(directory / "config.json"))
     quantization = config.get("quantization_config") or {}
     source_format = _format(quantization, directory)
     shards = _shards(directory)
-    tensors = source_format.tensors(_stored(directory, shards), quantization)
+    found = source_format.tensors(_stored(directory, shards), quantization)
+    tensors = _unwrapped(found, directory)
     remarks = functools.partial(source_format.remarks, tensors) if hasattr(source_format, "remarks") else list
     return Checkpoint(directory, config, tensors, tuple(shards), remarks)
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    outer = {key: config[key] for key in ("architectures", "quantization_config") if config.get(key)}
+    return text | outer
+
+
+def _unwrapped(tensors: Mapping[str, SourceTensor], directory: Path) -> Mapping[str, SourceTensor]:
+    found = {name.removeprefix(TEXT_MODEL): tensor for name, tensor in tensors.items()}
+    if len(found) != len(tensors):
+        twice = next(name for name in tensors if TEXT_MODEL + name in tensors)
+        raise InputError(
+            f"is also there as {TEXT_MODEL}{twice}", file=directory, tensor=twice, expected="one copy", found="two"
+        )
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_an_impossible_size(tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        ("tiktoken.model", "TikTokenConverter"),
+        ("tiktoken.model", "tokenizer_class"),
         ("tokenizer.model", "found only tokenizer.model"),
         (None, "found none"),
     ],

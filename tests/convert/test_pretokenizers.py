@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import unicodedata
-import urllib.request
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from convert import pretokenizers
 from gguf_mla.errors import InputError
 from tests.convert.tokenizer_files import Json, added, convert, judged_section, refusal, small
 from tests.support import command, hub
+from tests.support.judges import TokenizingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,29 +140,6 @@ TEXTS = [
     "iPhoneProMax XMLHttpRequest fooBarBaz नमस्ते दुनिया",
 ]
 DIGITS = ["12345 apples", "1a2b 3.14 ½ ² Ⅷ ١٢٣٤", "中文123"]
-
-
-class TokenizingEngine:
-    """A GGUF file in llama.cpp's server, asked for ids."""
-
-    def __init__(self, path: Path) -> None:
-        import xllamacpp
-
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_gpu_layers, params.verbosity = 256, 0, -1
-        params.fit_params = params.warmup = False
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            params.port = free.getsockname()[1]
-        self._server = xllamacpp.Server(params)
-
-    def ids(self, text: str, *, special: bool = False) -> list[int]:
-        body = json.dumps({"content": text, "add_special": special}).encode()
-        request = urllib.request.Request(self._server.listening_address + "/tokenize", body)
-        with urllib.request.urlopen(request) as answer:
-            found: list[int] = json.load(answer)["tokens"]
-        return found
 
 
 @pytest.mark.engine

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from convert.tokenizer import tokenizer_metadata
-from convert.vocabulary import byte_values
+from gguf_mla.checkpoint.ranks import byte_values
 from gguf_mla.container.values import Kind
 from tests.convert.tokenizer_files import BOS, EOS, Json, added, convert, small, warnings
 from tests.support import hub

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.support import numbers, safetensors_file
+from tests.support import numbers, safetensors_file, tiktoken_files
 from tests.support.kinds import FP8_BLOCK, INT4_GROUP, KINDS, Config
 from tests.support.safetensors_file import Stored
 
@@ -207,7 +207,7 @@ def _stored_int4(weight: Weight, seed: int) -> Iterator[Stored]:
 
 def config_of(kind: str, tokenizer: str, **changes: Any) -> Config:
     """The hub-style config.json of a kind; `changes` replace keys, None included."""
-    vocabulary = {"deepseek": 129280, "bundled": 2048}[tokenizer]
+    vocabulary = {"deepseek": 129280, "bundled": 2048, "tiktoken": 2043 + tiktoken_files.RESERVED}[tokenizer]
     return dict(sorted({**KINDS[kind].config, "vocab_size": vocabulary, **changes}.items()))
 
 
@@ -221,7 +221,10 @@ def write(
     shard_bytes: int | None = 64_000_000,
     **changes: Any,
 ) -> Path:
-    """Write a checkpoint of `kind`; `tokenizer` is "bundled" (2048 entries) or "deepseek" (129280, the real one)."""
+    """Write a checkpoint of `kind`.
+
+    `tokenizer` is "bundled" (2048 entries), "tiktoken" (the same in Kimi's form) or "deepseek" (129280, the real one).
+    """
     config = config_of(kind, tokenizer, **changes)
     tensors = [s for w in weights(config, tame=tame) for s in stored(w, KINDS[kind].storage, seed)]
     return assemble(directory, config, tensors, tokenizer, shard_bytes)
@@ -243,6 +246,9 @@ def assemble(
         write_json(directory / "model.safetensors.index.json", index)
     write_json(directory / "config.json", config)
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
+    if tokenizer == "tiktoken":
+        tiktoken_files.write(directory, tiktoken_files.ranks_of(BUNDLED / "tokenizer.json"))
+        return directory
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_directory(tokenizer) / name, directory / name)
     return directory

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +52,29 @@ class Engine:
         request = {"prompt": prompt, "temperature": 1.0, "samplers": [], "cache_prompt": False, **options}
         answer = self._server.handle_completions(request)
         return dict(json.loads(answer) if isinstance(answer, str) else answer)
+
+
+class TokenizingEngine:
+    """A GGUF file in llama.cpp's server, asked for ids."""
+
+    def __init__(self, path: Path) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_gpu_layers, params.verbosity = 256, 0, -1
+        params.fit_params = params.warmup = False
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            params.port = free.getsockname()[1]
+        self._server = xllamacpp.Server(params)
+
+    def ids(self, text: str, *, special: bool = False) -> list[int]:
+        body = json.dumps({"content": text, "add_special": special}).encode()
+        request = urllib.request.Request(self._server.listening_address + "/tokenize", body)
+        with urllib.request.urlopen(request) as answer:
+            found: list[int] = json.load(answer)["tokens"]
+        return found
 
 
 class Transformers:
