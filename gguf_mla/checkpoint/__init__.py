@@ -33,9 +33,9 @@ SINGLE = "model.safetensors"
 class Checkpoint:
     """An open checkpoint.
 
-    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` returns what reading them has shown. Of a
-    model that is more than its text model, `config` is that of the text model but for `architectures`, and the text
-    model's tensors have the names that they would have alone.
+    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` returns what reading them has shown. Of
+    a model that is more than its text model, `config` is that of the text model but for `architectures`, and the
+    tensors of the text model have the names that they would have alone.
     """
 
     directory: Path
