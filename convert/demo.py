@@ -1,4 +1,7 @@
-"""`gguf-mla demo`: the main job on the bundled checkpoint, from FP8 shards to tokens of a real engine."""
+"""`gguf-mla demo`: the main job on the bundled checkpoint, from FP8 shards to tokens of a real engine.
+
+With --family, a small model of that family, to try the jobs on.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,51 @@ CHECKPOINT = "tiny-deepseek-v3"
 TYPES = ("BF16", "Q8_0")
 PROMPT = "def __init__(self, name):\n    self."
 TOKENS = 24
+OUTPUT = Path("demo-output")
+FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2")  # as in gguf_mla.synthetic.shapes
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path), default=Path("demo-output"))
-def demo(directory: Path) -> None:
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--family", type=click.Choice(FAMILIES), help="Write a small model of this family, to convert and to run."
+)
+@click.option("--size", metavar="SIZE", help="With --family: about how many parameters, 50M or 1.5B.  [default: 50M]")
+def demo(directory: Path | None, family: str | None, size: str | None) -> None:
     """Convert the bundled trained FP8 checkpoint into DIRECTORY and let llama.cpp continue a line of Python.
 
     The engine is used when it is installed: pip install 'gguf-mla[engine]'.
+
+    With --family a checkpoint is written into DIRECTORY instead: the published model in small, with random weights, but
+    heads, names, shards and number formats (FP8, INT4) as they are, and a tokenizer. The same command gives the same
+    bytes.
     """
+    if family is not None:
+        _small(family, size or "50M", directory)
+        return
+    if size is not None:
+        raise click.UsageError("--size belongs to --family.")
+    _bundled(directory or OUTPUT)
+
+
+def _small(family: str, size: str, directory: Path | None) -> None:
+    from gguf_mla import tables  # noqa: PLC0415 - `--help` must not pay for numpy
+    from gguf_mla.checkpoint import open_checkpoint  # noqa: PLC0415
+    from gguf_mla.synthetic.shapes import parse_parameters  # noqa: PLC0415
+    from gguf_mla.synthetic.small import write_small  # noqa: PLC0415
+
+    out = directory or Path(f"{family}-{size}")
+    parameters = write_small(family, parse_parameters(size), out)
+    written = open_checkpoint(out)
+    formats = dict.fromkeys(tensor.stored for tensor in written.tensors.values())
+    nbytes = tables.size(sum(path.stat().st_size for path in written.files))
+    click.echo(
+        f"{out}: {tables.count(parameters)} parameters, {len(written.files)} shards, {nbytes}, {', '.join(formats)}"
+    )
+    click.echo(f"gguf-mla convert {out}")
+
+
+def _bundled(directory: Path) -> None:
     from gguf_mla.checkpoint import open_checkpoint  # noqa: PLC0415 - `--help` must not pay for numpy
 
     directory.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,10 @@ from typing import Any
 import click
 
 from gguf_mla import tables
-from gguf_mla.bench import synthetic
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import unwritable
 from gguf_mla.stream import default_threads
+from gguf_mla.synthetic import checkpoints, shapes
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def measure(*arguments: object) -> Measured:
 
 def rehearse(directory: Path, shape: str, fraction: float, names: tuple[str, ...], threads: int) -> list[Rehearsal]:
     """Plan a whole model and convert a fraction of it, in a directory that has room for the fraction twice."""
-    config = synthetic.SHAPES[shape]
-    small = synthetic.reduced(config, fraction)
+    config = shapes.SHAPES[shape]
+    small = shapes.reduced(config, fraction)
     try:
-        shards = synthetic.write(directory / shape, config, synthetic.hollow)
-        synthetic.write(directory / "fraction", small, synthetic.random_weights())
+        shards = checkpoints.write(directory / shape, config, checkpoints.hollow)
+        checkpoints.write(directory / "fraction", small, checkpoints.random_weights())
     except OSError as error:
         raise unwritable(directory, error) from None
-    source_bytes = sum(tensor.nbytes for tensor in synthetic.tensors(config))
+    source_bytes = sum(tensor.nbytes for tensor in checkpoints.tensors(config))
     out, done = directory / "out.gguf", []
     for name in names:
         plan = measure("convert", directory / shape, out, "--type", name, "--dry-run")
@@ -150,8 +150,8 @@ def run(
     shape: str, fraction: float, names: tuple[str, ...], threads: int | None, parent: Path, *, as_json: bool
 ) -> None:
     """Rehearse in a temporary directory of `parent` and print what came of it."""
-    if shape not in synthetic.SHAPES:
-        raise InputError("--shape is not known", expected=" or ".join(synthetic.SHAPES), found=shape)
+    if shape not in shapes.SHAPES:
+        raise InputError("--shape is not known", expected=" or ".join(shapes.SHAPES), found=shape)
     count = threads or default_threads()
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         done = rehearse(Path(directory), shape, fraction, names, count)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gguf_mla.bench import synthetic
+from gguf_mla.synthetic import checkpoints, shapes
 from tests.support.command import command, measure
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SECONDS, MEMORY = 20.0, 512 << 20  # generous: about 2 s and 170 MiB were measur
 def deepseek_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 689 GB whose shards are headers and a hole."""
     directory = tmp_path_factory.mktemp("full") / "DeepSeek-V3"
-    assert synthetic.write(directory, synthetic.SHAPES["deepseek-v3"], synthetic.hollow) == 163
+    assert checkpoints.write(directory, shapes.SHAPES["deepseek-v3"], checkpoints.hollow) == 163
     return directory
 
 

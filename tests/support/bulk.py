@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.support import hub, kinds, numbers
+from gguf_mla.synthetic import numbers
+from tests.support import hub, kinds
 from tests.support.safetensors_file import Stored
 
 if TYPE_CHECKING:

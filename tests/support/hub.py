@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.support import numbers, safetensors_file, tiktoken_files
+from gguf_mla.synthetic import numbers
+from tests.support import safetensors_file, tiktoken_files
 from tests.support.kinds import FP8_BLOCK, INT4_GROUP, KINDS, Config
 from tests.support.safetensors_file import Stored
 

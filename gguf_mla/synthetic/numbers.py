@@ -7,8 +7,14 @@ of `PCG64` and `SeedSequence`; it does not promise that of `Generator`'s distrib
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
 
 CHUNK = 1 << 20  # values drawn at a time
 # the sum of four uniform 16-bit integers has mean 131070 and standard deviation 65536 / sqrt(3)
@@ -17,8 +23,8 @@ BELL_SCALE = np.float32(1.7320508 / 65536)
 E4M3_MAX = np.float32(448.0)
 
 
-def bell(name: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Nearly normal float32 values (mean 0, deviation 1, |x| < 3.5) that depend on `name` and `seed` alone."""
+def bell(name: str, seed: int, shape: tuple[int, ...]) -> Floats:
+    """Return nearly normal float32 values (mean 0, deviation 1, |x| < 3.5) that depend on `name` and `seed` alone."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
     out = np.empty(int(np.prod(shape)), np.float32)
     for start in range(0, out.size, CHUNK):
@@ -28,27 +34,27 @@ def bell(name: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return out.reshape(shape)
 
 
-def _sum_of_four(raw: np.ndarray) -> np.ndarray:
+def _sum_of_four(raw: NDArray[np.uint64]) -> NDArray[np.int64]:
     lanes = np.uint64(0x0000FFFF0000FFFF)
     pairs = (raw & lanes) + ((raw >> np.uint64(16)) & lanes)
     return ((pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))).astype(np.int64)
 
 
-def to_bf16(x: np.ndarray) -> np.ndarray:
+def to_bf16(x: Floats) -> NDArray[np.uint16]:
     """float32 → bfloat16 bits (uint16), to nearest, ties to even. No NaN."""
     bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.asarray(rounded, np.uint16)
 
 
-def to_e4m3(x: np.ndarray) -> np.ndarray:
+def to_e4m3(x: Floats) -> NDArray[np.uint8]:
     """float32 with |x| ≤ 448 → float8_e4m3fn bits (uint8), to nearest, ties to even."""
     exponent = np.where(x == 0, -6, np.maximum(np.frexp(x)[1] - 1, -6))
     steps = np.rint(np.ldexp(np.abs(x), 3 - exponent)).astype(np.int32)  # 8 … 16 when normal, 0 … 8 below 2^-6
     return np.asarray(((exponent + 6) * 8 + steps) | np.where(np.signbit(x), 0x80, 0)).astype(np.uint8)
 
 
-def e4m3_blocks(w: np.ndarray, block: int, *, power_of_two: bool) -> tuple[np.ndarray, np.ndarray]:
+def e4m3_blocks(w: Floats, block: int, *, power_of_two: bool) -> tuple[NDArray[np.uint8], Floats]:
     """float32 [M, N] → e4m3 bits [M, N] and scales [⌈M/block⌉, ⌈N/block⌉]; w ≈ bits · scale of its block."""
     rows, columns = (-(-size // block) for size in w.shape)
     padded = np.zeros((rows * block, columns * block), np.float32)
@@ -61,12 +67,17 @@ def e4m3_blocks(w: np.ndarray, block: int, *, power_of_two: bool) -> tuple[np.nd
     return to_e4m3(scaled.reshape(padded.shape)[: w.shape[0], : w.shape[1]]), scales
 
 
-def _next_power_of_two(x: np.ndarray) -> np.ndarray:
+def _next_power_of_two(x: Floats) -> Floats:
     mantissa, exponent = np.frexp(x)
     return np.ldexp(np.float32(1), np.where(mantissa == np.float32(0.5), exponent - 1, exponent)).astype(np.float32)
 
 
-def int4_groups(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+def to_e8m0(scales: Floats) -> NDArray[np.uint8]:
+    """Powers of two as their biased exponents: byte b means 2^(b − 127)."""
+    return (np.frexp(scales)[1] - 1 + 127).astype(np.uint8)
+
+
+def int4_groups(w: Floats, group: int) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """float32 [M, N] → integers -8 … 7 [M, N] and bfloat16 bits [M, ⌈N/group⌉]; w ≈ integer · scale of its group."""
     groups = -(-w.shape[1] // group)
     padded = np.zeros((w.shape[0], groups * group), np.float32)
@@ -78,14 +89,10 @@ def int4_groups(w: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(integers, -8, 7).astype(np.int8).reshape(padded.shape)[:, : w.shape[1]], bits
 
 
-def to_int32_words(integers: np.ndarray) -> np.ndarray:
+def to_int32_words(integers: NDArray[np.int8]) -> NDArray[np.int32]:
     """Integers -8 … 7 [M, N] → int32 [M, ⌈N/8⌉]: each plus 8 in four bits, the first of eight in the lowest."""
-    words = np.zeros((integers.shape[0], -(-integers.shape[1] // 8)), np.uint32)
-    for col in range(integers.shape[1]):
-        words[:, col // 8] |= (integers[:, col] + 8).astype(np.uint32) << np.uint32(4 * (col % 8))
+    rows, cols = integers.shape
+    nibbles = np.zeros((rows, -(-cols // 8), 8), np.uint32)
+    nibbles.reshape(rows, -1)[:, :cols] = integers + 8
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(nibbles << np.arange(0, 32, 4, dtype=np.uint32), axis=2)
     return words.view(np.int32)
-
-
-def to_e8m0(scales: np.ndarray) -> np.ndarray:
-    """Powers of two as their biased exponents: byte b means 2^(b − 127)."""
-    return (np.frexp(scales)[1] - 1 + 127).astype(np.uint8)

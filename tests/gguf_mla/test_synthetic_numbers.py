@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.support import numbers
+from gguf_mla.synthetic import numbers
 
 EDGES = [0.0, -0.0, 448.0, -448.0, 447.0, 2.0**-9, 2.0**-10, 1.01 * 2.0**-10, 2.0**-6, 0.99 * 2.0**-6, 17.0, 18.0, 19.0]
 
