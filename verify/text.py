@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.checkpoint import ranks
 from gguf_mla.errors import InputError
 from gguf_mla.files import unreadable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
     from verify.sides import Reference
 
@@ -27,7 +29,7 @@ def read_tokens(text: Path | None, tokens: Path | None, reference: Reference, bo
     """Return token ids, int64 [N].
 
     tokens  a .npy array of integers, or ids as text
-    text    UTF-8, tokenized by the reference's tokenizer.json, behind `bos` where the model wants one; the sample when
+    text    UTF-8, tokenized by the reference's tokenizer files, behind `bos` where the model wants one; the sample when
             neither is given
 
     Raises InputError for a file that cannot be read, ids outside the vocabulary, and a text without a tokenizer.
@@ -78,17 +80,25 @@ def _tokenized(file: Path, reference: Reference) -> Numbers:
             file=reference.file.path if reference.file else None,
             remedy="Give token ids with --tokens",
         )
-    if not (reference.directory / "tokenizer.json").is_file():
-        raise InputError(
-            "has no tokenizer.json to read a text with",
-            file=reference.directory,
-            remedy="Give token ids with --tokens",
-        )
     try:
-        from tokenizers import Tokenizer  # noqa: PLC0415 - optional
+        import tokenizers  # noqa: PLC0415, F401 - optional
     except ImportError:
         raise InputError(
             "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
         ) from None
-    tokenizer = Tokenizer.from_file(str(reference.directory / "tokenizer.json"))
-    return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    return np.array(_tokenizer(reference.directory).encode(text, add_special_tokens=False).ids, np.int64)
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, models  # noqa: PLC0415 - optional
+    from tokenizers import pre_tokenizers as pre  # noqa: PLC0415
+
+    path = directory / ranks.FILE
+    if (directory / "tokenizer.json").is_file() or not path.is_file():
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    bpe = ranks.read_bpe(path)
+    merges = [(first, second) for first, _, second in (merge.partition(" ") for merge in bpe.merges)]
+    tokenizer = Tokenizer(models.BPE(bpe.vocab, merges))
+    pieces = [pre.Split(Regex(ranks.SPLIT), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer.pre_tokenizer = pre.Sequence(pieces)
+    return tokenizer

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 FILE = "tiktoken.model"
 NEVER = 1 << 30  # the rank of a pair that is no token
 
+# The file does not say how a text is split into the pieces whose bytes are joined. This is how Kimi's code does it.
+SPLIT = (
+    r"[\p{Han}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 class Bpe(NamedTuple):
     """A vocabulary as byte-level BPE has it: ids by token, "a b" for each that two others make, and the others."""
