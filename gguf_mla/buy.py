@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Measure = Callable[[Sequence[Untyped], Sequence[Sequence[str]]], Iterable["Mapping[str, float]"]]
 
 OTHERWISE = FILE_TYPES["Q8_0"]  # the rules for what options and shapes decide: any quantizing type would do
+_DEFAULTS = {entry.default for entry in FILE_TYPES.values()} - {""}
 LATE_KEYS = 4096  # metadata that are stated later: the importance file's name and the like
 
 
@@ -78,8 +79,9 @@ def _offers(
 
 
 def _own(tensor: Untyped) -> dict[str, float]:
-    """Return the block type that a tensor has already, which adds no error."""
-    return {tensor.ggml_type: 0.0} if tensor.ggml_type and ggtypes.by_name(tensor.ggml_type).block > 1 else {}
+    """Return the block type that a tensor has already, which adds no error; not one that no file is called by."""
+    kind = tensor.ggml_type
+    return {kind: 0.0} if kind in _DEFAULTS and ggtypes.by_name(kind).block > 1 else {}
 
 
 def _spec(tensor: Untyped, kind: str) -> TensorSpec:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from verify.model import Yarn
     from verify.tensors import Weights
 
 LEVEL = "engine"
@@ -50,7 +51,7 @@ class EngineAgreement:
 def compare_engine(path: Path, candidate: Weights, tokens: NDArray[np.int64], threads: int) -> list[EngineAgreement]:
     """Ask llama.cpp for what follows prefixes of one token sequence [T]; MachineError when it cannot load the file."""
     lengths = [length for length in LENGTHS if length <= tokens.size] or [tokens.size]
-    engine = _Engine(path, threads, context=max(lengths) + 8)
+    engine = _Engine(path, threads, max(lengths) + 8, candidate.model.yarn)
     ours = _log_probabilities(candidate, tokens[: max(lengths)], lengths)
     count = min(LISTED, candidate.model.vocab)
     return [
@@ -95,7 +96,7 @@ def judge(results: Sequence[EngineAgreement], *, exact: bool) -> Finding | None:
 class _Engine:
     """One loaded llama.cpp, in float32 as far as it goes: F32 cache, and no flash attention, which lowers it."""
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    def __init__(self, path: Path, threads: int, context: int, yarn: Yarn | None) -> None:
         try:
             import xllamacpp  # noqa: PLC0415 - optional
         except ImportError:
@@ -106,6 +107,8 @@ class _Engine:
         params.n_parallel, params.n_gpu_layers = 1, 0
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if yarn is not None:  # it does not read these of a deepseek2 file, so they are said as its user has to say them
+            params.yarn_beta_fast, params.yarn_beta_slow = yarn.fast, yarn.slow
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.fit_params = params.warmup = False
         params.verbosity = -1

@@ -26,6 +26,7 @@ from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, 
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
 from tests.attacks import handmade
+from tests.support.kinds import FP8, INT4
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +130,7 @@ def shard_case(path: Path, chance: random.Random) -> None:
 
 
 def checkpoint_case(path: Path, chance: random.Random) -> None:
-    config: Any = {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}}
+    config: Any = {"quantization_config": chance.choice((FP8, INT4))}
     index: Any = {"metadata": {"total_size": 64}, "weight_map": {"t": "a.safetensors"}}
     if chance.random() < 0.5:
         index = tree_changed(index, chance)

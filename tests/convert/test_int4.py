@@ -214,6 +214,15 @@ def test_damage_is_a_sentence_and_leaves_nothing(damage: Callable[[Path], object
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("judges")
+def test_verify_and_an_engine_that_is_told_the_betas_agree(kimi: Path, tmp_path: Path) -> None:
+    assert "run it with --yarn-beta-fast 1." in convert(kimi, tmp_path / "out.gguf", "F32").output
+    options = ("--context", 128, "--chunks", 1, "--engine", "llama.cpp", "--quiet")
+    answer = gguf_mla("verify", kimi, tmp_path / "out.gguf", *options)
+    assert answer.status == 0, answer.output
+
+
+@pytest.mark.engine
 def test_an_engine_runs_the_exact_file_nearly_as_the_float32_one(engine: Callable[..., Engine], tmp_path: Path) -> None:
     checkpoint = hub.write(tmp_path / "model", "kimi-int4", tame=True, **SMALL)
     logprobs = []
