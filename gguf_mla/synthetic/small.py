@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from gguf_mla.errors import InputError
 from gguf_mla.files import unwritable
 from gguf_mla.synthetic import checkpoints, shapes, tokenizers
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SEED = 0
 SHARDS = 3  # about
@@ -18,8 +17,8 @@ SHARDS = 3  # about
 def write_small(family: str, size: int, directory: Path) -> int:
     """Write a checkpoint of a family (a key of `shapes.FAMILIES`) with about `size` parameters; return how many it has.
 
-    The same arguments give the same bytes. Raises InputError for a size that cannot be had and a directory that exists,
-    MachineError when it cannot be written.
+    The same arguments give the same bytes. The directory appears when it is complete. Raises InputError for a size that
+    cannot be had and a directory that exists, MachineError when it cannot be written.
     """
     if directory.exists():
         raise InputError("exists already", file=directory, remedy="Choose another directory")
@@ -29,7 +28,11 @@ def write_small(family: str, size: int, directory: Path) -> int:
     powers = (config.get("quantization_config") or {}).get("scale_fmt") == "ue8m0"
     fill = checkpoints.tame_weights(SEED, power_of_two=powers)
     try:
-        checkpoints.write(directory, config, fill, shard_bytes=total // SHARDS + 1, files=files)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f"{directory.name}.") as unfinished:
+            place = Path(unfinished) / directory.name
+            checkpoints.write(place, config, fill, shard_bytes=total // SHARDS + 1, files=files)
+            place.rename(directory)
     except OSError as error:
         raise unwritable(directory, error) from None
     return shapes.parameters(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pytest
 from convert.demo import FAMILIES
 from gguf_mla.checkpoint import open_checkpoint
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.synthetic import shapes
+from gguf_mla.synthetic import checkpoints, shapes
 from tests.support.command import convert, gguf_mla
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ def test_a_small_model_of_each_family_is_converted_and_runs(
 
 def test_every_family_can_be_asked_for() -> None:
     assert tuple(shapes.FAMILIES) == FAMILIES
+
+
+def test_a_model_that_could_not_be_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_write_shard", full)
+    answer = gguf_mla("demo", "--family", "v3", "--size", "6M", tmp_path / "model")
+    assert answer.status == 3
+    assert "the disk is full" in answer.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ MODELS = {
     "glm-lite": Model("glm-lite"),
     "glm-dsa, sparse": Model("glm-dsa"),
     "kimi-int4": Model("kimi-int4", engine={"beta_fast": 1.0}),
+    "moonlight": Model("kimi", options={"num_hidden_layers": 4, "q_lora_rank": None, "rope_scaling": None}),
     "bundled": Model("bundled"),
 }
 
