@@ -52,7 +52,7 @@ def undisturbed(jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) 
     return written
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize", "copy", "split"])
+@pytest.mark.parametrize("name", ["convert", "quantize", "copy", "repack", "split"])
 def test_a_run_killed_at_any_instant_is_continued_to_the_same_bytes(
     name: str, jobs: dict[str, Job], undisturbed: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
@@ -80,6 +80,20 @@ def test_several_kills_in_a_row_do_no_harm(
         assert crash.killed_at(instant, lambda: jobs["convert"].run(tmp_path)) == -signal.SIGKILL
     jobs["convert"].run(tmp_path)
     assert content(tmp_path) == undisturbed["convert"]
+
+
+def test_a_continued_run_tells_of_all_that_was_rounded(jobs: dict[str, Job], tmp_path: Path) -> None:
+    def told(out: Path) -> list[str]:
+        output = command.gguf_mla(*(argument.format(out=out) for argument in jobs["repack"].arguments)).output
+        return re.findall("warning: .* blocks of 32 weights .*", output)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    killed = tmp_path / "killed"
+    total = crash.operations(lambda: jobs["repack"].run(killed))
+    (killed / "out.gguf").unlink()
+    assert crash.killed_at(total - 20, lambda: jobs["repack"].run(killed)) == -signal.SIGKILL
+    assert told(killed) == told(tmp_path / "whole") != []
 
 
 def failing(job: Job, out: Path, *more: str) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla import chunks, workers
 from gguf_mla.cli import main
+from tests.support import hub
 from tests.support.command import convert
 from tests.support.hub import BUNDLED
 
@@ -42,11 +43,13 @@ def jobs(directory: Path) -> dict[str, Job]:
     plain, quantized = directory / "plain.gguf", directory / "quantized.gguf"
     convert(BUNDLED, plain, "BF16")
     convert(BUNDLED, quantized, "Q8_0")
+    packed = hub.write(directory / "packed", "kimi-int4", num_hidden_layers=2, n_routed_experts=4)
     several = ("--type", "F16", "--type", "Q8_0", "--split-max-tensors", "26", "--checksums")
     return {
         "convert": Job(("convert", str(BUNDLED), "{out}/out.gguf", "--type", "Q8_0", "--quiet")),
         "quantize": Job(("quantize", str(plain), "{out}/out.gguf", "Q4_K_M", "--quiet")),
         "copy": Job(("quantize", str(quantized), "{out}/out.gguf", "COPY", "--quiet")),
+        "repack": Job(("convert", str(packed), "{out}/out.gguf", "--quiet")),
         "split": Job(("convert", str(BUNDLED), "{out}", *several, "--quiet")),
     }
 
