@@ -152,9 +152,9 @@ def _indexed(directory: Path) -> dict[Path, list[str]]:
             expected="an object from tensor to shard",
             found=type(weight_map).__name__,
         )
-    shards: dict[Path, list[str]] = {}
+    shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or shard == "..":
+        if not isinstance(shard, str) or (shard not in shards and not _is_plain_name(shard)):
             raise InputError(
                 "names a shard outside the directory",
                 file=directory / INDEX,
@@ -162,15 +162,19 @@ def _indexed(directory: Path) -> dict[Path, list[str]]:
                 expected="a plain file name",
                 found=repr(shard),
             )
-        shards.setdefault(directory / shard, []).append(name)
+        shards.setdefault(shard, []).append(name)
     present = {path.name for path in directory.iterdir() if path.is_file()}
-    missing = sorted(path.name for path in shards if path.name not in present)
+    missing = sorted(shard for shard in shards if shard not in present)
     if missing:
         shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         raise InputError(
             f"{len(missing)} of {len(shards)} shards are missing: {shown}", file=directory, remedy="Download them"
         )
-    return dict(sorted(shards.items()))
+    return {directory / shard: names for shard, names in sorted(shards.items())}
+
+
+def _is_plain_name(shard: str) -> bool:
+    return PurePosixPath(shard).name == shard and "\\" not in shard and shard != ".."
 
 
 def _stored(directory: Path, shards: Mapping[Path, list[str]]) -> dict[str, StoredTensor]:

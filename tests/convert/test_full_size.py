@@ -1,9 +1,9 @@
-"""The real DeepSeek-V3: 163 shards of its very shapes, without content, are planned quickly and in little memory."""
+"""The real DeepSeek-V3 and Kimi-K2: shards of their very shapes, without content, are planned in little memory."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARAMETERS = 671_026_419_200  # without multi-token prediction
-SECONDS, MEMORY = 20.0, 512 << 20  # generous: about 2 s and 170 MiB were measured
+KIMI_PARAMETERS = 1_026_408_232_448
+SECONDS, MEMORY = 20.0, 512 << 20  # generous: about 2 s and 170 MiB were measured, with a trillion 6 s and 270 MiB
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +26,29 @@ def deepseek_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def planned(checkpoint: Path, kind: str, directory: Path) -> dict[str, Any]:
+    line = command("convert", checkpoint, directory / "out.gguf", "--type", kind, "--dry-run", "--json")
+    measured = measure(line, directory / "report.json")
+    assert measured.status == 0, measured.output
+    assert measured.seconds < SECONDS
+    assert measured.peak < MEMORY
+    plan: dict[str, Any] = json.loads(measured.output)
+    return plan
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("BF16", 16.0), ("Q8_0", 8.5)])
 def test_planning_all_of_deepseek_v3(kind: str, bits: float, deepseek_v3: Path, tmp_path: Path) -> None:
-    line = command("convert", deepseek_v3, tmp_path / "out.gguf", "--type", kind, "--dry-run", "--json")
-    measured = measure(line, tmp_path / "report.json")
-    assert measured.status == 0, measured.output
-    plan = json.loads(measured.output)
+    plan = planned(deepseek_v3, kind, tmp_path)
     assert plan["parameters"] == PARAMETERS
     assert len(plan["tensors"]) == 1086  # as published conversions have
     assert plan["bytes"] * 8 / PARAMETERS == pytest.approx(bits, rel=0.001)
     assert all(name.startswith("model.layers.61.") for name in plan["dropped"])
-    assert measured.seconds < SECONDS
-    assert measured.peak < MEMORY
+
+
+def test_planning_all_of_kimi_k2_thinking(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "model", shapes.SHAPES["kimi-k2-thinking"], checkpoints.hollow)
+    plan = planned(tmp_path / "model", "MLA-Q4_0", tmp_path)
+    assert plan["parameters"] == KIMI_PARAMETERS
+    assert plan["bytes"] / 2**30 == pytest.approx(543.6, abs=0.1)  # what a published file with Q8_0 beside Q4_0 has
+    experts = [tensor for tensor in plan["tensors"] if tensor["reason"] == "as stored"]
+    assert len(experts) == 60 * 3
