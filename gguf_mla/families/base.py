@@ -189,10 +189,9 @@ def _output(
                 found=list(tensors[source].shape),
             )
     shape, parts = _FORMS[instance.rule.form](instance.sources, expected, dims)
-    [*kinds] = {tensors[part.source].raw_type if not part.transposed else None for part in parts}
-    return Untyped(
-        instance.output, shape, parts, tensors[instance.sources[0]].stored, kinds[0] if len(kinds) == 1 else None
-    )
+    copied = {None if part.transposed else tensors[part.source].raw_type for part in parts}
+    ggml_type = copied.pop() if len(copied) == 1 else None
+    return Untyped(instance.output, shape, parts, tensors[instance.sources[0]].stored, ggml_type)
 
 
 def _whole(
