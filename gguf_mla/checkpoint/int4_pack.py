@@ -36,6 +36,7 @@ REFUSED = {"_zero_point": "zero points", "_g_idx": "columns in another order (ac
 IDLE = 0x88  # two values of zero, whatever the scale
 BLOCK = 32  # of Q4_0
 LARGEST_HALF = np.float32(65504)
+SHOWN = 8  # tensors named in a remark, the most changed first
 
 # What quantization_config says of the weights, and must.
 _EXPECTED = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "actorder": None}
@@ -155,11 +156,13 @@ def remarks(tensors: Mapping[str, SourceTensor]) -> list[str]:
     if not rounded:
         return []
     blocks, changes, relative = zip(*rounded.values(), strict=True)
-    worst = max(rounded, key=lambda place: rounded[place][2])
+    ordered = sorted(rounded, key=lambda place: rounded[place][2], reverse=True)
+    names = list(dict.fromkeys(name for name, _ in ordered))
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     said = (
-        f"{sum(blocks)} blocks of 32 weights in {len({name for name, _ in rounded})} tensors have a scale that no "
-        "float16 equals, as a Q4_0 file needs; the nearest is written, which changes a weight by at most "
-        f"{max(changes):.1e}, and by up to {100 * max(relative):.3g} % of itself (in {worst[0]}). The others are exact."
+        f"{sum(blocks)} blocks of 32 weights in {len(names)} tensors have a scale that no float16 equals, as a Q4_0 "
+        f"file needs; the nearest is written, which changes a weight by at most {max(changes):.1e}, and by up to "
+        f"{100 * max(relative):.3g} % of itself. They are in {shown}."
     )
     return [said]
 

@@ -254,5 +254,20 @@ def test_other_configurations_are_refused(tmp_path: Path, change: dict[str, Any]
         open_checkpoint(tmp_path)
 
 
+def test_of_many_tensors_the_most_changed_are_named(tmp_path: Path) -> None:
+    stored: Tensors = {}
+    for number in range(12):
+        integers, scales = torch.full((1, 32), 7), torch.full((1, 1), 2.0**-20 * (1 + (number + 1) / 128))
+        one = packed(integers, scales.to(torch.bfloat16))
+        stored |= {name.replace(BASE, f"x{number}.weight"): tensor for name, tensor in one.items()}
+    checkpoint = checkpoint_of(tmp_path, stored)
+    for tensor in checkpoint.tensors.values():
+        as_q4_0(tensor, tmp_path / "out", 0, 1)
+    [said] = checkpoint.remarks()
+    # float16's steps are 8/128 there: 8 is one of them, and 4 and 12 are the farthest from any, 4 relatively more
+    assert "They are in x3.weight, " in said
+    assert said.endswith(" and 3 more.")
+
+
 def test_a_checkpoint_without_packed_tensors_has_nothing_to_remark() -> None:
     assert remarks({}) == []
