@@ -32,7 +32,7 @@ class TypeLimit:
 TABLE: Mapping[str, TypeLimit] = {
     "F32": TypeLimit(1e-6, 1e-6, 1e-6, 1e-4, 1e-7),
     "F16": TypeLimit(4e-4, 6e-4, 7e-4, 0.002, 5e-4),
-    "BF16": TypeLimit(0.002, 0.0032, 0.0045, 0.01, 1e-3),
+    "BF16": TypeLimit(0.0033, 0.0038, 0.0045, 0.01, 1e-3),
     "Q8_0": TypeLimit(0.012, 0.014, 0.0085, 0.03, 0.004),
     "Q6_K": TypeLimit(0.035, 0.08, 0.22, 0.1, 0.012),
     "Q5_K": TypeLimit(0.065, 0.09, 0.28, 0.18, 0.025),

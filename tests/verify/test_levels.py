@@ -107,3 +107,22 @@ def test_limits_leave_an_unrelated_row_no_room() -> None:
     assert Limits().divergence({"Q8_0": 0.5, "F32": 0.5}) == pytest.approx(0.002, rel=1e-3)
     with pytest.raises(InputError, match="not a type of weights"):
         Limits().of("I32")
+
+
+def test_small_fp8_matrices_pass_as_bf16() -> None:
+    """All values of one FP8 block share a scale, so their few mantissas are rounded alike."""
+    import torch
+
+    limit, worst = TABLE["BF16"], 0.0
+    codes = (torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 120).clamp(-448, 448)
+    codes = codes.to(torch.float8_e4m3fn).float()
+    for scale in np.geomspace(1, 2, 300):
+        values = codes * float(np.float32(scale))
+        error = (values.bfloat16().float() - values).double()
+        rows = error.norm(dim=1) / values.double().norm(dim=1)
+        rms = float(error.norm() / values.double().norm())
+        assert rms < limit.rms
+        assert float(rows.max()) < limit.row
+        assert float((error.abs().amax(1) / values.abs().amax(1)).max()) < limit.peak
+        worst = max(worst, rms)
+    assert worst > limit.rms / 1.5  # it is not looser than that
