@@ -40,7 +40,7 @@ STORED = {"v3": "FP8 128x128", "v32": "FP8 128x128", "kimi-k2": "INT4 group 32"}
 
 @pytest.mark.engine
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_small_model_of_each_family_is_converted_and_runs(
+def test_a_small_model_of_each_family_is_converted_proven_and_runs(
     family: str, engine: Callable[[Path], Engine], tmp_path: Path
 ) -> None:
     size = 13_000_000 if "index_topk" in shapes.SHAPES[shapes.FAMILIES[family]] else 6_000_000
@@ -52,6 +52,8 @@ def test_a_small_model_of_each_family_is_converted_and_runs(
     convert(tmp_path / "model", tmp_path / "model.gguf")
     parameters = sum(int(np.prod(t.shape)) for t in open_gguf(tmp_path / "model.gguf").tensors.values())
     assert parameters == pytest.approx(size, rel=0.25)  # a step of experts is the sixth of so small a model
+    proof = gguf_mla("verify", tmp_path / "model", tmp_path / "model.gguf", "--context", 64, "--chunks", 1, "--quiet")
+    assert proof.status == 0, proof.output
     bos = checkpoint.config["bos_token_id"]
     _, logprobs = engine(tmp_path / "model.gguf").next_logprobs(
         [bos, *range(300, 340)], checkpoint.config["vocab_size"]
