@@ -6,17 +6,20 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gguf_mla import codec
+from gguf_mla import codec, ggtypes
 from gguf_mla.errors import InputError
+from gguf_mla.lanes.on_cpu import CPU
+from gguf_mla.source import BlockSource
 from gguf_mla.stages import stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gguf_mla.device import Device
     from gguf_mla.files import OutputFile
     from gguf_mla.plan import Part, TensorJob
     from gguf_mla.source import SourceTensor
@@ -98,15 +101,15 @@ def _pieces(part: Part, job: TensorJob, columns: int) -> Iterator[tuple[int, int
         yield start, stop, stop - start
 
 
-def process(chunk: Chunk, source: SourceTensor, importance: Importance) -> Sums:
-    """Read a chunk, write it to all its places and return a checksum of each.
+def process(chunk: Chunk, source: SourceTensor, importance: Importance, device: Device = CPU) -> Sums:
+    """Read a chunk, write it to all its places and return a checksum of each; `device` encodes.
 
     InputError when a value is not finite. Rows whose type does not change are copied byte for byte.
     """
-    data = _Data(chunk, source)
+    data = _Data(chunk, source, device)
     sums = []
     for place, (offset, _) in zip(chunk.places, chunk.spans, strict=True):
-        if _is_copied(chunk, source, place):
+        if is_copied(chunk.part, source, place.job):
             with stage("copy"):
                 source.copy_raw(chunk.start, chunk.stop, place.file, offset)
             sums.append(0)
@@ -117,8 +120,17 @@ def process(chunk: Chunk, source: SourceTensor, importance: Importance) -> Sums:
     return tuple(sums)
 
 
-def _is_copied(chunk: Chunk, source: SourceTensor, place: Place) -> bool:
-    return source.raw_type == place.job.type and not chunk.part.transposed
+def is_handed_over(device: Device, source: SourceTensor, job: TensorJob, part: Part) -> bool:
+    """Whether a device gets the rows of a quantized source as they are stored, and decodes them itself."""
+    if not device.takes_blocks or not isinstance(source, BlockSource) or source.raw_type is None:
+        return False
+    blocks = all(ggtypes.by_name(name).block > 1 for name in (source.raw_type, job.type))
+    return blocks and not part.transposed and job.via is None
+
+
+def is_copied(part: Part, source: SourceTensor, job: TensorJob) -> bool:
+    """Whether rows keep their type and are copied byte for byte."""
+    return source.raw_type == job.type and not part.transposed
 
 
 def is_written(chunk: Chunk, source: SourceTensor, sums: Sums) -> bool:
@@ -126,7 +138,7 @@ def is_written(chunk: Chunk, source: SourceTensor, sums: Sums) -> bool:
 
     What the kernel has copied was never seen here; to copy it again costs no more than to compare it.
     """
-    if any(_is_copied(chunk, source, place) for place in chunk.places):
+    if any(is_copied(chunk.part, source, place.job) for place in chunk.places):
         return False
     found = tuple(
         _checksum(place.file.read(offset, length))
@@ -143,18 +155,38 @@ def _checksum(data: NDArray[Any]) -> int:
 class _Data:
     """The values of a chunk, decoded once for all its places and only if one of them asks."""
 
-    def __init__(self, chunk: Chunk, source: SourceTensor) -> None:
-        self._chunk, self._source = chunk, source
+    def __init__(self, chunk: Chunk, source: SourceTensor, device: Device) -> None:
+        self._chunk, self._source, self._device = chunk, source, device
         self._values: NDArray[Any] | None = None
+        self._blocks: NDArray[np.uint8] | None = None
 
     def encoded(self, job: TensorJob, importance: Importance) -> NDArray[np.uint8]:
+        if (blocks := self._handed_over(job)) is not None:
+            try:
+                return self._encode(blocks, str(self._source.raw_type), job, importance, check=True)
+            except InputError:
+                self._decoded()  # says where in the tensor the value is
+                raise
         values, kind = self._rounded() if job.via == "BF16" else (self._decoded(), self._source.values)
         if kind == job.type:
             return values.view(np.uint8)
+        return self._encode(values, kind, job, importance, check=False)
+
+    def _encode(
+        self, rows: NDArray[Any], kind: str, job: TensorJob, importance: Importance, *, check: bool
+    ) -> NDArray[np.uint8]:
         with stage("encode"):
             weights = importance(job.name, job.shape)
             row = None if weights is None else weights[self._chunk.index % len(weights)]
-            return codec.encode(values, job.type, source=kind, importance=row, check=False)
+            return codec.encode(rows, job.type, source=kind, importance=row, check=check, device=self._device)
+
+    def _handed_over(self, job: TensorJob) -> NDArray[np.uint8] | None:
+        """Return the stored blocks, if the device decodes and encodes in one go."""
+        if not is_handed_over(self._device, self._source, job, self._chunk.part):
+            return None
+        if self._blocks is None:
+            self._blocks = cast(BlockSource, self._source).read_raw(self._chunk.start, self._chunk.stop)
+        return self._blocks
 
     def _rounded(self) -> tuple[NDArray[Any], str]:
         """Return the values as a BF16 file would have held them."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.buy import Measure
     from gguf_mla.chunks import Importance
+    from gguf_mla.device import Device
     from gguf_mla.imatrix import Imatrix
     from gguf_mla.plan import Plan, Untyped
     from gguf_mla.source import SourceTensor
@@ -28,9 +29,13 @@ CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the 
 _OPTIONS = (
     click.option("--split-max-size", metavar="SIZE", help="Write several files of at most SIZE (48G, 500M; decimal)."),
     click.option(
-        "--split-max-tensors", type=click.IntRange(min=1), help="Write several files of at most so many tensors."
+        "--split-max-tensors", type=click.IntRange(min=1), help="Write several files of at most so many tensors.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Worker threads  [default: all cores]"),
+    click.option(
+        "--device", default="cpu", show_default=True, metavar="NAME",
+        help="Where to encode: cpu, cuda (all GPUs) or cuda:N; the bytes are the same.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--no-resume", is_flag=True, help="Start over instead of going on with an unfinished output."),
     click.option("--checksums", is_flag=True, help="Write OUT.sha256 too; `inspect --verify` checks it."),
@@ -39,7 +44,7 @@ _OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Show the plan and write nothing."),
     click.option("--quiet", is_flag=True, help="No progress and no summary."),
     click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON."),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class RunOptions:
     split_max_size: str | None
     split_max_tensors: int | None
     threads: int | None
+    device: str
     overwrite: bool
     no_resume: bool
     checksums: bool
@@ -57,6 +63,12 @@ class RunOptions:
     dry_run: bool
     quiet: bool
     as_json: bool
+
+    def place(self) -> Device:
+        """Return the device; MachineError if it cannot be used."""
+        from gguf_mla.device import open_device  # noqa: PLC0415 - `--help` must not pay for it
+
+        return open_device(self.device)
 
     def files(self, plan: Plan, path: Path, groups: Sequence[slice] | None = None) -> Output:
         """Return the files a plan becomes: one, or the parts that `groups` or the split options ask for."""
@@ -96,6 +108,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**arguments: Any) -> None:
         names = RunOptions.__dataclass_fields__
         options = RunOptions(**{name: arguments.pop(name) for name in names})
+        options.place()  # a device that cannot be used is the first thing to say
         command(**arguments, options=options)
 
     return functools.reduce(lambda inner, option: option(inner), reversed(_OPTIONS), wrapped)
@@ -140,6 +153,7 @@ def launch(job: Job, options: RunOptions) -> None:
         click.echo(f"warning: {warning}", err=True)
     if options.verify_source:
         _verify_source(job, options)
+    _try_device(job, options)
     result = _run(job, options)
     for remark in job.remarks():
         click.echo(f"warning: {remark}", err=True)
@@ -184,6 +198,18 @@ def _verify_source(job: Job, options: RunOptions) -> None:
         verify(job.inputs, bar.update)
 
 
+def _try_device(job: Job, options: RunOptions) -> None:
+    """Have a device other than the CPU show that it gives the same bytes."""
+    from gguf_mla import trust  # noqa: PLC0415 - `--help` must not pay for it
+
+    device, plans = options.place(), [plan for plan, _ in job.outputs]
+    if device.name == "cpu":
+        return
+    tried = trust.check(device, trust.uses_in(plans, job.sources, device, weighted=job.importance is not None))
+    if not options.quiet:
+        click.echo(trust.report(device, tried), err=True)
+
+
 def _run(job: Job, options: RunOptions) -> Result:
     from gguf_mla import checksums  # noqa: PLC0415 - `--help` must not pay for it
     from gguf_mla.cli import Interrupted  # noqa: PLC0415
@@ -199,6 +225,7 @@ def _run(job: Job, options: RunOptions) -> Result:
                 job.sources,
                 importance=job.importance or no_importance,
                 threads=options.threads,
+                device=options.place(),
                 progress=bar.update,
                 resumption=Resumption(job.inputs, fresh=options.no_resume),
                 finish=checksums.write if options.checksums else checksums.remove,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from gguf_mla.files import OutputFile
@@ -44,3 +45,11 @@ class SourceTensor(Protocol):
 
     def was_read(self, start: int, stop: int) -> None:
         """Say that rows `start:stop` will not be wanted again."""
+
+
+@runtime_checkable
+class BlockSource(SourceTensor, Protocol):
+    """A tensor that can be read as it is stored: the rows of a ggml type, `raw_type`."""
+
+    def read_raw(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the bytes of rows `start:stop`, uint8 [rows, row_bytes]; only where `raw_type` is set."""

@@ -25,6 +25,7 @@ from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files import DiskFullError, OutputFile, check_room, no_room, partial_path
 from gguf_mla.journal import Journal, NoJournal, check_same, identity, journal_path, journal_room, was_finished
+from gguf_mla.lanes.on_cpu import CPU
 from gguf_mla.workers import Progress, Workers
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.container.values import Value
     from gguf_mla.container.writer import FileLayout
+    from gguf_mla.device import Device
     from gguf_mla.plan import Plan, TensorJob
     from gguf_mla.source import SourceTensor
 
@@ -116,6 +118,7 @@ def execute(
     *,
     importance: Importance = no_importance,
     threads: int | None = None,
+    device: Device = CPU,
     progress: Progress = lambda _: None,
     resumption: Resumption | None = None,
     finish: Callable[[OutputFile], object] = lambda _: None,
@@ -123,9 +126,10 @@ def execute(
     """Write all outputs in one pass; nothing is there under their names unless everything succeeded.
 
     The outputs hold the same tensors, made of the same parts, in the same order; types, metadata and the division into
-    files may differ. `progress` is called with the number of bytes done since its last call, always from the calling
-    thread, `finish` with every complete file before it gets its name. With `resumption`, what a failing machine or an
-    interrupt leaves is kept, and the next call goes on from there; without, nothing is left.
+    files may differ. `device` encodes, with no influence on the bytes. `progress` is called with the number of bytes
+    done since its last call, always from the calling thread, `finish` with every complete file before it gets its name.
+    With `resumption`, what a failing machine or an interrupt leaves is kept, and the next call goes on from there;
+    without, nothing is left.
 
     Raises InputError for unusable weights or an unfinished run of something else, MachineError for a full or failing
     disk, Interrupted.
@@ -139,7 +143,8 @@ def execute(
         try:
             _prepare(files, layouts, journal)
             queue = chunks(zip(*_places(outputs, files, layouts), strict=True))
-            workers = Workers(queue, sources, functools.lru_cache(maxsize=8)(importance), files, journal)
+            weights = functools.lru_cache(maxsize=8)(importance)
+            workers = Workers(queue, sources, weights, files, journal, device)
             workers.work(count, progress)
             streamed = time.monotonic()
             workers.save()

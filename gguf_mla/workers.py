@@ -15,6 +15,7 @@ from gguf_mla.chunks import Chunk, Importance, Sums, is_written, process
 from gguf_mla.files import check_room
 
 if TYPE_CHECKING:
+    from gguf_mla.device import Device
     from gguf_mla.files import OutputFile
     from gguf_mla.journal import Journal, NoJournal
     from gguf_mla.source import SourceTensor
@@ -42,8 +43,9 @@ class Workers:
         importance: Importance,
         files: Sequence[OutputFile],
         journal: Journal | NoJournal,
+        device: Device,
     ) -> None:
-        self._queue, self._sources, self._importance = queue, sources, importance
+        self._queue, self._sources, self._importance, self._device = queue, sources, importance, device
         self._files, self._journal = files, journal
         self._is_big = sum(file.size for file in files) > _memory() // 4
         self._ahead: deque[Chunk] = deque()
@@ -118,7 +120,7 @@ class Workers:
                 self._process(chunk, source, claimed)
 
     def _process(self, chunk: Chunk, source: SourceTensor, claimed: Sums | None) -> None:
-        sums = process(chunk, source, self._importance)
+        sums = process(chunk, source, self._importance, self._device)
         if self._is_big:
             source.was_read(chunk.start, chunk.stop)
         with self._wake:

@@ -57,6 +57,10 @@ class GgufSource:
         rows = self.tensor.read(start, stop)
         return codec.decode(rows, self.raw_type) if self.raw_type else rows.view(_FLOATS[self.values])
 
+    def read_raw(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the stored bytes of rows `start:stop`."""
+        return self.tensor.read(start, stop)
+
     def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
         """Copy the stored bytes of rows `start:stop` to a file, return how many."""
         size = self.tensor.row_bytes

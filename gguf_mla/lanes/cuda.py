@@ -7,20 +7,29 @@ rounds every operation on its own, so that no multiplication is fused with an ad
 from __future__ import annotations
 
 import functools
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numba import config, cuda, float32
 
+from gguf_mla import lanes
 from gguf_mla.lanes.binding import Binder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 THREADS = 64
 BLOCK = SCRATCH = 1
 ROW_SPREAD = False
+EXPONENT = 0x7F800000
+SIMULATED = bool(config.ENABLE_CUDASIM)
+config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # a short row is not worth a warning to the user
+
+# Two threads that launch a kernel for the first time would both compile it, and the simulator runs one at a time.
+LAUNCHING = threading.Lock()
 
 text: Any = None  # the type's own, in each kernel
 
@@ -50,64 +59,74 @@ def decode_kernel(data: Any, tables: Any, out: Any) -> None:
         text(data[block], tables, out[block])
 
 
-def available() -> bool:
-    """Tell whether there is a GPU, or numba's simulator in its place."""
-    return bool(cuda.is_available())
+def widen_kernel(data: Any, out: Any) -> None:
+    """One thread per value: data uint8 [2 values] of F16 or BF16, out float32 [values]."""
+    at = cuda.grid(1)
+    if at < out.shape[0]:
+        lanes.store(out, at, text(lanes.get16(data, 2 * at)))
+
+
+def spread_kernel(values: Any, out: Any) -> None:
+    """One thread per row: out float32 [rows] = mean of the squares of values [rows, cols], summed in order."""
+    row = cuda.grid(1)
+    if row < out.shape[0]:
+        total = lanes.full(0.0)
+        for column in range(values.shape[1]):
+            value = lanes.load(values[row], column)
+            total = total + value * value
+        lanes.store(out, row, total / lanes.full(values.shape[1]))
+
+
+def special_kernel(values: Any, found: Any) -> None:
+    """One thread per value: found[0] = 1 if any of the values [n] is NaN or infinite."""
+    at = cuda.grid(1)
+    if at < values.shape[0] and lanes.any_lane(lanes.bits(lanes.load(values, at)) & EXPONENT == EXPONENT):
+        found[0] = 1
+
+
+OF_A_TYPE = {  # the text a type's file defines → the kernel that runs it
+    "encode": encode_kernel,
+    "encode_weighted": encode_weighted_kernel,
+    "decode_block": decode_kernel,
+    "decode_value": widen_kernel,
+}
+OF_NO_TYPE = {"spread": spread_kernel, "special": special_kernel}
 
 
 @functools.cache
 def binder() -> Binder:
     """Return the binder for this machine's lanes."""
-    if config.ENABLE_CUDASIM:
+    if SIMULATED:
         return Binder(import_module("gguf_mla.lanes.single"), cuda.jit(device=True))
     return Binder(import_module("gguf_mla.lanes.thread"), cuda.jit(device=True, inline="always"))
 
 
+def kernels_of(kind: TensorType) -> list[str]:
+    """Return which kernels a type has; a float type's values are only widened, the rest is the CPU's."""
+    if kind.block == 1:
+        return ["decode_value"] if kind.bytes == 2 else []
+    return [name for name in ("encode", "encode_weighted", "decode_block") if hasattr(kind.module, name)]
+
+
 @functools.cache
-def function(kind: TensorType, name: str) -> Any:
-    """Return the Python function of one type's kernel: `name` is encode, encode_weighted or decode_block."""
-    kernel = {"encode": encode_kernel, "encode_weighted": encode_weighted_kernel, "decode_block": decode_kernel}[name]
-    names = {
+def function(name: str, kind: TensorType | None = None) -> Any:
+    """Return the Python function of a kernel, named as OF_A_TYPE or OF_NO_TYPE has it."""
+    if kind is None:
+        return binder().rebind(OF_NO_TYPE[name], {}, name)
+    names: Mapping[str, Any] = {
         "SCRATCH": kind.scratch,
         "ROW_SPREAD": kind.row_spread,
         "text": binder().helper(getattr(kind.module, name)),
     }
-    return binder().rebind(kernel, names, f"{kind.name}_{name}")
+    return binder().rebind(OF_A_TYPE[name], names, f"{kind.name}_{name}")
 
 
 @functools.cache
-def _kernel(kind: TensorType, name: str) -> Any:
-    return cuda.jit(function(kind, name))
+def _kernel(name: str, kind: TensorType | None) -> Any:
+    return cuda.jit(function(name, kind))
 
 
-@functools.cache
-def _tables(kind: TensorType) -> Any:
-    return tuple(cuda.to_device(table) for table in kind.tables())
-
-
-def _launch(kind: TensorType, name: str, blocks: int, *arguments: Any) -> None:
-    _kernel(kind, name)[-(-blocks // THREADS), THREADS](*arguments)
-
-
-def encode(kind: TensorType, x: Any, importance: Any, out: Any) -> None:
-    """Encode float32 rows [rows, cols] into out uint8 [rows, row_bytes], both on the host."""
-    source, blocks = x.reshape(-1, kind.block), out.reshape(-1, kind.bytes)
-    target = cuda.device_array(blocks.shape, np.uint8)
-    if importance is None or not kind.uses_importance:
-        _launch(kind, "encode", len(blocks), cuda.to_device(source), _tables(kind), target)
-    else:
-        # cumsum adds in order, as the texts do; sum would add in pairs
-        spread = np.cumsum(x * x, axis=1)[:, -1] / np.float32(x.shape[1])
-        weights = cuda.to_device(importance.reshape(-1, kind.block))
-        arguments = cuda.to_device(source), weights, cuda.to_device(spread), _tables(kind), target
-        _launch(kind, "encode_weighted", len(blocks), *arguments)
-    target.copy_to_host(blocks)
-
-
-def decode(kind: TensorType, data: Any, out: Any) -> None:
-    """Decode rows uint8 [rows, row_bytes] into out float32 [rows, cols], both on the host."""
-    blocks = np.ascontiguousarray(data).reshape(-1, kind.bytes)
-    values = out.reshape(-1, kind.block)
-    target = cuda.device_array(values.shape, np.float32)
-    _launch(kind, "decode_block", len(blocks), cuda.to_device(blocks), _tables(kind), target)
-    target.copy_to_host(values)
+def launch(name: str, kind: TensorType | None, threads: int, stream: Any, *arguments: Any) -> None:
+    """Queue a kernel of `threads` threads on a stream."""
+    with LAUNCHING:
+        _kernel(name, kind)[-(-threads // THREADS), THREADS, stream](*arguments)

@@ -12,6 +12,11 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 PIECE = 1 << 14
+SOURCES: dict[str, np.dtype[Any]] = {  # how values of a format lie in an array; BF16 as bit patterns
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
+}
 EXPONENTS: dict[str, Any] = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
 WORDS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.uint32), "F16": np.dtype(np.uint16), "BF16": np.dtype(np.uint16)}
 
