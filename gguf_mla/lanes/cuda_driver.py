@@ -41,7 +41,8 @@ def usable(number: int | None) -> Sequence[int]:
         _check_toolkit()
     count = len(cuda.gpus)
     if number is not None and number >= count:
-        raise MachineError(f"there is no GPU {number}", expected=f"0 to {count - 1}", found=number)
+        known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise MachineError(f"there is no GPU {number}", expected=known, found=f"cuda:{number}")
     gpus = range(count) if number is None else [number]
     for gpu in gpus if not SIMULATED else ():
         _check_capability(gpu)
@@ -106,9 +107,7 @@ def _toolkit() -> tuple[int, int] | None:
 
 
 def _check_capability(gpu: int) -> None:
-    from numba.cuda.cudadrv.nvvm import NVVM  # noqa: PLC0415  # the simulator has none
-
-    supported, found = NVVM().supported_ccs, cuda.gpus[gpu].compute_capability
+    supported, found = _supported(), cuda.gpus[gpu].compute_capability
     if not supported or found < min(supported):
         raise MachineError(
             f"{title(gpu)} is too old for the CUDA toolkit",
@@ -116,6 +115,14 @@ def _check_capability(gpu: int) -> None:
             found=_dotted(found),
             remedy=f"Name an older toolkit in CUDA_HOME, or {_again()}",
         )
+
+
+def _supported() -> Sequence[tuple[int, int]]:
+    """Return the compute capabilities that the toolkit compiles for."""
+    from numba.cuda.cudadrv.nvvm import NVVM  # noqa: PLC0415  # the simulator has none
+
+    found: Sequence[tuple[int, int]] = NVVM().supported_ccs
+    return found
 
 
 def _again() -> str:

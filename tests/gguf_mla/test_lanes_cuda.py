@@ -1,69 +1,34 @@
-"""The CUDA kernels: the CPU's bytes in numba's simulator, and machine code that fuses nothing."""
+"""The CUDA kernels without a GPU: the tests of the device in numba's simulator, and machine code that is read.
+
+What the code of every kernel must be is checked for compute capability 8.0 (A100) and 9.0 (H100, H200).
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from typing import Any
 
-import numpy as np
 import pytest
 
-from gguf_mla import codec
-from gguf_mla.errors import MachineError
-
-SIMULATED = """
-import warnings
-from pathlib import Path
-import numpy as np
-from gguf_mla import codec, ggtypes
-warnings.simplefilter("ignore")
-np.seterr(all="ignore")
-golden = Path({golden!r})
-inputs = dict(np.load(golden / "inputs.npz"))
-for name, kind in ggtypes.types().items():
-    if name == "F32":
-        continue
-    recorded = np.load(golden / f"{{name.lower()}}.npz")
-    cols = 512 if kind.row_spread else max(kind.block, 32)
-    for key in ("heavy", "heavy+imp", "sparse+imp"):
-        if key in recorded:
-            x = np.ascontiguousarray(inputs[key.removesuffix("+imp")][1:2, :cols])
-            importance = np.ascontiguousarray(inputs["importance"][:cols]) if "+" in key else None
-            data = codec.quantize(x, name, importance, device="cuda")
-            assert np.array_equal(data, recorded[key][1:2, : data.shape[1]]), (name, key)
-            values = codec.dequantize(data, name, device="cuda")
-            assert np.array_equal(values.view("u4"), codec.decode(data, name).view("u4")), (name, key)
-"""
-
-COMPILED = """
-import re
-from types import SimpleNamespace
-import numba
-from numba import cuda, float32, types, uint8
-from numba.cuda import dispatcher
 from gguf_mla import ggtypes
-from gguf_mla.lanes import cuda as kernels
-dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
-flat, values, blocks = (types.Array(kind, n, "C") for kind, n in ((float32, 1), (float32, 2), (uint8, 2)))
-for kind in ggtypes.types().values():
-    if kind.block == 1:
-        continue
-    tables = types.BaseTuple.from_types(tuple(numba.typeof(table) for table in kind.tables()))
-    signatures = {
-        "encode": (values, tables, blocks),
-        "encode_weighted": (values, values, flat, tables, blocks),
-        "decode_block": (blocks, tables, values),
-    }
-    for name, signature in signatures.items():
-        if hasattr(kind.module, name):
-            ptx, _ = cuda.compile_ptx(kernels.function(kind, name), signature, cc=(9, 0))
-            assert not re.search(r"\\bfma\\b", ptx), (kind.name, name)
-"""
+from tests.support import ptx
+from tests.support.hub import REPOSITORY
 
-
-def run(program: str, **environment: str) -> None:
-    subprocess.run([sys.executable, "-c", program], env={**os.environ, **environment}, check=True)
+# Encoders that index an array of their own with a number known only when they run: it lies in local memory.
+WITH_LOCAL_ARRAYS = {
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+    "IQ4_XS", "MXFP4", "NVFP4",
+}  # fmt: skip
+KERNELS = 2 + sum(
+    1 if kind.block == 1 else 1 + kind.uses_importance + (not kind.needs_importance)
+    for kind in ggtypes.types().values()
+    if kind.bytes != 4 or kind.block > 1
+)
 
 
 def nvvm() -> bool:
@@ -75,19 +40,67 @@ def nvvm() -> bool:
         return False
 
 
-def test_the_simulator_gives_the_golden_bytes(pytestconfig: pytest.Config) -> None:
-    run(SIMULATED.format(golden=str(pytestconfig.rootpath / "tests" / "golden")), NUMBA_ENABLE_CUDASIM="1")
+needs_nvvm = pytest.mark.skipif(not nvvm(), reason="there is no NVVM (of a CUDA toolkit) to compile kernels with")
 
 
-@pytest.mark.skipif(not nvvm(), reason="needs NVVM to compile for a GPU")
-def test_nothing_is_fused() -> None:
-    run(COMPILED)
+@pytest.fixture(scope="module")
+def facts() -> dict[str, dict[str, dict[str, Any]]]:
+    """Kernel → architecture → what its code is made of."""
+    line = [sys.executable, "-m", "tests.support.ptx"]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(done.stdout)
+    assert len(found) == KERNELS
+    assert all(list(each) == ["sm_80", "sm_90"] for each in found.values())
+    return found
 
 
-def test_a_machine_without_gpu_says_so() -> None:
-    from numba import cuda
+def test_the_tests_of_the_device_pass_in_the_simulator() -> None:
+    line = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider"]
+    simulated = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run(line, cwd=REPOSITORY, env=simulated, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"\d+ passed in .*", done.stdout.splitlines()[-1])
 
-    if cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(MachineError, match=r"no CUDA device can be used here.*--device cpu"):
-        codec.quantize(np.ones((2, 256), np.float32), "Q4_K", device="cuda")
+
+@needs_nvvm
+def test_every_operation_is_rounded_on_its_own(facts: dict[str, dict[str, dict[str, Any]]]) -> None:
+    for name, by_architecture in facts.items():
+        for architecture, found in by_architecture.items():
+            assert found["inexact"] == [], (name, architecture)
+            assert found["exact"] > 0 or "encode" not in name, (name, architecture)
+
+
+@needs_nvvm
+def test_only_known_encoders_have_local_memory_and_only_their_scratch(
+    facts: dict[str, dict[str, dict[str, Any]]],
+) -> None:
+    with_arrays = set()
+    for name, by_architecture in facts.items():
+        kind, _, action = name.partition(" ")
+        sizes = {found["local_bytes"] for found in by_architecture.values()}
+        if sizes != {0}:
+            assert action.startswith("encode"), name
+            assert sizes == {4 * ggtypes.by_name(kind).scratch}, name
+            with_arrays.add(kind)
+    assert with_arrays == WITH_LOCAL_ARRAYS
+
+
+@needs_nvvm
+@pytest.mark.skipif(shutil.which("ptxas") is None, reason="there is no ptxas (of a CUDA toolkit) to count registers")
+def test_no_register_is_spilled(facts: dict[str, dict[str, dict[str, Any]]]) -> None:
+    assert {name: found["sm_90"]["spilled_bytes"] for name, found in facts.items()} == dict.fromkeys(facts, 0)
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["fma.rn.f32", "mad.rn.f32", "add.ftz.f32", "add.rn.ftz.f32", "div.approx.f32", "div.full.f32", "sqrt.approx.f32"],
+)
+def test_an_instruction_that_rounds_otherwise_is_noticed(instruction: str) -> None:
+    text = f"mad.lo.s32 %r1, %r2, %r3, %r4;\n{instruction} %f1, %f2, %f3;\nadd.rn.f32 %f1, %f2, %f3;"
+    assert ptx.text_facts(text)["inexact"] == [instruction]
+
+
+def test_local_memory_is_noticed() -> None:
+    text = ".local .align 16 .b8 \t__local_depot0[1728];\n.local .align 4 .b8 __local_depot1[4];"
+    assert ptx.text_facts(text)["local_bytes"] == 1732

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,56 +13,12 @@ from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.plan import Part, Plan, TensorJob
+from tests.support.sources import Encoded, Memory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-    from gguf_mla.files import OutputFile
-
-
-@dataclass
-class Memory:
-    """A SourceTensor in memory; reading may fail or block at a row."""
-
-    array: NDArray[np.float32]
-    name: str = "w"
-    stored: str = "F32"
-    raw_type: str | None = None
-    values: str = "F32"
-    fail: BaseException | None = None
-    fail_at: int = -1
-    rows_read: int = 0
-    rows_dropped: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        if self.fail is not None and start <= self.fail_at < stop:
-            raise self.fail
-        self.rows_read += stop - start
-        return self.array[start:stop].copy()
-
-    def will_read(self, start: int, stop: int) -> None:
-        pass
-
-    def was_read(self, start: int, stop: int) -> None:
-        self.rows_dropped += stop - start
-
-
-class Encoded(Memory):
-    """A source of encoded rows."""
-
-    def __init__(self, rows: NDArray[np.uint8], kind: str) -> None:
-        super().__init__(codec.decode(rows, kind), stored=kind, raw_type=kind)
-        self.rows = rows
-
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        target.write(self.rows[start:stop].copy(), offset)
-        return self.rows[start:stop].nbytes
 
 
 def execute(plan: Plan, sources: dict[str, Any], out: Path, **options: Any) -> stream.Result:

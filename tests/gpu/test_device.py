@@ -1,0 +1,115 @@
+"""What the device does around its kernels: sources, importance, special values, memory, threads, whole files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gguf_mla import chunks, codec, ggtypes, stream, trust
+from gguf_mla.container.values import string
+from gguf_mla.errors import InputError, MachineError
+from gguf_mla.lanes import on_cuda
+from gguf_mla.plan import Part, Plan, TensorJob
+from tests.support.sources import Encoded, Memory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gguf_mla.lanes.on_cuda import Cuda
+
+# The simulator computes with numpy, which warns of the infinities and NaN that searches pass through.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("source", ["F16", "BF16", "Q8_0"])
+def test_sources_are_widened_on_the_device(device: Cuda, source: str) -> None:
+    stored = codec.encode(weights(3, 64), source)
+    rows = stored if source == "Q8_0" else stored.view(np.float16 if source == "F16" else np.uint16)
+    expected = codec.encode(codec.decode(stored, source), "Q4_0")
+    assert np.array_equal(codec.encode(rows, "Q4_0", source=source, device=device), expected)
+
+
+def test_every_float16_is_widened_exactly(device: Cuda, simulated: bool) -> None:
+    step = 97 if simulated else 1
+    patterns = np.arange(0, 1 << 16, step, dtype=np.uint16)
+    finite = patterns[(patterns & 0x7C00) != 0x7C00]
+    x = finite[: finite.size // 32 * 32].reshape(-1, 32).view(np.float16)
+    assert np.array_equal(codec.encode(x, "Q8_0", device=device), codec.encode(x, "Q8_0"))
+
+
+def test_importance_is_that_of_the_slice(device: Cuda) -> None:
+    x, importance = weights(3, 2, 64), np.random.default_rng(1).random((3, 64), np.float32)
+    data = codec.quantize(x, "Q4_1", importance, device=device.name)
+    assert np.array_equal(data, codec.quantize(x, "Q4_1", importance))
+    assert not np.array_equal(data, codec.quantize(x, "Q4_1", importance[::-1].copy()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (2, 63)])
+def test_special_values_are_found_where_they_are(device: Cuda, bad: float, place: tuple[int, int]) -> None:
+    x = np.ones((3, 64), np.float32)
+    x[place] = bad
+    with pytest.raises(InputError, match=rf"row {place[0]}, column {place[1]} is {bad}"):
+        codec.encode(x, "Q4_0", device=device)
+    codec.encode(x, "Q4_0", check=False, device=device)
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_pieces_are_halved_until_they_fit(simulated: bool) -> None:
+    x = weights(8, 64) if simulated else weights(4096, 4096)
+    device = on_cuda.Cuda("cuda:0", [0])
+    expected = codec.encode(x, "Q4_0")
+    assert np.array_equal(codec.encode(x, "Q4_0", device=device), expected)
+    (line,) = device._idle
+    assert line.limit <= x.size // 2
+    assert np.array_equal(codec.decode(expected, "Q4_0", device=device), codec.decode(expected, "Q4_0"))
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_a_row_that_does_not_fit_is_said(simulated: bool) -> None:
+    x = np.ones((1, 256 if simulated else 1 << 24), np.float32)
+    with pytest.raises(MachineError, match=r"has not memory enough for one row of \d+ values\. .*--device cpu"):
+        codec.encode(x, "Q4_0", device=on_cuda.Cuda("cuda:0", [0]))
+
+
+def test_threads_share_the_device(device: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "CHUNK_VALUES", 64)
+    x = weights(12, 64)
+    assert np.array_equal(codec.quantize(x, "Q8_0", device=device.name, threads=4), codec.quantize(x, "Q8_0"))
+    assert 1 <= len(device._idle) <= 4
+
+
+def test_known_rows_agree(device: Cuda, simulated: bool) -> None:
+    names = ("Q8_0", "TQ2_0") if simulated else [name for name, kind in ggtypes.types().items() if kind.block > 1]
+    tried = trust.check(device, [use for name in names for use in trust.uses(name)])
+    assert {use.type for use in tried} == set(names)
+
+
+def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 200)  # no multiple of the rows below
+    experts = {f"w{n}": Memory(weights(5, 64, seed=n), name=f"w{n}") for n in range(2)}
+    quantized = {"q": Encoded(codec.encode(weights(6, 64), "Q8_0"), "Q8_0")}
+    parts = (Part("w0", 0, 5), Part("w1", 0, 5))
+    jobs = (
+        TensorJob("experts.weight", (2, 5, 64), "Q4_1", parts, "F32", "test"),
+        TensorJob("transposed.weight", (64, 4), "F16", (Part("w0", 1, 5, transposed=True),), "F32", "test"),
+        TensorJob("again.weight", (6, 64), "Q4_0", (Part("q", 0, 6),), "Q8_0", "test"),
+        TensorJob("rounded.weight", (5, 64), "Q5_1", (Part("w1", 0, 5),), "F32", "test", via="BF16"),
+        TensorJob("same.weight", (6, 64), "Q8_0", (Part("q", 0, 6),), "Q8_0", "test"),
+    )
+    plan = Plan({"general.architecture": string("deepseek2")}, jobs)
+    importance = {"experts.weight": np.random.default_rng(2).random((2, 64), np.float32)}
+    files = []
+    for name, place, threads in (("cpu", codec.CPU, 1), ("one", device, 1), ("three", device, 3)):
+        output = stream.single(plan, tmp_path / f"{name}.gguf")
+        weigh = lambda tensor, _: importance.get(tensor)  # noqa: E731 - as short as it is
+        stream.execute([output], {**experts, **quantized}, importance=weigh, threads=threads, device=place)
+        files.append((tmp_path / f"{name}.gguf").read_bytes())
+    assert files[1] == files[0]
+    assert files[2] == files[0]
