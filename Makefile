@@ -5,13 +5,17 @@ BIN = $(VENV)/bin
 # The CPU build where the package index offers one under this version; only the tests need torch.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu clean
 
 demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp speak
 	$(BIN)/gguf-mla demo
 
 test: $(VENV)/test.stamp ## run the whole test suite
 	$(BIN)/python -m pytest
+
+# Builds nothing, so that it runs where nothing can be downloaded: in the environment, if there is one, or as PYTHON.
+gpu: ## test and measure a CUDA device
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 check: $(VENV)/test.stamp ## lint and types
 	$(BIN)/ruff check .

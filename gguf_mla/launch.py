@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 BASE_MEMORY = 200 << 20  # Python, numpy, numba with its kernels, a vocabulary
 CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the temporaries between
 
+device_option = click.option(
+    "--device", default="cpu", show_default=True, metavar="NAME",
+    help="Where to compute: cpu, cuda (all GPUs) or cuda:N; the result is the same.",
+)  # fmt: skip
 _OPTIONS = (
     click.option("--split-max-size", metavar="SIZE", help="Write several files of at most SIZE (48G, 500M; decimal)."),
     click.option(
-        "--split-max-tensors", type=click.IntRange(min=1), help="Write several files of at most so many tensors.",
+        "--split-max-tensors", type=click.IntRange(min=1), help="Write several files of at most so many tensors."
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Worker threads  [default: all cores]"),
-    click.option(
-        "--device", default="cpu", show_default=True, metavar="NAME",
-        help="Where to encode: cpu, cuda (all GPUs) or cuda:N; the bytes are the same.",
-    ),
+    device_option,
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--no-resume", is_flag=True, help="Start over instead of going on with an unfinished output."),
     click.option("--checksums", is_flag=True, help="Write OUT.sha256 too; `inspect --verify` checks it."),
@@ -44,7 +45,7 @@ _OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Show the plan and write nothing."),
     click.option("--quiet", is_flag=True, help="No progress and no summary."),
     click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON."),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_mla.launch import device_option
 from verify.findings import LEVELS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ FORMS = (  # as verify.attention has them
 )
 @click.option("--engine", type=click.Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too.")
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads  [default: all cores]")
+@device_option
 @click.option("--report", type=_PATH, metavar="OUT.html", help="Write everything as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress, and only the verdict.")
@@ -49,6 +51,7 @@ def verify(
     settings: tuple[str, ...],
     engine: str | None,
     threads: int | None,
+    device: str,
     report: Path | None,
     as_json: bool,
     quiet: bool,
@@ -57,12 +60,17 @@ def verify(
 
     Levels, cheap first: structure (metadata, tokenizer, tensor table), weights (every value against what its type
     should cost), attention (each layer on the same input), logits (perplexity and KL divergence). The first that finds
-    something ends the proof with status 1 and names what is to blame.
+    something ends the proof with status 1 and names what is to blame. With --device the device first has to decode and
+    encode the types of both files as the CPU does.
     """
     from gguf_mla.stream import default_threads  # noqa: PLC0415 - `--help` must not pay for numpy
+    from verify.device import check_device  # noqa: PLC0415
     from verify.job import Request, prove  # noqa: PLC0415
     from verify.limits import Limits  # noqa: PLC0415
 
+    checked = check_device(device, reference, candidate)
+    if checked and not quiet:
+        click.echo(checked, err=True)
     request = Request(
         reference=reference,
         candidate=candidate,

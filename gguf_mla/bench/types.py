@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from gguf_mla.device import Device
     from gguf_mla.ggtypes import TensorType
 
 Array = np.ndarray[Any, Any]
@@ -118,38 +119,42 @@ def compare(
     return Result(kind.name, importance, rate, against, rate / against, same)
 
 
-def quantize_results(kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None) -> Iterator[Result]:
+def quantize_results(
+    kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
+) -> Iterator[Result]:
     """Encode random weights as every type, with and without importance where both exist."""
     x, weights = _sample(rows)
     for kind in kinds:
         for importance in _importances(kind, weights):
             out, expected = (np.full((rows, kind.row_bytes(COLS)), POISON, np.uint8) for _ in range(2))
-            ours = _encoder(kind, x, importance, out)
+            ours = _encoder(kind, x, importance, out, device)
             theirs = ggml and (_ggml_encoder(ggml, kind, x, importance, expected), expected)
             yield compare(kind, importance is not None, x.nbytes, (ours, out), theirs, seconds)
 
 
-def dequantize_results(kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None) -> Iterator[Result]:
+def dequantize_results(
+    kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
+) -> Iterator[Result]:
     """Decode what `quantize` made of random weights."""
     x, weights = _sample(rows)
     for kind in kinds:
         data = codec.encode(x, kind.name, importance=weights if kind.needs_importance else None)
         out, expected = (np.full(x.shape, np.nan, np.float32) for _ in range(2))
-        ours = _decoder(kind, data, out)
+        ours = _decoder(kind, data, out, device)
         theirs = ggml and (_ggml_decoder(ggml, kind, data, expected), expected)
         yield compare(kind, False, x.nbytes, (ours, out), theirs, seconds)
 
 
-def _encoder(kind: TensorType, x: Array, importance: Array | None, out: Array) -> Callable[[], object]:
-    return lambda: codec.encode(x, kind.name, importance=importance, out=out)
+def _encoder(kind: TensorType, x: Array, importance: Array | None, out: Array, device: Device) -> Callable[[], object]:
+    return lambda: codec.encode(x, kind.name, importance=importance, out=out, device=device)
 
 
 def _ggml_encoder(ggml: Ggml, kind: TensorType, x: Array, importance: Array | None, out: Array) -> Callable[[], object]:
     return lambda: ggml.encode(x, kind, importance, out)
 
 
-def _decoder(kind: TensorType, data: Array, out: Array) -> Callable[[], object]:
-    return lambda: codec.decode(data, kind.name, out=out)
+def _decoder(kind: TensorType, data: Array, out: Array, device: Device) -> Callable[[], object]:
+    return lambda: codec.decode(data, kind.name, out=out, device=device)
 
 
 def _ggml_decoder(ggml: Ggml, kind: TensorType, data: Array, out: Array) -> Callable[[], object]:

@@ -53,7 +53,7 @@ class Line:
 
     def up(self, name: str, array: Array) -> Any:
         """Queue the way up of an array."""
-        pinned = self._staged(f"{name} up", array.shape, array.dtype)
+        pinned = self.staged(f"{name} up", array.shape, array.dtype)
         np.copyto(pinned, array)
         target = self.room(name, array.shape, array.dtype)
         target.copy_to_device(pinned, stream=self.stream)
@@ -61,7 +61,7 @@ class Line:
 
     def down(self, name: str, array: Any, out: Array) -> None:
         """Bring an array of the GPU down when everything before is done."""
-        pinned = self._staged(f"{name} down", out.shape, out.dtype)
+        pinned = self.staged(f"{name} down", out.shape, out.dtype)
         array.copy_to_host(pinned, stream=self.stream)
         self.stream.synchronize()
         np.copyto(out, pinned)
@@ -77,7 +77,7 @@ class Line:
         self._pinned.clear()
         self.limit = values
 
-    def _staged(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    def staged(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return page-locked memory of the host, from which copies need not be waited for."""
         nbytes = math.prod(shape) * dtype.itemsize
         if name not in self._pinned or self._pinned[name].size < nbytes:
@@ -116,7 +116,7 @@ class Cuda:
         def run(line: Line, rows: slice) -> None:
             values = _values(line, x[rows], source, cols)
             special = _special(line, values) if check else None
-            line.down("encoded", _encoded(line, kind, values, weights), out[rows].reshape(-1, kind.bytes))
+            line.down("encoded", encoded(line, kind, values, weights), out[rows].reshape(-1, kind.bytes))
             if special is not None and _is_set(line, special):
                 found.append(rows.start * cols)
 
@@ -137,7 +137,7 @@ class Cuda:
 
     def _in_pieces(self, rows: int, cols: int, run: Callable[[Line, slice], None]) -> None:
         """Run on all rows, as many at a time as the GPU has memory for."""
-        with self._line() as line:
+        with self.line() as line:
             row = 0
             while row < rows:
                 step = max(1, line.limit // cols)
@@ -155,8 +155,8 @@ class Cuda:
                     row += step
 
     @contextlib.contextmanager
-    def _line(self) -> Iterator[Line]:
-        """Lend a line that nobody else uses."""
+    def line(self) -> Iterator[Line]:
+        """Lend a line that nobody else uses, its GPU the current one."""
         with self._lock:
             line = self._idle.pop() if self._idle else None
             gpu = line.gpu if line else next(self._turns)
@@ -171,21 +171,24 @@ def _values(line: Line, x: Array, source: str, cols: int) -> Any:
     """Return rows of any source as float32 [rows, cols] on the GPU."""
     if source == "F32":
         return line.up("values", x)
-    kind, flat = ggtypes.by_name(source), x.reshape(-1).view(np.uint8)
-    stored = line.up("stored", flat)
-    values = line.room("values", (len(x), cols), np.dtype(np.float32))
+    kind = ggtypes.by_name(source)
+    stored = line.up("stored", x.reshape(-1).view(np.uint8))
+    return decoded(line, kind, stored, line.room("values", (len(x), cols), np.dtype(np.float32)))
+
+
+def decoded(line: Line, kind: TensorType, stored: Any, values: Any) -> Any:
+    """Decode bytes that are on the GPU, uint8 [n], into float32 [rows, cols] there, and return that."""
     if kind.block == 1:
         line.launch("decode_value", kind, values.size, stored, values.reshape(values.size))
-    else:
-        blocks = flat.size // kind.bytes
-        tables = _tables(kind, line.gpu)
-        arguments = stored.reshape(blocks, kind.bytes), tables, values.reshape(blocks, kind.block)
-        line.launch("decode_block", kind, blocks, *arguments)
+        return values
+    blocks = values.size // kind.block
+    arguments = stored.reshape(blocks, kind.bytes), _tables(kind, line.gpu), values.reshape(blocks, kind.block)
+    line.launch("decode_block", kind, blocks, *arguments)
     return values
 
 
-def _encoded(line: Line, kind: TensorType, values: Any, importance: Array | None) -> Any:
-    """Return uint8 [blocks, bytes] on the GPU of values that are there."""
+def encoded(line: Line, kind: TensorType, values: Any, importance: Array | None) -> Any:
+    """Return uint8 [blocks, bytes] on the GPU of values that are there, float32 [rows, cols]; importance is [cols]."""
     rows, blocks = values.shape[0], values.size // kind.block
     source = values.reshape(blocks, kind.block)
     out = line.room("encoded", (blocks, kind.bytes), np.dtype(np.uint8))

@@ -12,9 +12,11 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from gguf_mla import ggtypes
-from gguf_mla.bench import types
+from gguf_mla.bench import gpu, types
 from gguf_mla.bench.command import bench
 from gguf_mla.errors import InputError
+from tests.support import hub
+from tests.support.command import convert
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,3 +92,36 @@ def test_a_file_that_is_no_library_is_explained(tmp_path: Path) -> None:
 
 def test_every_type_is_measured_by_default() -> None:
     assert {kind.name for kind in types.kinds(None)} == set(ggtypes.types()) - {"F32"}
+
+
+def gpu_report(**changes: Any) -> gpu.Report:
+    facts = {
+        "device": "A GPU (1)", "cores": 8, "copies": {"in its memory": 3900.0, "up": 50.0, "down": 52.0},
+        "kernels": [gpu.Kernel("Q4_K", "encode", 60.0, 68.0, 0.02), gpu.Kernel("Q4_K", "decode", 1500.0, 1710.9, 0.44)],
+        "core_gb_per_s": 0.5, "read_gb_per_s": 7.0,
+        "files": [
+            gpu.EndToEnd("cpu", 10**9, 10**8, 2.0, 0.5, None),
+            gpu.EndToEnd("cuda", 10**9, 10**8, 0.2, 5.0, True),
+        ],
+    }  # fmt: skip
+    return gpu.Report(**{**facts, **changes})
+
+
+def test_gpu_report_compares_with_a_core_and_with_the_next_limit() -> None:
+    text = gpu.text(gpu_report())
+    assert "encodes Q4_K at 0.50 GB/s; the device is 120 times as fast." in text
+    assert "reading the file 7.0 GB/s; 71% of the lower one is reached." in text
+    assert "same" in text.splitlines()[-3]
+    assert "Limits" not in gpu.text(gpu_report(files=[]))
+    page = gpu.document(gpu_report(), "gguf-mla bench gpu")
+    assert page.startswith("# A GPU (1)\n\nWritten by `gguf-mla bench gpu`.")
+    assert gpu.slug("A GPU (1)") == "a-gpu-1"
+
+
+def test_a_file_is_quantized_and_compared_from_disk_to_disk(tmp_path: Path) -> None:
+    source = tmp_path / "source.gguf"
+    convert(hub.BUNDLED, source)
+    first, second = gpu.end_to_end(source, tmp_path, ("cpu", "cpu"), "Q8_0")
+    assert (first.same_as_cpu, second.same_as_cpu) == (None, True)
+    assert first.output_bytes == second.output_bytes < first.source_bytes == source.stat().st_size
+    assert gpu.read_rate(source) > 0

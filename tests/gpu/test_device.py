@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from gguf_mla import chunks, codec, ggtypes, stream, trust
+from gguf_mla.bench import gpu
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.lanes import on_cuda
 from gguf_mla.plan import Part, Plan, TensorJob
 from tests.support.sources import Encoded, Memory
+from verify.device import check_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,6 +93,14 @@ def test_known_rows_agree(device: Cuda, simulated: bool) -> None:
     assert {use.type for use in tried} == set(names)
 
 
+def test_the_types_of_files_to_verify_are_tried(device: Cuda, tmp_path: Path) -> None:
+    job = TensorJob("w.weight", (6, 64), "Q8_0", (Part("w", 0, 6),), "F32", "test")
+    plan = Plan({"general.architecture": string("deepseek2")}, (job,))
+    stream.execute([stream.single(plan, tmp_path / "a.gguf")], {"w": Memory(weights(6, 64))})
+    said = check_device(device.name, tmp_path, tmp_path / "a.gguf")
+    assert said == f"cuda ({device.title}): Q8_0 like the CPU, byte for byte"
+
+
 def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_VALUES", 200)  # no multiple of the rows below
     experts = {f"w{n}": Memory(weights(5, 64, seed=n), name=f"w{n}") for n in range(2)}
@@ -105,11 +115,27 @@ def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkey
     )
     plan = Plan({"general.architecture": string("deepseek2")}, jobs)
     importance = {"experts.weight": np.random.default_rng(2).random((2, 64), np.float32)}
+
+    def weigh(tensor: str, _shape: tuple[int, ...]) -> np.ndarray | None:
+        return importance.get(tensor)
+
     files = []
     for name, place, threads in (("cpu", codec.CPU, 1), ("one", device, 1), ("three", device, 3)):
         output = stream.single(plan, tmp_path / f"{name}.gguf")
-        weigh = lambda tensor, _: importance.get(tensor)  # noqa: E731 - as short as it is
-        stream.execute([output], {**experts, **quantized}, importance=weigh, threads=threads, device=place)
+        sources = {**experts, **quantized}
+        stream.execute([output], sources, importance=weigh, threads=threads, device=place)
         files.append((tmp_path / f"{name}.gguf").read_bytes())
     assert files[1] == files[0]
     assert files[2] == files[0]
+
+
+def test_the_bench_measures_every_kernel(device: Cuda, simulated: bool) -> None:
+    kinds = [ggtypes.by_name("Q8_0"), ggtypes.by_name("Q4_0")]
+    with device.line() as line:
+        rates = gpu.copies(line, 1 << 12, 0.0)
+    assert set(rates) == {"in its memory", "up", "down"}
+    assert all(rate > 0 for rate in rates.values())
+    found = gpu.kernels(device, kinds, 1 if simulated else 64, 0.0, rates["in its memory"])
+    lines = [(kernel.type, kernel.action) for kernel in found]
+    assert lines == [(use.type, use.action) for kind in kinds for use in trust.uses(kind.name)]
+    assert all(kernel.gb_per_s > 0 and kernel.traffic > kernel.gb_per_s for kernel in found)
