@@ -42,15 +42,18 @@ class _UserWide(_Stamped, caching.UserWideCacheLocator):  # type: ignore[misc]
     """The user's cache directory."""
 
 
+LOCATORS = (_UserProvided, _InTree, _UserWide)
+
+
 class _KernelCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_UserProvided, _InTree, _UserWide)
+    _locator_classes = LOCATORS
 
 
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     _impl_class = _KernelCacheImpl
 
 
-def keep_on_disk(dispatcher: Any) -> Any:
+def keep_on_disk(dispatcher: Any, cache: Any = _KernelCache) -> Any:
     """Make a numba dispatcher load and save its machine code; the file is named after the function's `__qualname__`."""
-    dispatcher._cache = _KernelCache(dispatcher.py_func)  # noqa: SLF001  # numba offers `cache=True` or nothing
+    dispatcher._cache = cache(dispatcher.py_func)  # noqa: SLF001  # numba offers `cache=True` or nothing
     return dispatcher

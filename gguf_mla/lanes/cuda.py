@@ -15,6 +15,7 @@ from numba import config, cuda, float32
 
 from gguf_mla import lanes
 from gguf_mla.lanes.binding import Binder
+from gguf_mla.lanes.cache import keep_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,7 +124,12 @@ def function(name: str, kind: TensorType | None = None) -> Any:
 
 @functools.cache
 def _kernel(name: str, kind: TensorType | None) -> Any:
-    return cuda.jit(function(name, kind))
+    kernel = cuda.jit(function(name, kind))
+    if SIMULATED:
+        return kernel
+    from gguf_mla.lanes.cuda_cache import CudaKernelCache  # noqa: PLC0415  # the simulator lacks what it needs
+
+    return keep_on_disk(kernel, CudaKernelCache)
 
 
 def launch(name: str, kind: TensorType | None, threads: int, stream: Any, *arguments: Any) -> None:

@@ -44,9 +44,21 @@ def usable(number: int | None) -> Sequence[int]:
         known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise MachineError(f"there is no GPU {number}", expected=known, found=f"cuda:{number}")
     gpus = range(count) if number is None else [number]
-    for gpu in gpus if not SIMULATED else ():
-        _check_capability(gpu)
+    if not SIMULATED:
+        for gpu in gpus:
+            _check_capability(gpu)
+        _begin(gpus[0])
     return gpus
+
+
+def _begin(gpu: int) -> None:
+    """Make a GPU this thread's: the main thread's, mostly, where numba gives all memory back in the end."""
+    try:
+        with explained(title(gpu)):
+            cuda.current_context(gpu)
+    except OutOfMemoryError:
+        remedy = f"End what else runs there, or {_again()}"
+        raise MachineError(f"{title(gpu)} has no memory left", remedy=remedy) from None
 
 
 def title(gpu: int) -> str:
