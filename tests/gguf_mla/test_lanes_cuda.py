@@ -11,19 +11,23 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gguf_mla import ggtypes
-from tests.support import ptx
+from tests.support import cuda_driver, ptx
 from tests.support.hub import REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Encoders that index an array of their own with a number known only when they run: it lies in local memory.
 WITH_LOCAL_ARRAYS = {
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
     "IQ4_XS", "MXFP4", "NVFP4",
 }  # fmt: skip
+IN_A_PROCESS = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
 KERNELS = 2 + sum(
     1 if kind.block == 1 else 1 + kind.uses_importance + (not kind.needs_importance)
     for kind in ggtypes.types().values()
@@ -56,11 +60,23 @@ def facts() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def test_the_tests_of_the_device_pass_in_the_simulator() -> None:
-    line = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider"]
     simulated = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
+    line = [*IN_A_PROCESS, "tests/gpu"]
     done = subprocess.run(line, cwd=REPOSITORY, env=simulated, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.fullmatch(r"\d+ passed in .*", done.stdout.splitlines()[-1])
+
+
+@needs_nvvm
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler for a stand-in of the CUDA driver")
+def test_the_tests_of_the_device_pass_over_a_stand_in_for_the_driver(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "pytest", "-p", "tests.support.cuda_driver", *IN_A_PROCESS[3:]]
+    over_it = os.environ | {"NUMBA_CUDA_DRIVER": str(cuda_driver.build(tmp_path)), "NUMBA_CACHE_DIR": str(tmp_path)}
+    tests = ["tests/gpu/test_device.py", "-k", "not known_rows"]  # they would compile every kernel
+    done = subprocess.run([*line, *tests], cwd=REPOSITORY, env=over_it, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"\d+ passed, 1 deselected in .*", done.stdout.splitlines()[-1])
+    assert done.stderr == ""
 
 
 @needs_nvvm

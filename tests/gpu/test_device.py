@@ -87,6 +87,16 @@ def test_threads_share_the_device(device: Cuda, monkeypatch: pytest.MonkeyPatch)
     assert 1 <= len(device._idle) <= 4
 
 
+def test_gpus_take_turns_and_each_computes(device: Cuda) -> None:
+    fresh = on_cuda.Cuda(device.name, device.gpus)
+    with fresh.line() as first, fresh.line() as second:
+        assert first is not second
+        assert [first.gpu, second.gpu] == [device.gpus[0], device.gpus[1 % len(device.gpus)]]
+    x = weights(2, 64)
+    for member in device.members():
+        assert np.array_equal(codec.encode(x, "Q8_0", device=member), codec.encode(x, "Q8_0"))
+
+
 def test_known_rows_agree(device: Cuda, simulated: bool) -> None:
     names = ("Q8_0", "TQ2_0") if simulated else [name for name, kind in ggtypes.types().items() if kind.block > 1]
     tried = trust.check(device, [use for name in names for use in trust.uses(name)])
