@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_mla import lanes
-from gguf_mla.errors import InputError
+from gguf_mla.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gguf_mla.ggtypes import TensorType
 
 PREFIX = "on_"
+ON_THE_CPU = "use --device cpu: the bytes are the same"
 
 
 class Device(Protocol):
@@ -76,5 +77,9 @@ def open_device(text: str) -> Device:
     name, _, number = text.partition(":")
     if name not in names() or not re.fullmatch(r"\w+(:\d{1,4})?", text):
         raise InputError(f"there is no device {text!r}", expected="cpu, cuda or cuda:N", found=text)
-    device: Device = import_module(f"{lanes.__name__}.{PREFIX}{name}").open_device(int(number) if number else None)
+    try:
+        module = import_module(f"{lanes.__name__}.{PREFIX}{name}")
+    except ImportError as error:  # numba without CUDA, as its future versions may come
+        raise MachineError(f"{name} cannot be used here: {error}", remedy=f"Install it, or {ON_THE_CPU}") from None
+    device: Device = module.open_device(int(number) if number else None)
     return device

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from gguf_mla.lanes.on_cuda import Cuda, Line
 
 Array = np.ndarray[Any, Any]
-COLS, FILE_TYPE, CORE_ROWS = 2048, "Q4_K_M", 256
+COLS, FILE_TYPE = 2048, "Q4_K_M"
+SAMPLE_ROWS = 256  # that differ; further ones repeat them
 COPY = {"in its memory": 2, "up": 1, "down": 1}  # how often a copy's bytes cross what is measured
 
 
@@ -103,7 +104,8 @@ def _time(line: Line, run: Callable[[], object], seconds: float) -> float:
 
 def kernels(device: Cuda, wanted: Sequence[TensorType], rows: int, seconds: float, copied: float) -> list[Kernel]:
     """Time every kernel of block types on rows that are in the device's memory already."""
-    x = np.random.default_rng(0).standard_normal((rows, COLS), np.float32) * np.float32(0.02)
+    sample = np.random.default_rng(0).standard_normal((min(rows, SAMPLE_ROWS), COLS), np.float32) * np.float32(0.02)
+    x = np.resize(sample, (rows, COLS))
     importance = np.random.default_rng(1).random(COLS, np.float32)
     found = []
     for use in (use for kind in wanted for use in trust.uses(kind.name)):
@@ -120,14 +122,14 @@ def _kernel(line: Line, kind: TensorType, action: str, x: Array, importance: Arr
     if action != "decode":
         values, weights = line.up("values", x), importance if action == "encode_weighted" else None
         return lambda: on_cuda.encoded(line, kind, values, weights)
-    data = codec.quantize(x, kind.name, importance)
+    data = np.resize(codec.encode(x[:SAMPLE_ROWS], kind.name, importance=importance), (len(x), kind.row_bytes(COLS)))
     stored, room = line.up("stored", data.reshape(-1)), line.room("values", x.shape, x.dtype)
     return lambda: on_cuda.decoded(line, kind, stored, room)
 
 
 def core_rate(seconds: float) -> float:
     """Return float32 bytes per second of Q4_K on one core of this machine's CPU."""
-    x = np.random.default_rng(0).standard_normal((CORE_ROWS, COLS), np.float32)
+    x = np.random.default_rng(0).standard_normal((SAMPLE_ROWS, COLS), np.float32)
     return x.nbytes / best_time(lambda: codec.encode(x, "Q4_K"), seconds) / 1e9
 
 

@@ -10,13 +10,13 @@ from numba.cuda.cudadrv import driver
 from numba.cuda.cudadrv.error import CudaSupportError
 from numba.cuda.cudadrv.runtime import runtime
 
+from gguf_mla.device import ON_THE_CPU
 from gguf_mla.errors import MachineError
 from gguf_mla.lanes.cuda import SIMULATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ON_THE_CPU = "Use --device cpu: the bytes are the same"
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 # Parts of what the driver and numba say, and what they mean.
@@ -57,7 +57,7 @@ def _begin(gpu: int) -> None:
         with explained(title(gpu)):
             cuda.current_context(gpu)
     except OutOfMemoryError:
-        remedy = f"End what else runs there, or {_again()}"
+        remedy = f"End what else runs there, or {ON_THE_CPU}"
         raise MachineError(f"{title(gpu)} has no memory left", remedy=remedy) from None
 
 
@@ -67,8 +67,9 @@ def title(gpu: int) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _unusable(reason: str, remedy: str = ON_THE_CPU) -> MachineError:
-    return MachineError(f"no CUDA device can be used here: {reason}", remedy=remedy)
+def _unusable(reason: str, remedy: str = "") -> MachineError:
+    alternative = f"{remedy}, or {ON_THE_CPU}" if remedy else f"{ON_THE_CPU[0].upper()}{ON_THE_CPU[1:]}"
+    return MachineError(f"no CUDA device can be used here: {reason}", remedy=alternative)
 
 
 def _check_driver() -> None:
@@ -93,7 +94,7 @@ def _check_toolkit() -> None:
     if needed is None:
         raise _unusable(
             "the CUDA toolkit, whose compiler is needed, is not found",
-            f"Install a CUDA toolkit (libnvvm, libdevice, libcudart) and name its place in CUDA_HOME, or {_again()}",
+            "Install a CUDA toolkit (libnvvm, libdevice, libcudart) and name its place in CUDA_HOME",
         )
     found = driver.driver.get_version()
     if found < needed:
@@ -101,7 +102,7 @@ def _check_toolkit() -> None:
             "the NVIDIA driver is too old for the CUDA toolkit",
             expected=f"a driver for CUDA {_dotted(needed)} or newer",
             found=f"one for CUDA {_dotted(found)}",
-            remedy=f"Update the driver, name an older toolkit in CUDA_HOME, or {_again()}",
+            remedy=f"Update the driver, name an older toolkit in CUDA_HOME, or {ON_THE_CPU}",
         )
 
 
@@ -125,7 +126,7 @@ def _check_capability(gpu: int) -> None:
             f"{title(gpu)} is too old for the CUDA toolkit",
             expected=f"compute capability {_dotted(min(supported, default=(3, 5)))} or higher",
             found=_dotted(found),
-            remedy=f"Name an older toolkit in CUDA_HOME, or {_again()}",
+            remedy=f"Name an older toolkit in CUDA_HOME, or {ON_THE_CPU}",
         )
 
 
@@ -135,10 +136,6 @@ def _supported() -> Sequence[tuple[int, int]]:
 
     found: Sequence[tuple[int, int]] = NVVM().supported_ccs
     return found
-
-
-def _again() -> str:
-    return ON_THE_CPU[0].lower() + ON_THE_CPU[1:]
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -154,7 +151,7 @@ def explained(gpu: str) -> Iterator[None]:
         if getattr(error, "code", None) == OUT_OF_MEMORY or "CUDA_ERROR_OUT_OF_MEMORY" in str(error):
             raise OutOfMemoryError from None
         said = " ".join(str(error).split()).rstrip(".")
-        raise MachineError(f"{gpu} failed: {said}", remedy=f"Try again, or {_again()}") from None
+        raise MachineError(f"{gpu} failed: {said}", remedy=f"Try again, or {ON_THE_CPU}") from None
 
 
 def _failures() -> tuple[type[Exception], ...]:

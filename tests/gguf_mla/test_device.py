@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,12 @@ def test_no_gpu_is_a_sentence_and_status_3(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numba_without_cuda_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf_mla.lanes.on_cuda", None)
+    with pytest.raises(MachineError, match=r"cuda cannot be used here: .*on_cuda.*\. Install it, or use --device cpu"):
+        device.open_device("cuda:77")
+
+
 def machine(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> None:
     """What numba would find: a driver's version, a toolkit's, GPUs with their capabilities."""
     gpus = [SimpleNamespace(name=b"Tesla", compute_capability=capability) for capability in facts.get("gpus", [(9, 0)])]
@@ -95,6 +102,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> None:
     )
     monkeypatch.setattr(cuda_driver.driver, "driver", driver)
     monkeypatch.setattr(cuda_driver.cuda, "gpus", gpus)
+    monkeypatch.setattr(cuda_driver.cuda, "current_context", facts.get("context", lambda _: None))
     monkeypatch.setattr(cuda_driver, "_toolkit", lambda: facts.get("toolkit", (13, 0)))
     monkeypatch.setattr(cuda_driver, "_supported", lambda: facts.get("supported", [(7, 5), (8, 0), (9, 0)]))
 
@@ -123,6 +131,25 @@ def test_what_is_right_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(cuda_driver.usable(None)) == [0, 1]
     assert list(cuda_driver.usable(1)) == [1]
     assert cuda_driver.title(1) == "Tesla"
+
+
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        ((2, "results in CUDA_ERROR_OUT_OF_MEMORY"), r"Tesla has no memory left\. End what else runs there, or use"),
+        (
+            (46, "results in CUDA_ERROR_DEVICE_UNAVAILABLE"),
+            r"Tesla failed: .*CUDA_ERROR_DEVICE_UNAVAILABLE\. Try again",
+        ),
+    ],
+)
+def test_a_gpu_that_is_taken_is_said(failure: tuple[int, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise cuda_driver.driver.CudaAPIError(*failure)
+
+    machine(monkeypatch, context=refuse)
+    with pytest.raises(MachineError, match=sentence):
+        cuda_driver.usable(None)
 
 
 def test_a_failing_gpu_is_a_sentence_without_a_trace() -> None:

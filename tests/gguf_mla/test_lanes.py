@@ -53,3 +53,10 @@ def test_plain_lanes_decode_like_the_kernels(name: str) -> None:
         out = np.full(kind.block, np.nan, np.float32)
         kind.module.decode_block(row, kind.tables(), out)
         assert np.array_equal(out.view(np.uint32), values.view(np.uint32))
+
+
+def test_cuda_kernels_are_kept_where_those_of_the_cpu_are() -> None:
+    from gguf_mla.lanes import cache, cuda, cuda_cache
+
+    kept = cuda_cache.CudaKernelCache(cuda.function("encode", ggtypes.by_name("Q4_0")))
+    assert kept._impl.locator.get_source_stamp() == cache.source_stamp()
