@@ -152,9 +152,9 @@ def launch(job: Job, options: RunOptions) -> None:
     _check_paths(paths, (*job.inputs, *job.protected), overwrite=replacing)
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
         click.echo(f"warning: {warning}", err=True)
+    _try_device(job, options)
     if options.verify_source:
         _verify_source(job, options)
-    _try_device(job, options)
     result = _run(job, options)
     for remark in job.remarks():
         click.echo(f"warning: {remark}", err=True)

@@ -1,7 +1,7 @@
 """NVIDIA GPUs as a device: rows go up, kernels run, rows come down, each calling thread in a stream of its own.
 
 While one thread's rows are computed, those of the others are on their way up or down. Blocks are what a GPU is for;
-floats among each other stay on the CPU, which is as fast as the way there.
+floats among each other stay on the CPU: nothing is searched there, only moved.
 """
 
 from __future__ import annotations
