@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_mla.launch import device_option
 from verify.findings import LEVELS
 
 if TYPE_CHECKING:
@@ -35,7 +34,13 @@ FORMS = (  # as verify.attention has them
 )
 @click.option("--engine", type=click.Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too.")
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads  [default: all cores]")
-@device_option
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="cuda or cuda:N: have it first decode and encode both files' types like the CPU, which does the proof.",
+)
 @click.option("--report", type=_PATH, metavar="OUT.html", help="Write everything as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress, and only the verdict.")
@@ -60,8 +65,7 @@ def verify(
 
     Levels, cheap first: structure (metadata, tokenizer, tensor table), weights (every value against what its type
     should cost), attention (each layer on the same input), logits (perplexity and KL divergence). The first that finds
-    something ends the proof with status 1 and names what is to blame. With --device the device first has to decode and
-    encode the types of both files as the CPU does.
+    something ends the proof with status 1 and names what is to blame.
     """
     from gguf_mla.stream import default_threads  # noqa: PLC0415 - `--help` must not pay for numpy
     from verify.device import check_device  # noqa: PLC0415

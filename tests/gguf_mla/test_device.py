@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ import pytest
 from gguf_mla import chunks, codec, device, ggtypes, stream, trust
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.journal import journal_path
 from gguf_mla.lanes import cuda_driver, on_cuda
 from gguf_mla.lanes.on_cpu import CPU, Cpu
 from gguf_mla.plan import Part, Plan, TensorJob
-from tests.support import hub
+from tests.support import crash, hub
 from tests.support.command import gguf_mla
 from tests.support.sources import Encoded, Memory
 
@@ -244,3 +246,39 @@ def test_a_special_value_in_handed_over_rows_names_the_tensor(tmp_path: Path) ->
             device=Other(),
         )
     assert list(tmp_path.iterdir()) == []
+
+
+class Ending(Memory):
+    """A source whose disk fails at row 2048, once something before it is noted in the journal of `out`."""
+
+    out: Path
+
+    def read(self, start: int, stop: int) -> Any:
+        deadline = time.monotonic() + 30
+        while start >= 2048 and time.monotonic() < deadline:
+            if len(journal_path(self.out).read_text().splitlines()) > 1:
+                raise MachineError("the disk is gone")
+            time.sleep(0.01)
+        return super().read(start, stop)
+
+
+def test_a_run_that_one_device_began_another_ends(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((4096, 64), np.float32)
+    plan, place = plan_of(job("Q4_0", Part("w", 0, 4096), rows=4096)), Other()
+    source = Ending(x)
+    source.out = tmp_path / "out"
+
+    def run(name: str, source: Memory, where: Cpu) -> stream.Result:
+        kept = stream.Resumption([])
+        return stream.execute(
+            [stream.single(plan, tmp_path / name)], {"w": source}, threads=1, device=where, resumption=kept
+        )
+
+    with crash.small_steps():
+        run("whole", Memory(x), CPU)
+        with pytest.raises(MachineError, match="the disk is gone"):
+            run("out", source, CPU)
+        result = run("out", Memory(x), place)
+    assert 0 < result.taken_over < result.nbytes
+    assert 0 < len(place.done) < 8
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
