@@ -20,12 +20,13 @@ import click
 import numpy as np
 
 from gguf_mla import codec, tables, trust
-from gguf_mla.bench import rehearsal, synthetic
+from gguf_mla.bench import rehearsal
 from gguf_mla.bench.types import best_time, kinds
 from gguf_mla.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.lanes import on_cuda
 from gguf_mla.lanes.cuda import SIMULATED
+from gguf_mla.synthetic import checkpoints, shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -252,7 +253,7 @@ def run(
 
 def model(directory: Path, fraction: float) -> Path:
     """Write a BF16 file with random weights and matrices as wide as DeepSeek-V3's."""
-    small = synthetic.reduced(synthetic.SHAPES["deepseek-v3"], fraction)
-    synthetic.write(directory / "checkpoint", small, synthetic.random_weights())
+    small = shapes.reduced(shapes.SHAPES["deepseek-v3"], fraction)
+    checkpoints.write(directory / "checkpoint", small, checkpoints.random_weights())
     rehearsal.measure("convert", directory / "checkpoint", directory / "source.gguf", "--type", "BF16", "--quiet")
     return directory / "source.gguf"

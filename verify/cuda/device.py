@@ -10,15 +10,15 @@ from numba import cuda
 from numba.cuda.cudadrv.driver import CudaAPIError
 
 from gguf_mla.errors import MachineError
+from gguf_mla.lanes import cuda_driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def require() -> None:
-    """Raise MachineError unless there is a GPU, or numba's simulator in its place."""
-    if not cuda.is_available():
-        raise MachineError("no CUDA device can be used here", remedy="Use --device cpu: it computes the same")
+    """Raise MachineError, with the reason, unless there is a usable GPU, or numba's simulator in its place."""
+    cuda_driver.usable(None)
 
 
 def sent(array: Any) -> Any:
