@@ -71,6 +71,10 @@ class Commands(Installed):
             raise Failure(error) from None
         except KeyboardInterrupt:
             raise Interrupted from None
+        except RuntimeError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # before 3.12, one that came while a class was made
+                raise Interrupted from None
+            raise
         except MemoryError:
             raise Failure(MachineError("there is not enough memory", remedy="Use fewer --threads")) from None
 

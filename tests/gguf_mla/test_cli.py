@@ -65,6 +65,15 @@ def test_an_unknown_command_is_said() -> None:
     assert "transmogrify" in result.stderr
 
 
+def test_an_interrupt_that_python_wraps_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapping = RuntimeError("Error calling __set_name__")
+    assert invoke_raising(wrapping, monkeypatch) == (1, "")
+    wrapping.__cause__ = KeyboardInterrupt()
+    status, said = invoke_raising(wrapping, monkeypatch)
+    assert status == 130
+    assert "interrupted" in said
+
+
 def wait_until_our_code_runs(pid: int) -> None:
     """Python catches SIGINT as soon as it starts; the first thing the command does is to stop that for a moment."""
 
