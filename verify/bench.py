@@ -115,6 +115,13 @@ def _row(line: Line) -> tuple[str, ...]:
     type=click.IntRange(min=1),
     help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]",
 )
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="cuda or cuda:N: its kernels against what its memory and its arithmetic allow, instead.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def attention(
     count: int,
@@ -124,6 +131,7 @@ def attention(
     model: Path | None,
     tokens: Path | None,
     top_k: int | None,
+    device: str,
     as_json: bool,
 ) -> None:
     """When to absorb: operations, bytes and time of vanilla and absorbed attention, DeepSeek's head sizes.
@@ -134,12 +142,25 @@ def attention(
         lines = _readings(model, tokens, top_k, cached or SPARSE_LENGTHS, queries or BATCHES)
         _print(lines, _reading_row, SPARSE_HEADER, "chosen by", as_json=as_json)
         return
+    if device != "cpu":
+        _on_device(device, as_json=as_json)
+        return
     from verify.cost import Heads, crossover  # noqa: PLC0415 - `--help` must not pay for it
 
     heads, lengths = Heads(count), cached or LENGTHS
     _print(measure(heads, lengths, queries or QUERIES), _row, HEADER, "faster", as_json=as_json)
     for length in () if as_json else lengths:
         click.echo(f"{length} cached: vanilla computes less from {crossover(heads, length):.0f} queries at once on")
+
+
+def _on_device(device: str, *, as_json: bool) -> None:
+    from gguf_mla.device import open_device  # noqa: PLC0415 - `--help` must not pay for it
+
+    title = open_device(device).title
+    from verify.cuda import bench  # noqa: PLC0415 - numba, only where there is a GPU
+
+    lines = list(bench.lines(gpu=int(device.partition(":")[2] or 0)))
+    click.echo(json.dumps([asdict(line) for line in lines]) if as_json else f"{title}\n\n{bench.text(lines)}")
 
 
 def _print(

@@ -39,7 +39,7 @@ FORMS = (  # as verify.attention has them
     default="cpu",
     show_default=True,
     metavar="NAME",
-    help="cuda or cuda:N: have it first decode and encode both files' types like the CPU, which does the proof.",
+    help="cuda or cuda:N: the candidate attends there, once it has coded both files' types like the CPU.",
 )
 @click.option("--report", type=_PATH, metavar="OUT.html", help="Write everything as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -84,6 +84,7 @@ def verify(
         context=context,
         chunks=chunks,
         form=form,
+        device=device,
         limits=Limits().with_settings(settings),
         threads=threads or default_threads(),
         engine=engine is not None,

@@ -1,4 +1,4 @@
-"""Whether a device decodes and encodes the types of two files as the CPU does."""
+"""What a proof does on another device: its trial, and the candidate's attention."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from gguf_mla import trust
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.device import open_device
 from gguf_mla.errors import InputError
+from verify.attention import FORMS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from verify.attention import Form
 
 
 def check_device(name: str, *paths: Path) -> str | None:
@@ -31,3 +34,19 @@ def _types(path: Path) -> list[str]:
         return [] if path.is_dir() else [tensor.type for tensor in open_gguf_parts(path).tensors.values()]
     except InputError:
         return []
+
+
+def form_on(name: str, form: str) -> Form:
+    """Return a form of attention as a device computes it.
+
+    InputError for a form that only the CPU has; MachineError if there is no such device.
+    """
+    device = open_device(name)
+    if device.name == "cpu":
+        return FORMS[form]
+    from verify import cuda  # noqa: PLC0415 - numba, 0.3 s
+
+    there = cuda.forms(int(name.partition(":")[2] or 0))
+    if form not in there:
+        raise InputError(f"--form {form} is the CPU's alone", expected=" or ".join(there), found=form)
+    return there[form]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from verify import engine
+from verify.device import form_on
 from verify.findings import LEVELS, Finding
 from verify.levels import attention, logits, weights
 from verify.limits import Limits
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from verify.attention import Form
     from verify.engine import EngineAgreement
     from verify.levels.attention import LayerAgreement
     from verify.levels.logits import Scores
@@ -41,6 +43,7 @@ class Request:
     context: int = 512
     chunks: int = 4
     form: str = "absorbed"
+    device: str = "cpu"
     limits: Limits = field(default_factory=Limits)
     threads: int = 1
     engine: bool = False
@@ -51,6 +54,7 @@ class Proof:
     """What was found: nothing, if the candidate computes what the reference does."""
 
     request: Request
+    form: Form
     warnings: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -71,10 +75,11 @@ class Proof:
 def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None) -> Proof:
     """Run the levels up to the one asked for, and stop at the first that finds something.
 
-    Raises InputError for a reference or a text that cannot be used, and for a candidate that is no GGUF file.
+    Raises InputError for a reference or a text that cannot be used, and for a candidate that is no GGUF file;
+    MachineError for a device that cannot be used.
     """
     reference = open_reference(request.reference)
-    proof = Proof(request, reference.warnings)
+    proof = Proof(request, form_on(request.device, request.form), reference.warnings)
     for level in (*LEVELS[: LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])):
         begin = time.monotonic()
         proof.findings += filter(None, _RUN[level](proof, reference, bar))
@@ -113,7 +118,7 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | N
         names = [f"blk.{layer}.{name}.weight" for name in attention.ATTENTION_TENSORS]
         return candidate.coarsest(names, limits)
 
-    for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.request.form, types):
+    for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):
         proof.attention.append(result)
         step(1)
     return [attention.judge(result, limits) for result in proof.attention]
@@ -129,9 +134,7 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None
             [name for name in candidate.weights.file.tensors if name.startswith(f"blk.{layer}.")], limits
         )
 
-    proof.layers, scores = logits.compare_logits(
-        reference.weights, candidate.weights, tokens, proof.request.form, types, step
-    )
+    proof.layers, scores = logits.compare_logits(reference.weights, candidate.weights, tokens, proof.form, types, step)
     proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
     judged = [attention.judge(result, limits, logits.LEVEL, "layer") for result in proof.layers]
     return [*judged, logits.judge(proof.scores, limits.divergence(candidate.shares()))]

@@ -14,7 +14,9 @@ from gguf_mla.errors import InputError, MachineError
 from gguf_mla.lanes import on_cuda
 from gguf_mla.plan import Part, Plan, TensorJob
 from tests.support.sources import Encoded, Memory
-from verify.device import check_device
+from tests.verify.cuda_cases import inputs
+from verify.device import check_device, form_on
+from verify.measures import agreement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +111,17 @@ def test_the_types_of_files_to_verify_are_tried(device: Cuda, tmp_path: Path) ->
     stream.execute([stream.single(plan, tmp_path / "a.gguf")], {"w": Memory(weights(6, 64))})
     said = check_device(device.name, tmp_path, tmp_path / "a.gguf")
     assert said == f"cuda ({device.title}): Q8_0 like the CPU, byte for byte"
+
+
+@pytest.mark.parametrize("name", ["vanilla", "absorbed", "paged"])
+def test_a_proof_attends_on_the_device(device: Cuda, name: str) -> None:
+    found, expected = (form_on(place, name)(inputs(2, 3)) for place in (device.name, "cpu"))
+    assert agreement(found, expected).wmape < 1e-5  # 36 products and their sums in float32, in another order
+
+
+def test_a_form_that_the_device_does_not_have_is_refused(device: Cuda) -> None:
+    with pytest.raises(InputError, match=r"--form gathered is the CPU's alone.*vanilla or absorbed or paged"):
+        form_on(device.name, "gathered")
 
 
 def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOPE, ROPE, VALUE, RANK = 8, 6, 11, 30  # no multiple of a tile's columns, as 512 is
 SCALE = (NOPE + ROPE) ** -0.5
 SHAPES = [(1, 1), (5, 5), (3, 21)]  # queries, cached tokens
-FORMS = ["cuda-vanilla", "cuda-absorbed", "cuda-paged"]
+FORMS = ["vanilla", "absorbed", "paged"]
 LENGTHS = [1, 9, 40, 0, 5]
 DECODES = [(1, 1), (3, 3), (16, 2)]  # page size, parts of the cache
 PIECES = {

@@ -16,7 +16,7 @@ from tests.support import bulk, hub
 from tests.support.command import Answer, command, convert, gguf_mla, measure
 from tests.support.damage import configure
 from tests.verify.faults import ARCH, Image
-from verify import terminal
+from verify import job, terminal
 from verify.attention import FORMS
 from verify.command import FORMS as OFFERED
 from verify.findings import LEVELS
@@ -25,6 +25,8 @@ from verify.page import page
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from verify.attention import Form
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,16 @@ def test_another_form_of_attention_says_the_same(q8: Path, tmp_path: Path) -> No
         json.loads(verify(hub.BUNDLED, q8, *options, "--form", each).output)["logits"] for each in ("vanilla", "paged")
     )
     assert found["kld"][0] == pytest.approx(expected["kld"][0], rel=1e-2)  # float32 sums in another order, squared
+
+
+def test_the_device_asked_for_is_the_one_that_attends(q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def form_on(device: str, name: str) -> Form:
+        assert (device, name) == ("cuda:1", "paged")
+        return lambda x: 2 * FORMS[name](x)  # a device that computes something else is found
+
+    monkeypatch.setattr(job, "form_on", form_on)
+    [finding] = prove(Request(hub.BUNDLED, q8, level="attention", form="paged", device="cuda:1")).findings[:1]
+    assert (finding.level, finding.subject) == ("attention", "blk.0")
 
 
 def test_a_gguf_file_is_a_reference_too(q8: Path, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from verify.attention import Form
 
 
-def forms() -> Mapping[str, Form]:
-    """Return the forms of attention that a GPU computes, by name; MachineError without one."""
-    from verify.cuda.device import require  # noqa: PLC0415 - numba, 0.3 s
+def forms(gpu: int = 0) -> Mapping[str, Form]:
+    """Return the forms of attention that a GPU computes, named as the CPU's; MachineError without that GPU."""
+    from verify.cuda.device import on_gpu, require  # noqa: PLC0415 - numba, 0.3 s
 
-    require()
+    require(gpu)
     from verify.cuda.attention import FORMS  # noqa: PLC0415 - numba
 
-    return FORMS
+    return {name: on_gpu(gpu, form) for name, form in FORMS.items()}

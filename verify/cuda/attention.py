@@ -217,4 +217,4 @@ def _expanded(x: Inputs, heads: slice) -> Floats:
     return np.concatenate([key, np.broadcast_to(x.k_pe, (len(key), *x.k_pe.shape)), value], axis=2)
 
 
-FORMS: dict[str, Form] = {"cuda-vanilla": vanilla, "cuda-absorbed": absorbed, "cuda-paged": paged}
+FORMS: dict[str, Form] = {"vanilla": vanilla, "absorbed": absorbed, "paged": paged}

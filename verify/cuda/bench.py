@@ -68,6 +68,7 @@ def lines(
     queries: int = 1024,
     bounds: Peak | None = None,
     repeats: int = REPEATS,
+    gpu: int = 0,
 ) -> Iterator[Line]:
     """Measure a copy, paged decoding of a batch, and prefill of some queries in both forms; MachineError without a GPU.
 
@@ -75,9 +76,9 @@ def lines(
     batch    requests of the batch, each with `cached` tokens
     queries  tokens of the prefill, without any before them
     """
-    require()
-    heads, bounds = heads or Heads(), bounds or peak()
-    with explained():
+    require(gpu)
+    with cuda.gpus[gpu], explained():
+        heads, bounds = heads or Heads(), bounds or peak()
         yield _copy(bounds, repeats)
         yield _attention("paged decode", _decode(heads, batch, cached), bounds, repeats)
         yield _attention("prefill, vanilla", _prefill(heads, queries), bounds, repeats)

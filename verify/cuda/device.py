@@ -15,10 +15,22 @@ from gguf_mla.lanes import cuda_driver
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from verify.attention import Form, Inputs
 
-def require() -> None:
-    """Raise MachineError, with the reason, unless there is a usable GPU, or numba's simulator in its place."""
-    cuda_driver.usable(None)
+
+def require(gpu: int = 0) -> None:
+    """Raise MachineError, with the reason, unless that GPU can be used, or numba's simulator in its place."""
+    cuda_driver.usable(gpu)
+
+
+def on_gpu(gpu: int, form: Form) -> Form:
+    """Return a form that runs on that GPU, whichever is the thread's current one."""
+
+    def run(x: Inputs) -> Any:
+        with cuda.gpus[gpu]:
+            return form(x)
+
+    return run
 
 
 def sent(array: Any) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from verify.attention import Form
     from verify.limits import Limits
     from verify.tensors import Weights
 
@@ -47,14 +48,14 @@ class LayerAgreement:
 
 
 def compare_attention(
-    reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: str, types: Callable[[int], str]
+    reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: Form, types: Callable[[int], str]
 ) -> Iterator[LayerAgreement]:
     """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
     hidden, ours = forward.embed(reference, tokens), Chooser()
     theirs = Follower(ours)
     for layer in range(reference.model.blocks):
         expected = forward.attention(reference, layer, hidden, FORMS["vanilla"], ours)
-        found = forward.attention(candidate, layer, hidden, FORMS[form], theirs)
+        found = forward.attention(candidate, layer, hidden, form, theirs)
         yield LayerAgreement(layer, types(layer), agreement(found, expected), theirs.agreement)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from verify.attention import Form
     from verify.tensors import Weights
 
     Floats = NDArray[np.float32]
@@ -115,8 +116,8 @@ class _Both:
     The candidate's layers are read once for two inputs: its own hidden states, and the reference's to judge the layer.
     """
 
-    def __init__(self, reference: Weights, candidate: Weights, form: str) -> None:
-        self.reference, self.candidate, self.form = reference, candidate, FORMS[form]
+    def __init__(self, reference: Weights, candidate: Weights, form: Form) -> None:
+        self.reference, self.candidate, self.form = reference, candidate, form
         self.ours = Chooser()
         self.theirs = Follower(self.ours)
 
@@ -147,7 +148,7 @@ def compare_logits(
     reference: Weights,
     candidate: Weights,
     tokens: Numbers,
-    form: str,
+    form: Form,
     types: Callable[[int], str],
     progress: Callable[[int], object],
 ) -> tuple[list[LayerAgreement], list[Scores]]:
