@@ -7,6 +7,7 @@ when the first kernel is needed, and only the kernels of the types in use are co
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 CHUNK_VALUES = 1 << 20
+CACHE_LINE = 64
 
 
 def encode(
@@ -116,7 +118,7 @@ def _check_importance(kind: TensorType, importance: Array | None, cols: int) -> 
 
 def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if out is None:
-        return np.empty(shape, dtype)
+        return empty(shape, dtype)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         raise InputError(
             "the output array does not fit",
@@ -124,6 +126,14 @@ def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
             found=f"{out.dtype} {list(out.shape)}",
         )
     return out
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an uninitialised array that begins on a cache line, which registers of that size then fill whole."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def _report_special(x: Array, source: str, start: int) -> None:
@@ -158,7 +168,7 @@ def quantize(
     kind, place = _encodable(type), open_device(device)
     slices = x if x.ndim == 3 else x[np.newaxis]
     weights = _importance_rows(importance, slices.shape)
-    out = np.empty((*slices.shape[:2], kind.row_bytes(slices.shape[2])), np.uint8)
+    out = empty((*slices.shape[:2], kind.row_bytes(slices.shape[2])), np.dtype(np.uint8))
 
     def job(index: int, rows: slice) -> None:
         piece, room, weighed = slices[index, rows], out[index, rows], weights[index]
@@ -173,7 +183,7 @@ def dequantize(data: Array, type: str, device: str = "cpu", threads: int | None 
     kind, place = ggtypes.by_name(type), open_device(device)
     slices = data if data.ndim == 3 else data[np.newaxis]
     cols = slices.shape[2] // kind.bytes * kind.block
-    out = np.empty((*slices.shape[:2], cols), np.float32)
+    out = empty((*slices.shape[:2], cols), np.dtype(np.float32))
 
     def job(index: int, rows: slice) -> None:
         decode(slices[index, rows], type, out=out[index, rows], device=place)

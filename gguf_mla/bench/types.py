@@ -139,7 +139,8 @@ def dequantize_results(
     x, weights = _sample(rows)
     for kind in kinds:
         data = codec.encode(x, kind.name, importance=weights if kind.needs_importance else None)
-        out, expected = (np.full(x.shape, np.nan, np.float32) for _ in range(2))
+        out, expected = (codec.empty(x.shape, x.dtype) for _ in range(2))
+        out[:] = expected[:] = np.nan
         ours = _decoder(kind, data, out, device)
         theirs = ggml and (_ggml_decoder(ggml, kind, data, expected), expected)
         yield compare(kind, False, x.nbytes, (ours, out), theirs, seconds)

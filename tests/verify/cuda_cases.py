@@ -138,13 +138,13 @@ def small_tile() -> Any:
 
 
 def attended() -> Iterator[tuple[str, np.ndarray]]:
-    from verify.cuda import attention, forms
+    from verify.cuda import attention
 
     small = small_tile()
     layouts = {False: RowLayout(RANK, ROPE), True: RowLayout(RANK, ROPE, pe_first=True)}
     for queries, cached in SHAPES:
         for name in FORMS:
-            run: Any = forms()[name]
+            run: Any = attention.FORMS[name]
             yield f"{name} {queries} {cached}", run(inputs(queries, cached), small)
             if cached > 1:
                 yield f"{name} sparse {queries} {cached}", run(sparse_inputs(queries, cached), small)
