@@ -145,6 +145,14 @@ def test_empty_rows_and_views_are_fine() -> None:
     assert np.array_equal(codec.encode(x[::2, 256:], "Q4_K"), codec.encode(x[::2, 256:].copy(), "Q4_K"))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_results_begin_on_a_cache_line(rows: int) -> None:
+    x = np.ones((rows, 32), np.float32)
+    encoded = codec.encode(x, "Q8_0")
+    arrays = encoded, codec.decode(encoded, "Q8_0"), codec.quantize(x, "Q8_0"), codec.dequantize(encoded, "Q8_0")
+    assert [array.ctypes.data % 64 for array in arrays] == [0] * 4
+
+
 def test_plain_numbers_decode_by_their_values() -> None:
     for name in ggtypes.stored():
         numbers = np.arange(-3, 4).astype({"F64": np.float64}.get(name, f"i{ggtypes.by_name(name).bytes}"))
