@@ -102,12 +102,13 @@ def gpu(
 @click.option("--fraction", default="1/64", show_default=True, help="How much of it to convert for real.")
 @click.option("--type", "names", multiple=True, default=("BF16", "Q4_K_M"), show_default=True, help="May be repeated.")
 @click.option("--threads", type=click.IntRange(min=1), help="Worker threads  [default: all cores]")
+@device_option
 @_directory
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def convert(
-    shape: str, fraction: str, names: tuple[str, ...], threads: int | None, parent: Path, as_json: bool
+    shape: str, fraction: str, names: tuple[str, ...], threads: int | None, device: str, parent: Path, as_json: bool
 ) -> None:
     """Plan all of a large model, convert a fraction of it, and say what the whole would take."""
     from gguf_mla.bench import rehearsal  # noqa: PLC0415 - `--help` must not pay for numpy
 
-    rehearsal.run(shape, rehearsal.parse_fraction(fraction), names, threads, parent, as_json=as_json)
+    rehearsal.run(shape, rehearsal.parse_fraction(fraction), names, threads, parent, device, as_json=as_json)

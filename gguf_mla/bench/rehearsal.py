@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from gguf_mla import tables
+from gguf_mla.device import open_device
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import unwritable
 from gguf_mla.stream import default_threads
@@ -72,7 +73,9 @@ def measure(*arguments: object) -> Measured:
     return Measured(json.loads(output), time.monotonic() - begin, usage.ru_maxrss * 1024)
 
 
-def rehearse(directory: Path, shape: str, fraction: float, names: tuple[str, ...], threads: int) -> list[Rehearsal]:
+def rehearse(
+    directory: Path, shape: str, fraction: float, names: tuple[str, ...], threads: int, device: str = "cpu"
+) -> list[Rehearsal]:
     """Plan a whole model and convert a fraction of it, in a directory that has room for the fraction twice."""
     config = shapes.SHAPES[shape]
     small = shapes.reduced(config, fraction)
@@ -82,10 +85,10 @@ def rehearse(directory: Path, shape: str, fraction: float, names: tuple[str, ...
     except OSError as error:
         raise unwritable(directory, error) from None
     source_bytes = sum(tensor.nbytes for tensor in checkpoints.tensors(config))
-    out, done = directory / "out.gguf", []
+    out, how, done = directory / "out.gguf", ("--threads", threads, "--device", device), []
     for name in names:
         plan = measure("convert", directory / shape, out, "--type", name, "--dry-run")
-        run = measure("convert", directory / "fraction", out, "--type", name, "--threads", threads)
+        run = measure("convert", directory / "fraction", out, "--type", name, *how)
         out.unlink()
         whole = run.output["seconds"] * plan.output["parameters"] / run.output["parameters"]
         done.append(
@@ -100,7 +103,7 @@ def rehearse(directory: Path, shape: str, fraction: float, names: tuple[str, ...
     return done
 
 
-def report(shape: str, threads: int, done: list[Rehearsal]) -> str:
+def report(shape: str, threads: int, done: list[Rehearsal], device: str = "cpu") -> str:
     """Return the rehearsal as tables."""
     first = done[0]
     plans = [(r.type, r.tensors, f"{r.plan_seconds:.1f} s", tables.size(r.plan_peak)) for r in done]
@@ -121,7 +124,7 @@ def report(shape: str, threads: int, done: list[Rehearsal]) -> str:
         [
             f"{shape}: {size}\n\nThe whole, planned:",
             tables.table(("type", "tensors", "time", "memory"), plans, right="tensors,time,memory"),
-            f"\nA fraction, converted with {threads} threads:",
+            f"\nA fraction, converted with {threads} threads on {device}:",
             tables.table(columns, runs, right="parameters,output,time,rate,memory"),
             "\nThe whole, at these rates:",
             tables.table(("type", "time", "memory", "disk"), whole, right="time,memory,disk"),
@@ -147,12 +150,13 @@ def parse_fraction(text: str) -> float:
 
 
 def run(
-    shape: str, fraction: float, names: tuple[str, ...], threads: int | None, parent: Path, *, as_json: bool
-) -> None:
+    shape: str, fraction: float, names: tuple[str, ...], threads: int | None, parent: Path, device: str, *,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Rehearse in a temporary directory of `parent` and print what came of it."""
     if shape not in shapes.SHAPES:
         raise InputError("--shape is not known", expected=" or ".join(shapes.SHAPES), found=shape)
-    count = threads or default_threads()
+    count, _ = threads or default_threads(), open_device(device)
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
-        done = rehearse(Path(directory), shape, fraction, names, count)
-    click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done))
+        done = rehearse(Path(directory), shape, fraction, names, count, device)
+    click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))

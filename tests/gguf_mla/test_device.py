@@ -80,6 +80,8 @@ def test_no_gpu_is_a_sentence_and_status_3(name: str, tmp_path: Path) -> None:
         ("bench", "quantize", "--types", "Q8_0", "--device", name),
         ("bench", "dequantize", "--types", "Q8_0", "--device", name),
         ("bench", "gpu", "--device", name, "--dir", tmp_path),
+        ("bench", "convert", "--device", name, "--dir", tmp_path),
+        ("bench", "attention", "--device", name),
         ("verify", hub.BUNDLED, hub.BUNDLED, "--device", name),
     ]
     for line in commands:
