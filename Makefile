@@ -27,7 +27,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/engine.stamp: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[engine]'
+	$(BIN)/python -m pip install --quiet -e '.[engine,verify]'
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
