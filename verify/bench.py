@@ -158,8 +158,9 @@ def _on_device(device: str, *, as_json: bool) -> None:
 
     title = open_device(device).title
     from verify.cuda import bench  # noqa: PLC0415 - numba, only where there is a GPU
+    from verify.device import gpu_of  # noqa: PLC0415
 
-    lines = list(bench.lines(gpu=int(device.partition(":")[2] or 0)))
+    lines = list(bench.lines(gpu=gpu_of(device)))
     click.echo(json.dumps([asdict(line) for line in lines]) if as_json else f"{title}\n\n{bench.text(lines)}")
 
 

@@ -46,7 +46,12 @@ def form_on(name: str, form: str) -> Form:
         return FORMS[form]
     from verify import cuda  # noqa: PLC0415 - numba, 0.3 s
 
-    there = cuda.forms(int(name.partition(":")[2] or 0))
+    there = cuda.forms(gpu_of(name))
     if form not in there:
         raise InputError(f"--form {form} is the CPU's alone", expected=" or ".join(there), found=form)
     return there[form]
+
+
+def gpu_of(name: str) -> int:
+    """Return the number of the GPU that attends on a device "cuda" or "cuda:N": one sequence at a time needs one."""
+    return int(name.partition(":")[2] or 0)

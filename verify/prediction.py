@@ -15,8 +15,6 @@ from verify import forward
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from verify.attention import Form
-    from verify.choice import Chooser
     from verify.tensors import Weights
 
     Floats = NDArray[np.float32]
@@ -41,11 +39,3 @@ def leave(weights: Weights, layer: int, hidden: Floats) -> Floats:
     """Return the normed output of a prediction layer, which its head reads, and the next prediction layer."""
     norm = weights.stack(f"blk.{layer}.nextn.shared_head_norm.weight").vector()
     return forward.rms_norm(hidden, norm, weights.model.eps)
-
-
-def predict(
-    weights: Weights, layer: int, states: Floats, tokens: Numbers, form: Form, chooser: Chooser | None = None
-) -> Floats:
-    """Return the normed output [B, T-1, hidden] of a prediction layer for final states [B, T, hidden] of tokens."""
-    hidden = forward.run_layer(weights, layer, enter(weights, layer, states, tokens), form, chooser)
-    return leave(weights, layer, hidden)

@@ -27,6 +27,7 @@ from verify import indexer as cpu_indexer
 from verify.attention import RowLayout
 from verify.cuda import attend, bench, forms, indexer, pointwise, selection
 from verify.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
+from verify.cuda.device import explained
 from verify.measures import agreement
 
 if TYPE_CHECKING:
@@ -343,3 +344,13 @@ def assemble(ptx: str, capability: tuple[int, int], folder: Path) -> None:
 def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
     with pytest.raises(MachineError, match=r"no CUDA device can be used here.*--device cpu"):
         ask()
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"), [(2, "the GPU has not memory enough. .*shorter --context"), (719, "the GPU failed: .*719")]
+)
+def test_a_failing_gpu_is_a_sentence(code: int, sentence: str) -> None:
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    with pytest.raises(MachineError, match=sentence), explained():
+        raise CudaAPIError(code, "what the driver says")

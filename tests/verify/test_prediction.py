@@ -29,7 +29,8 @@ def predicted(weights: Weights, prompt: list[int], form: str = "vanilla") -> np.
     """Logits of the token after the next at every position but the last."""
     tokens = np.array([prompt])
     states = forward.hidden_states(weights, tokens)
-    found = prediction.predict(weights, LAYERS, states, tokens, FORMS[form])
+    entered = prediction.enter(weights, LAYERS, states, tokens)
+    found = prediction.leave(weights, LAYERS, forward.run_layer(weights, LAYERS, entered, FORMS[form]))
     return np.concatenate([piece for _, piece in forward.logits(weights, found[0], prediction.head(LAYERS))], axis=1)
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import cuda
-from numba.cuda.cudadrv.driver import CudaAPIError
 
 from gguf_mla.errors import MachineError
 from gguf_mla.lanes import cuda_driver
@@ -40,9 +39,10 @@ def sent(array: Any) -> Any:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn a failure of the GPU, its memory first of all, into a MachineError."""
+    """Turn a failure of the GPU into a MachineError, with what helps when its memory does not suffice."""
     try:
-        yield
-    except CudaAPIError as error:
+        with cuda_driver.explained("the GPU"):
+            yield
+    except cuda_driver.OutOfMemoryError:
         remedy = "Use a GPU with more free memory, a shorter --context, or --device cpu"
-        raise MachineError("the GPU failed", found=error, remedy=remedy) from error
+        raise MachineError("the GPU has not memory enough", remedy=remedy) from None
