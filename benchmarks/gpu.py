@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from gguf_mla.bench.gpu import slug
-from gguf_mla.device import open_device
+from gguf_mla.codec.device import open_device
 from gguf_mla.errors import GgufMlaError
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from gguf_mla.launch import RunOptions, run_options
-from gguf_mla.type_options import TypeOptions, type_options
+from gguf_mla.cli.launch import RunOptions, run_options
+from gguf_mla.cli.type_options import TypeOptions, type_options
 
 
 @click.command()
@@ -43,9 +43,9 @@ def convert(
     OUT may be a directory or hold {type}; without it the file is NAME-TYPE.gguf in the current directory. It appears
     under its name only when it is complete. Several types are written from one reading.
     """
-    from convert.job import plan_conversion  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.checkpoint import open_checkpoint  # noqa: PLC0415
-    from gguf_mla.launch import Job, destination, launch  # noqa: PLC0415
+    from convert.plan import plan_conversion  # noqa: PLC0415 - `--help` must not pay for numpy
+    from gguf_mla.cli.launch import Job, destination, launch  # noqa: PLC0415
+    from gguf_mla.sources.checkpoint import open_checkpoint  # noqa: PLC0415
 
     source = open_checkpoint(checkpoint)
     imatrix = types.imatrix()

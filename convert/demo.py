@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_mla.cli.table import table
+
 if TYPE_CHECKING:
-    from gguf_mla.checkpoint import Checkpoint
+    from gguf_mla.sources.checkpoint import Checkpoint
 
 CHECKPOINT = "tiny-deepseek-v3"
 TYPES = ("BF16", "Q8_0")
@@ -47,8 +49,8 @@ def demo(directory: Path | None, family: str | None, size: str | None) -> None:
 
 
 def _small(family: str, size: str, directory: Path | None) -> None:
-    from gguf_mla import tables  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.checkpoint import open_checkpoint  # noqa: PLC0415
+    from gguf_mla import units  # noqa: PLC0415 - `--help` must not pay for numpy
+    from gguf_mla.sources.checkpoint import open_checkpoint  # noqa: PLC0415
     from gguf_mla.synthetic.shapes import parse_parameters  # noqa: PLC0415
     from gguf_mla.synthetic.small import write_small  # noqa: PLC0415
 
@@ -56,15 +58,15 @@ def _small(family: str, size: str, directory: Path | None) -> None:
     parameters = write_small(family, parse_parameters(size), out)
     written = open_checkpoint(out)
     formats = dict.fromkeys(tensor.stored for tensor in written.tensors.values())
-    nbytes = tables.size(sum(path.stat().st_size for path in written.files))
+    nbytes = units.size(sum(path.stat().st_size for path in written.files))
     click.echo(
-        f"{out}: {tables.count(parameters)} parameters, {len(written.files)} shards, {nbytes}, {', '.join(formats)}"
+        f"{out}: {units.count(parameters)} parameters, {len(written.files)} shards, {nbytes}, {', '.join(formats)}"
     )
     click.echo(f"gguf-mla convert {out}")
 
 
 def _bundled(directory: Path) -> None:
-    from gguf_mla.checkpoint import open_checkpoint  # noqa: PLC0415 - `--help` must not pay for numpy
+    from gguf_mla.sources.checkpoint import open_checkpoint  # noqa: PLC0415 - `--help` must not pay for numpy
 
     directory.mkdir(parents=True, exist_ok=True)
     source = open_checkpoint(bundled_checkpoint())
@@ -84,8 +86,9 @@ def bundled_checkpoint() -> Path:
 
 
 def _convert(source: Checkpoint, kind: str, directory: Path) -> Path:
-    from convert.job import plan_conversion  # noqa: PLC0415
-    from gguf_mla.stream import execute, single  # noqa: PLC0415
+    from convert.plan import plan_conversion  # noqa: PLC0415
+    from gguf_mla.plan.outputs import single  # noqa: PLC0415
+    from gguf_mla.stream.execute import execute  # noqa: PLC0415
 
     [(plan, _)] = plan_conversion(source, [kind])
     path = directory / f"{CHECKPOINT}-{kind}.gguf"
@@ -94,17 +97,17 @@ def _convert(source: Checkpoint, kind: str, directory: Path) -> Path:
 
 
 def _table(outputs: list[Path]) -> str:
-    from gguf_mla import tables  # noqa: PLC0415
+    from gguf_mla import units  # noqa: PLC0415
+    from gguf_mla.cli.inspect import facts  # noqa: PLC0415
     from gguf_mla.container.reader import open_gguf  # noqa: PLC0415
-    from gguf_mla.inspection import facts  # noqa: PLC0415
 
     rows = []
     for path in outputs:
         known = facts(open_gguf(path))
         total, parameters = known["tensor_bytes"], known["parameters"]
-        bits = tables.bits_per_weight(total, parameters)
-        rows.append((path, known["architecture"], known["layout"], tables.count(parameters), tables.size(total), bits))
-    return tables.table(
+        bits = units.bits_per_weight(total, parameters)
+        rows.append((path, known["architecture"], known["layout"], units.count(parameters), units.size(total), bits))
+    return table(
         ("file", "architecture", "layout", "parameters", "tensors", "bits/weight"),
         rows,
         right="parameters,tensors,bits/weight",

@@ -16,9 +16,9 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.checkpoint import read_json
 from gguf_mla.container.values import Kind, Value, array
 from gguf_mla.errors import InputError
+from gguf_mla.sources.folder import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -14,11 +14,11 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "dequantize": "gguf_mla.codec",
+    "dequantize": "gguf_mla.codec.rows",
     "join_kv_b": "gguf_mla.layout.kv_b",
-    "open_checkpoint": "gguf_mla.checkpoint",
+    "open_checkpoint": "gguf_mla.sources.checkpoint",
     "open_gguf": "gguf_mla.container.reader",
-    "quantize": "gguf_mla.codec",
+    "quantize": "gguf_mla.codec.rows",
     "split_kv_b": "gguf_mla.layout.kv_b",
     "types": "gguf_mla.ggtypes",
 }

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_mla.launch import RunOptions, run_options
-from gguf_mla.type_options import TypeOptions, type_options
+from gguf_mla.cli.launch import RunOptions, run_options
+from gguf_mla.cli.type_options import TypeOptions, type_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gguf_mla.container.reader import GgufFile
     from gguf_mla.container.splits import GgufParts
-    from gguf_mla.content import Content
+    from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
 
 _PATH = click.Path(path_type=Path)
@@ -46,12 +46,12 @@ def quantize(
     OUT may be a directory or hold {type}; without it the file is NAME-TYPE.gguf in the current directory. Several
     types are written from one reading. COPY changes no tensor.
     """
+    from gguf_mla.cli.launch import Job, destination, launch  # noqa: PLC0415
     from gguf_mla.container.splits import open_gguf_parts  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.content import as_stored  # noqa: PLC0415
-    from gguf_mla.launch import Job, destination, launch  # noqa: PLC0415
-    from gguf_mla.layout.upgrade import upgraded  # noqa: PLC0415
-    from quantize.job import plan_quantization  # noqa: PLC0415
-    from quantize.source import sources  # noqa: PLC0415
+    from gguf_mla.plan.draft import as_stored  # noqa: PLC0415
+    from gguf_mla.plan.upgrade import upgraded  # noqa: PLC0415
+    from gguf_mla.sources.gguf import sources  # noqa: PLC0415
+    from quantize.plan import plan_quantization  # noqa: PLC0415
 
     out, targets = _out_and_targets((*out_and_types, *types.budgets))
     model = open_gguf_parts(source)
@@ -102,8 +102,8 @@ def _groups(model: GgufParts, content: Content) -> list[slice]:
 @run_options
 def split(source: Path, out: Path, options: RunOptions) -> None:
     """Split the GGUF file IN into parts OUT-00001-of-0000N.gguf, by --split-max-size or --split-max-tensors."""
-    from gguf_mla.content import as_stored  # noqa: PLC0415 - not for `--help`
     from gguf_mla.errors import InputError  # noqa: PLC0415
+    from gguf_mla.plan.draft import as_stored  # noqa: PLC0415 - not for `--help`
 
     if options.split_max_size is None and options.split_max_tensors is None:
         raise InputError("how to split is not said", remedy="Give --split-max-size or --split-max-tensors")
@@ -116,7 +116,7 @@ def split(source: Path, out: Path, options: RunOptions) -> None:
 @run_options
 def merge(source: Path, out: Path, options: RunOptions) -> None:
     """Merge the split model whose first part is IN into the one file OUT."""
-    from gguf_mla.content import as_stored  # noqa: PLC0415 - not for `--help`
+    from gguf_mla.plan.draft import as_stored  # noqa: PLC0415 - not for `--help`
 
     _rewrite(source, as_stored, out, options)
 
@@ -136,8 +136,8 @@ def upgrade(
     attn_k_b is encoded anew, everything else is copied byte for byte. --imatrix writes OUT's importance matrix as
     NAME.imatrix.gguf, too.
     """
-    from gguf_mla.layout.upgrade import upgraded  # noqa: PLC0415 - not for `--help`
-    from quantize.importance import beside, mla_imatrix  # noqa: PLC0415
+    from gguf_mla.plan.upgrade import upgraded  # noqa: PLC0415 - not for `--help`
+    from quantize.legacy_imatrix import beside, mla_imatrix  # noqa: PLC0415
 
     matrix = mla_imatrix(imatrix, source, beside(out, overwrite=options.overwrite)) if imatrix else None
     _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split)
@@ -158,7 +158,7 @@ def downgrade(source: Path, out: Path, kv_b_type: str | None, keep_split: bool, 
 
     The key half of attn_kv_b is encoded anew, everything else is copied byte for byte.
     """
-    from gguf_mla.layout.downgrade import downgraded  # noqa: PLC0415 - not for `--help`
+    from gguf_mla.plan.downgrade import downgraded  # noqa: PLC0415 - not for `--help`
 
     _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split)
 
@@ -173,10 +173,10 @@ def _rewrite(
     keep_split: bool = False,
 ) -> None:
     """Write what `content_of` makes of a file, with the types it has; `new_type` for what is encoded anew."""
+    from gguf_mla.cli.launch import Job, launch  # noqa: PLC0415
     from gguf_mla.container.splits import open_gguf_parts  # noqa: PLC0415 - not for `--help`
-    from gguf_mla.launch import Job, launch  # noqa: PLC0415
-    from quantize.job import plan_copy  # noqa: PLC0415
-    from quantize.source import sources  # noqa: PLC0415
+    from gguf_mla.sources.gguf import sources  # noqa: PLC0415
+    from quantize.plan import plan_copy  # noqa: PLC0415
 
     model = open_gguf_parts(source)
     content = content_of(model)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla import files, workers
-from gguf_mla.files import OutputFile, partial_path
-from gguf_mla.journal import journal_room
+from gguf_mla.files import output
+from gguf_mla.files.output import OutputFile, partial_path
+from gguf_mla.stream import threads
+from gguf_mla.stream.journal import journal_room
 from tests.support import bulk, command, crash, damage, hub
 from tests.support.crash import Job, content
 
@@ -142,7 +143,7 @@ def test_a_real_disk_that_fills_up(
     assert "expected 90" in said
     with monkeypatch.context() as patch:
         # Something else fills the disk after we have looked.
-        patch.setattr(files, "free_bytes", lambda _: 1 << 40)
+        patch.setattr(output, "free_bytes", lambda _: 1 << 40)
         status, said = failing(jobs["convert"], small_disk)
     assert status == 3
     assert [path.name for path in sorted(small_disk.iterdir())] == ["out.gguf.journal", "out.gguf.partial"]
@@ -164,9 +165,9 @@ def test_a_disk_with_no_byte_to_spare_is_enough(
 
 def test_a_disk_that_another_program_fills_stops_the_run_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = itertools.chain([1 << 40], itertools.repeat(1000))
-    monkeypatch.setattr(files, "free_bytes", lambda _: next(free))
-    real = workers.process
-    monkeypatch.setattr(workers, "process", lambda *chunk: time.sleep(0.005) or real(*chunk))  # time for a look
+    monkeypatch.setattr(output, "free_bytes", lambda _: next(free))
+    real = threads.process
+    monkeypatch.setattr(threads, "process", lambda *chunk: time.sleep(0.005) or real(*chunk))  # time for a look
     status, said = failing(Job(("convert", str(hub.BUNDLED), "{out}/out.gguf")), tmp_path)
     assert status == 3
     assert "found 1000 bytes free" in said
@@ -278,8 +279,8 @@ def test_a_continued_run_encodes_only_what_is_missing(
     _, job = copied
     interrupted_at(120, job, tmp_path / "out")
     noted = (tmp_path / "out/out.gguf.journal").read_text().count("\n") - 1
-    real, encoded = workers.process, []
-    monkeypatch.setattr(workers, "process", lambda chunk, *rest: encoded.append(chunk.number) or real(chunk, *rest))
+    real, encoded = threads.process, []
+    monkeypatch.setattr(threads, "process", lambda chunk, *rest: encoded.append(chunk.number) or real(chunk, *rest))
     job.run(tmp_path / "out")
     assert noted > 0
     assert min(encoded) == noted  # one thread: the chunks are noted in their order
@@ -295,7 +296,9 @@ def test_a_bad_weight_leaves_nothing_to_go_on_with(copied: tuple[Path, Job], tmp
     assert content(tmp_path / "out") == {}
 
 
-SAVING_OFTEN = "from gguf_mla import __main__, workers; workers.SAVE_SECONDS = 0.1; __main__.run()"
+SAVING_OFTEN = (
+    "from gguf_mla import __main__; from gguf_mla.stream import threads; threads.SAVE_SECONDS = 0.1; __main__.run()"
+)
 
 
 def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -331,13 +334,13 @@ def test_an_interrupt_does_not_wait_for_a_thread_that_is_stuck(tmp_path: Path, m
         went_on.set()
         return (0,)
 
-    monkeypatch.setattr(workers, "process", stuck)
-    monkeypatch.setattr(workers, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(threads, "process", stuck)
+    monkeypatch.setattr(threads, "GRACE_SECONDS", 0.2)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.Workers, "_wait", interrupt)
+    monkeypatch.setattr(threads.Workers, "_wait", interrupt)
     answer = command.gguf_mla("convert", hub.BUNDLED, tmp_path / "out.gguf")
     assert not went_on.is_set()
     release.set()
@@ -348,7 +351,7 @@ def test_the_lock_of_a_file_that_got_its_name_meanwhile_is_not_taken_for_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.gguf"
-    real, calls = files.fcntl.flock, iter(range(9))
+    real, calls = output.fcntl.flock, iter(range(9))
 
     def flock(fd: int, operation: int) -> None:
         if next(calls) == 0:  # the other process finishes between our opening and our lock
@@ -356,7 +359,7 @@ def test_the_lock_of_a_file_that_got_its_name_meanwhile_is_not_taken_for_ours(
             partial_path(out).rename(out)
         real(fd, operation)
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(output.fcntl, "flock", flock)
     with OutputFile(out, 4) as file:
         file.write(np.frombuffer(b"ours", np.uint8), 0)
         assert out.read_bytes() == b"complete"

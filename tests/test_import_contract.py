@@ -85,6 +85,6 @@ except SystemExit as end:
     assert not loaded_by(code) & FOR_HELP
 
 
-@pytest.mark.parametrize("module", ["gguf_mla.checkpoint", "gguf_mla.container.reader", "gguf_mla.families"])
+@pytest.mark.parametrize("module", ["gguf_mla.sources.checkpoint", "gguf_mla.container.reader", "gguf_mla.families"])
 def test_reading_needs_no_compiler(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY

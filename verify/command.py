@@ -67,7 +67,7 @@ def verify(
     should cost), attention (each layer on the same input), logits (perplexity and KL divergence). The first that finds
     something ends the proof with status 1 and names what is to blame.
     """
-    from gguf_mla.stream import default_threads  # noqa: PLC0415 - `--help` must not pay for numpy
+    from gguf_mla.stream.execute import default_threads  # noqa: PLC0415 - `--help` must not pay for numpy
     from verify.device import check_device  # noqa: PLC0415
     from verify.job import Request, prove  # noqa: PLC0415
     from verify.limits import Limits  # noqa: PLC0415
@@ -107,10 +107,10 @@ def _bar(*, quiet: bool) -> Bar:
 
 
 def _write(proof: Proof, report: Path | None, *, as_json: bool, quiet: bool) -> None:
-    from verify import terminal  # noqa: PLC0415
+    from verify.report import terminal  # noqa: PLC0415
 
     if report:
-        from verify.page import write_page  # noqa: PLC0415
+        from verify.report.page import write_page  # noqa: PLC0415
 
         write_page(proof, report)
     if as_json:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from verify import engine
-from verify.device import form_on
+from gguf_mla.forward.on_device import form_on
+from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding
-from verify.levels import attention, logits, weights
+from verify.levels import attention, engine, logits, weights
 from verify.limits import Limits
-from verify.sides import Candidate, Reference, open_candidate, open_reference
-from verify.text import read_tokens
+from verify.opening import Candidate, Reference, open_candidate, open_reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from verify.attention import Form
-    from verify.engine import EngineAgreement
+    from gguf_mla.forward.attention import Form
     from verify.levels.attention import LayerAgreement
+    from verify.levels.engine import EngineAgreement
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
 

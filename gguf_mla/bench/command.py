@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_mla.cli import Installed
-from gguf_mla.launch import device_option
+from gguf_mla.cli.launch import device_option
+from gguf_mla.cli.main import Installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ def bench() -> None:
 def quantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
     """MB of float32 per second and thread that are encoded, per type."""
     from gguf_mla.bench import types  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.device import open_device  # noqa: PLC0415
+    from gguf_mla.codec.device import open_device  # noqa: PLC0415
 
     place, ggml = open_device(device), types.Ggml(against) if against else None
     types.report(types.quantize_results(types.kinds(names), rows, seconds, ggml, place), ggml is not None, as_json)
@@ -62,7 +62,7 @@ def quantize(names: str | None, against: Path | None, rows: int, seconds: float,
 def dequantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
     """MB of float32 per second and thread that come out of decoding, per type."""
     from gguf_mla.bench import types  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.device import open_device  # noqa: PLC0415
+    from gguf_mla.codec.device import open_device  # noqa: PLC0415
 
     place, ggml = open_device(device), types.Ggml(against) if against else None
     types.report(types.dequantize_results(types.kinds(names), rows, seconds, ggml, place), ggml is not None, as_json)

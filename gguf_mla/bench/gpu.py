@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from gguf_mla import codec, tables, trust
+from gguf_mla import codec, units
 from gguf_mla.bench import rehearsal
 from gguf_mla.bench.types import best_time, kinds
-from gguf_mla.device import open_device
+from gguf_mla.cli.table import table
+from gguf_mla.codec import on_cuda, trial
+from gguf_mla.codec.cuda_kernels import SIMULATED
+from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
-from gguf_mla.lanes import on_cuda
-from gguf_mla.lanes.cuda import SIMULATED
 from gguf_mla.synthetic import checkpoints, shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gguf_mla.codec.on_cuda import Cuda, Line
     from gguf_mla.ggtypes import TensorType
-    from gguf_mla.lanes.on_cuda import Cuda, Line
 
 Array = np.ndarray[Any, Any]
 COLS, FILE_TYPE = 2048, "Q4_K_M"
@@ -109,7 +110,7 @@ def kernels(device: Cuda, wanted: Sequence[TensorType], rows: int, seconds: floa
     x = np.resize(sample, (rows, COLS))
     importance = np.random.default_rng(1).random(COLS, np.float32)
     found = []
-    for use in (use for kind in wanted for use in trust.uses(kind.name)):
+    for use in (use for kind in wanted for use in trial.uses(kind.name)):
         kind = kinds(use.type)[0]
         with device.line() as line:
             took = _time(line, _kernel(line, kind, use.action, x, importance), seconds)
@@ -195,15 +196,15 @@ def text(report: Report) -> str:
     core = f"One core of this CPU encodes Q4_K at {report.core_gb_per_s:.2f} GB/s"
     core += f"; the device is {q4.gb_per_s / report.core_gb_per_s:.0f} times as fast." if q4 else "."
     columns = ("type", "kernel", "float32 GB/s", "traffic GB/s", "of a copy")
-    blocks = [head, tables.table(("copy", "GB/s"), rates, right="GB/s"), "\nKernels, data resident:"]
-    blocks += [tables.table(columns, lines, right=",".join(columns[2:])), f"\n{core}"]
+    blocks = [head, table(("copy", "GB/s"), rates, right="GB/s"), "\nKernels, data resident:"]
+    blocks += [table(columns, lines, right=",".join(columns[2:])), f"\n{core}"]
     return "\n".join([*blocks, *(["", _files(report)] if report.files else [])])
 
 
 def _files(report: Report) -> str:
     said = {None: "–", True: "same", False: "DIFFERENT"}
     rows = [
-        (f.device, f"{f.seconds:.1f} s", f"{f.gb_per_s:.2f}", tables.size(f.source_bytes), tables.size(f.output_bytes),
+        (f.device, f"{f.seconds:.1f} s", f"{f.gb_per_s:.2f}", units.size(f.source_bytes), units.size(f.output_bytes),
          said[f.same_as_cpu])
         for f in report.files
     ]  # fmt: skip
@@ -211,10 +212,10 @@ def _files(report: Report) -> str:
     limits = {"the way up to the device": report.copies["up"], "reading the file": report.read_gb_per_s}
     nearest = min(limits, key=lambda name: limits[name])
     shown = ", ".join(f"{name} {rate:.1f} GB/s" for name, rate in limits.items())
-    table = tables.table(columns, rows, right="time,GB/s,source,output")
+    shown_table = table(columns, rows, right="time,GB/s,source,output")
     share = report.files[-1].gb_per_s / limits[nearest]
     reached = f"Limits: {shown}; {share:.0%} of the lower one is reached."
-    return f"{FILE_TYPE} of a BF16 file, disk to disk:\n{table}\n\n{reached}"
+    return f"{FILE_TYPE} of a BF16 file, disk to disk:\n{shown_table}\n\n{reached}"
 
 
 def document(report: Report, command: str) -> str:
@@ -239,7 +240,7 @@ def run(
     if device.name == "cpu":
         raise InputError("the CPU is no CUDA device", expected="cuda or cuda:N", found=device.name)
     wanted = [kind for kind in kinds(names) if kind.block > 1]
-    trust.check(device, [use for kind in wanted for use in trust.uses(kind.name)])
+    trial.check(device, [use for kind in wanted for use in trial.uses(kind.name)])
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         source = None if fraction == "0" else model(Path(directory), rehearsal.parse_fraction(fraction))
         report = measure(device, wanted, rows, seconds, source, Path(directory))

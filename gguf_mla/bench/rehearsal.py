@@ -20,11 +20,12 @@ from typing import Any
 
 import click
 
-from gguf_mla import tables
-from gguf_mla.device import open_device
+from gguf_mla import units
+from gguf_mla.cli.table import table
+from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.files import unwritable
-from gguf_mla.stream import default_threads
+from gguf_mla.files.output import unwritable
+from gguf_mla.stream.execute import default_threads
 from gguf_mla.synthetic import checkpoints, shapes
 
 
@@ -106,28 +107,28 @@ def rehearse(
 def report(shape: str, threads: int, done: list[Rehearsal], device: str = "cpu") -> str:
     """Return the rehearsal as tables."""
     first = done[0]
-    plans = [(r.type, r.tensors, f"{r.plan_seconds:.1f} s", tables.size(r.plan_peak)) for r in done]
+    plans = [(r.type, r.tensors, f"{r.plan_seconds:.1f} s", units.size(r.plan_peak)) for r in done]
     runs = [
         (
-            r.type, tables.count(r.fraction_parameters), tables.size(r.fraction_bytes), f"{r.fraction_seconds:.1f} s",
-            tables.size(r.fraction_bytes / r.fraction_seconds) + "/s", tables.size(r.fraction_peak), _most(r),
+            r.type, units.count(r.fraction_parameters), units.size(r.fraction_bytes), f"{r.fraction_seconds:.1f} s",
+            units.size(r.fraction_bytes / r.fraction_seconds) + "/s", units.size(r.fraction_peak), _most(r),
         )
         for r in done
     ]  # fmt: skip
     whole = [
-        (r.type, f"{r.whole_seconds / 60:.0f} min", tables.size(r.fraction_peak), tables.size(r.whole_bytes))
+        (r.type, f"{r.whole_seconds / 60:.0f} min", units.size(r.fraction_peak), units.size(r.whole_bytes))
         for r in done
     ]
-    size = f"{tables.count(first.parameters)} parameters, {first.shards} shards, {tables.size(first.source_bytes)}"
+    size = f"{units.count(first.parameters)} parameters, {first.shards} shards, {units.size(first.source_bytes)}"
     columns = ("type", "parameters", "output", "time", "rate", "memory", "most time")
     return "\n".join(
         [
             f"{shape}: {size}\n\nThe whole, planned:",
-            tables.table(("type", "tensors", "time", "memory"), plans, right="tensors,time,memory"),
+            table(("type", "tensors", "time", "memory"), plans, right="tensors,time,memory"),
             f"\nA fraction, converted with {threads} threads on {device}:",
-            tables.table(columns, runs, right="parameters,output,time,rate,memory"),
+            table(columns, runs, right="parameters,output,time,rate,memory"),
             "\nThe whole, at these rates:",
-            tables.table(("type", "time", "memory", "disk"), whole, right="time,memory,disk"),
+            table(("type", "time", "memory", "disk"), whole, right="time,memory,disk"),
         ]
     )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from gguf_mla.device import Device
+    from gguf_mla.codec.device import Device
     from gguf_mla.ggtypes import TensorType
 
 Array = np.ndarray[Any, Any]

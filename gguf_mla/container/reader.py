@@ -21,7 +21,7 @@ from gguf_mla import ggtypes
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
 from gguf_mla.container.writer import ALIGNMENT, MAGIC
 from gguf_mla.errors import InputError
-from gguf_mla.files import InputFile, unreadable
+from gguf_mla.files.input import InputFile, unreadable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_mla.families.base import Family
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 
 def family_of(config: Config) -> Family:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
-from gguf_mla.layout.kv_b import key_parts, value_parts
-from gguf_mla.plan import Part, Untyped
+from gguf_mla.plan.halves import key_parts, value_parts
+from gguf_mla.plan.jobs import Part, Untyped
 
 if TYPE_CHECKING:
-    from gguf_mla.checkpoint import Checkpoint
     from gguf_mla.container.values import Value
-    from gguf_mla.families.config import Config
-    from gguf_mla.source import SourceTensor
+    from gguf_mla.sources.checkpoint import Checkpoint
+    from gguf_mla.sources.config import Config
+    from gguf_mla.sources.tensor import SourceTensor
 
 Dimensions = Mapping[str, int]
 SHOWN = 8  # missing tensors named in an error

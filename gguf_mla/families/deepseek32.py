@@ -17,7 +17,7 @@ from gguf_mla.families.base import Dimensions, Drop, Family, Rule
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 ARCHITECTURE = "deepseek32"
 

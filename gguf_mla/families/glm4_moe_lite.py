@@ -13,7 +13,7 @@ from gguf_mla.families import deepseek2, prediction
 if TYPE_CHECKING:
     from gguf_mla.container.values import Value
     from gguf_mla.families.base import Dimensions
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 # What GLM's vocabulary calls them; <|endoftext|> as the end of a turn would never be reached.
 SPECIALS = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}

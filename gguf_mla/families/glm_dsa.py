@@ -14,7 +14,7 @@ from gguf_mla.families import deepseek2, deepseek32, prediction
 from gguf_mla.families.glm4_moe_lite import SPECIALS
 
 if TYPE_CHECKING:
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 ARCHITECTURE = "glm-dsa"
 

@@ -16,7 +16,7 @@ from gguf_mla.families.base import Drop
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 
 def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:

@@ -10,7 +10,7 @@ from gguf_mla.families.base import Dimensions, Rule
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 DEPTH = 8  # layers behind the last that are looked at
 _LAYER = "model.layers.{layer}."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gguf_mla.container.values import Value, f32, string, u32
 
 if TYPE_CHECKING:
-    from gguf_mla.families.config import Config
+    from gguf_mla.sources.config import Config
 
 
 def rope_values(config: Config) -> dict[str, Value]:

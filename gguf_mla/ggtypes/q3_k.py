@@ -8,7 +8,14 @@ from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.half import from_half, to_half
 from gguf_mla.ggtypes.shared.planes import level_word, pack_planes, plane
 from gguf_mla.ggtypes.shared.rounding import clamp, nearest, signed_byte
-from gguf_mla.ggtypes.shared.search import NOTHING, extreme, fit_symmetric, mean_square, spread_weights, symmetric_level
+from gguf_mla.ggtypes.shared.search import (
+    NOTHING,
+    extreme,
+    fit_symmetric,
+    mean_square,
+    spread_weights,
+    symmetric_level,
+)
 from gguf_mla.ggtypes.shared.signed_block import (
     EMPTY,
     LEVELS,

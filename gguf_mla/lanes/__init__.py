@@ -6,7 +6,7 @@ lanes there are. It runs
 
 * as it stands, on numpy arrays of 16 (`lanes.plain`): for reading along and debugging;
 * compiled for CPUs by `lanes.binding` with `lanes.cpu`: 16 float32 in one SIMD register;
-* compiled for CUDA with `lanes.cuda`: one value per thread.
+* compiled for CUDA by `codec.cuda_kernels`: one value per thread.
 
 All three round every float32 operation on its own, so all three give the same bytes. What the three offer is listed in
 `lanes.plain`, the shortest of them. Importing this package imports neither numpy nor numba.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Text = Any
 """A plain function; typing's Callable has no __code__."""
 
-TEXT_PACKAGES = ("gguf_mla.ggtypes", "gguf_mla.lanes.feed")
+TEXT_PACKAGES = ("gguf_mla.ggtypes", "gguf_mla.codec.feed")
 
 
 class Binder:

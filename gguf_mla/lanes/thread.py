@@ -14,15 +14,7 @@ from numba.core import cgutils, types
 from numba.cuda.extending import intrinsic
 from numba.extending import lower_cast, models, register_model
 
-from gguf_mla.lanes.simd import (
-    INT32,
-    LaneType,
-    binary,
-    define_comparisons,
-    define_integers,
-    number_to_lanes,
-    unary,
-)
+from gguf_mla.lanes.simd import INT32, LaneType, binary, define_comparisons, define_integers, number_to_lanes, unary
 
 WIDTH = 1
 FLOAT, INT64 = ir.FloatType(), ir.IntType(64)

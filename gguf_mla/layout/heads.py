@@ -9,7 +9,6 @@ from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
     from gguf_mla.container.reader import GgufFile
-    from gguf_mla.plan import Untyped
 
 KEY, VALUE = "attention.key_length", "attention.value_length"
 MLA_KEY, MLA_VALUE = "attention.key_length_mla", "attention.value_length_mla"
@@ -79,16 +78,3 @@ def count(file: GgufFile, key: str, default: int | None = None) -> int:
             found="nothing" if data is None else data,
         )
     return number
-
-
-def check_shape(tensor: Untyped, allowed: tuple[tuple[int, ...], ...], file: GgufFile) -> None:
-    """Raise InputError unless a tensor has one of the allowed shapes."""
-    if tensor.shape not in allowed:
-        raise InputError(
-            "does not have the shape that the metadata's head sizes give it",
-            file=file.path,
-            tensor=tensor.name,
-            expected=" or ".join(str(list(shape)) for shape in allowed),
-            found=list(tensor.shape),
-            remedy="The metadata and the tensors do not belong together",
-        )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.errors import InputError
-from gguf_mla.plan import Part
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,27 +43,3 @@ def join_kv_b(k_b: NDArray[Any], v_b: NDArray[Any]) -> NDArray[Any]:
             found=f"{k_b.shape} and {v_b.shape}",
         )
     return np.concatenate([k_b.transpose(0, 2, 1), v_b], axis=1).reshape(-1, v_b.shape[2])
-
-
-def key_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    """Return the parts of attn_k_b [H, r, n]: per head its first n rows, transposed."""
-    step = nope + value
-    return tuple(Part(source, head * step, head * step + nope, transposed=True) for head in range(heads))
-
-
-def value_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    """Return the parts of attn_v_b [H, v, r]: per head its last v rows."""
-    step = nope + value
-    return tuple(Part(source, head * step + nope, (head + 1) * step) for head in range(heads))
-
-
-def joined_parts(k_b: str, v_b: str, heads: int, rank: int, value: int) -> tuple[Part, ...]:
-    """Return the parts of attn_kv_b [H·(n+v), r]: per head r rows of attn_k_b, transposed, and v rows of attn_v_b."""
-    return tuple(
-        part
-        for head in range(heads)
-        for part in (
-            Part(k_b, head * rank, (head + 1) * rank, transposed=True),
-            Part(v_b, head * value, (head + 1) * value),
-        )
-    )

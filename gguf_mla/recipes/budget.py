@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from gguf_mla import ggtypes, tables
+from gguf_mla import ggtypes, units
 from gguf_mla.container.splits import parse_size
 from gguf_mla.errors import InputError
 from gguf_mla.recipes.file_types import file_type
@@ -110,8 +110,8 @@ def spend(offers: Sequence[Mapping[str, Offer]], allowed: int) -> list[Offer]:
     if left < 0:
         raise InputError(
             "the wanted size is too small for this model",
-            expected=f"at least {tables.size(allowed - left)} for what can be chosen",
-            found=tables.size(allowed),
+            expected=f"at least {units.size(allowed - left)} for what can be chosen",
+            found=units.size(allowed),
             remedy="Ask for more, or give --imatrix, which allows types of fewer bits",
         )
     full = set()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
-from gguf_mla.files import unreadable
+from gguf_mla.files.input import unreadable
 from gguf_mla.recipes.names import encodable
 
 if TYPE_CHECKING:

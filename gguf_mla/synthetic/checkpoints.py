@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from gguf_mla.checkpoint import INDEX
-from gguf_mla.checkpoint.safetensors import ITEM_BYTES
+from gguf_mla.sources.checkpoint import INDEX
+from gguf_mla.sources.safetensors import ITEM_BYTES
 from gguf_mla.synthetic import numbers, tokenizers
 from gguf_mla.synthetic.shapes import FP8_BLOCK, INT4_GROUP, shapes
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla.errors import InputError
 from gguf_mla.families import family_of
 from gguf_mla.families.base import source_shapes
-from gguf_mla.families.config import Config
-from gguf_mla.tables import count
+from gguf_mla.sources.config import Config
+from gguf_mla.units import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

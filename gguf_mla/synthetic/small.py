@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.files import unwritable
+from gguf_mla.files.output import unwritable
 from gguf_mla.synthetic import checkpoints, shapes, tokenizers
 
 SEED = 0

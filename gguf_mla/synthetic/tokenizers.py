@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.checkpoint.ranks import FILE, byte_values
+from gguf_mla.text.ranks import FILE, byte_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,12 +19,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.checkpoint import INDEX, open_checkpoint
-from gguf_mla.checkpoint.safetensors import read_shard
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
+from gguf_mla.sources.checkpoint import INDEX, open_checkpoint
+from gguf_mla.sources.safetensors import read_shard
 from tests.attacks import handmade
 from tests.support.kinds import FP8, INT4
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla.cli import main
+from gguf_mla.cli.main import main
 from gguf_mla.container.reader import open_gguf
 from tests.support import hub
 
@@ -111,7 +111,7 @@ def test_group_limited_greedy_is_warned_about(tmp_path: Path) -> None:
 
 
 def test_a_second_process_on_the_same_output_is_refused() -> None:
-    from gguf_mla.files import OutputFile
+    from gguf_mla.files.output import OutputFile
 
     with OutputFile(Path("out.gguf"), 100):
         assert "another process is writing" in run(hub.BUNDLED, "out.gguf", status=2).stderr

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert.tokenizer import tokenizer_metadata
+from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
 from tests.convert.tokenizer_files import Json, added, refusal, small, write
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from convert.demo import FAMILIES
-from gguf_mla.checkpoint import open_checkpoint
 from gguf_mla.container.reader import open_gguf
+from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.synthetic import checkpoints, shapes
 from tests.support.command import convert, gguf_mla
 

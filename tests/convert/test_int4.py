@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from gguf_mla.imatrix import write_imatrix
+from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
 from tests.support.damage import add_tensors, remove_tensor, shard_of, write_value

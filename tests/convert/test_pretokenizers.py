@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from convert import pretokenizers
+from convert.tokenizer import pretokenizers
 from gguf_mla.errors import InputError
 from tests.convert.tokenizer_files import Json, added, convert, judged_section, refusal, small
 from tests.support import command, hub

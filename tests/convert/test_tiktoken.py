@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.tokenizer import tokenizer_metadata
-from gguf_mla.checkpoint.ranks import read_ranks, split
+from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
+from gguf_mla.text.ranks import read_ranks, split
 from tests.convert.test_pretokenizers import DIGITS, TEXTS
 from tests.convert.tokenizer_files import judged_section
 from tests.support import hub, tiktoken_files
@@ -102,7 +102,7 @@ TEXT = st.text(
 def test_joining_by_these_merges_gives_tiktokens_ids(files: Path, judge: Any) -> None:
     from tokenizers import Tokenizer, models
 
-    from convert import pretokenizers
+    from convert.tokenizer import pretokenizers
 
     found = converted(files)
     vocabulary = {text: number for number, text in enumerate(found["tokens"]) if found["token_type"][number] == 1}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from convert.tokenizer import tokenizer_metadata
-from gguf_mla.checkpoint.ranks import byte_values
+from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.container.values import Kind
+from gguf_mla.text.ranks import byte_values
 from tests.convert.tokenizer_files import BOS, EOS, Json, added, convert, small, warnings
 from tests.support import hub
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from convert.tokenizer import tokenizer_metadata
+from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
 from tests.support import hub
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from convert.pretokenizers import PreTokenizer
+    from convert.tokenizer.pretokenizers import PreTokenizer
 
 Json = dict[str, Any]
 

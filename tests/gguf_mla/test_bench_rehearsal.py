@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gguf_mla.bench import rehearsal
-from gguf_mla.checkpoint import open_checkpoint
+from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.synthetic import checkpoints, shapes
 from tests.support import hub
 from tests.support.command import gguf_mla

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.command import convert
-from gguf_mla import measure
-from gguf_mla.checkpoint import open_checkpoint
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
-from gguf_mla.plan import Part, Untyped
+from gguf_mla.plan import measure
+from gguf_mla.plan.jobs import Part, Untyped
 from gguf_mla.recipes import FileType, Offer, candidates, sensitivity, spend, target
+from gguf_mla.sources.checkpoint import open_checkpoint
 from quantize.command import quantize
 from tests.support.hub import BUNDLED
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla.cli import main
+from gguf_mla.cli.main import main
 from gguf_mla.container.values import string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gguf_mla.checkpoint import open_checkpoint
-from gguf_mla.checkpoint.safetensors import read_shard
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources.safetensors import read_shard
 from tests.support import hub, safetensors_file
 
 if TYPE_CHECKING:

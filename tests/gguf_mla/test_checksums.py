@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gguf_mla import hub_cache
 from gguf_mla.errors import InputError
+from gguf_mla.sources import hub_cache
 from tests.support import hub
 from tests.support.command import gguf_mla
 

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla.cli import main
+from gguf_mla.cli.main import main
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gguf_mla.copying import copy_range
 from gguf_mla.errors import InputError
-from gguf_mla.files import InputFile, OutputFile
+from gguf_mla.files.input import InputFile
+from gguf_mla.files.os_copy import copy_range
+from gguf_mla.files.output import OutputFile
 
 if TYPE_CHECKING:
     from pathlib import Path

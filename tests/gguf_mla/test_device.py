@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla import chunks, codec, device, ggtypes, stream, trust
+from gguf_mla import codec, ggtypes
+from gguf_mla.codec import cuda_driver, device, on_cuda, trial
+from gguf_mla.codec.on_cpu import CPU, Cpu
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.journal import journal_path
-from gguf_mla.lanes import cuda_driver, on_cuda
-from gguf_mla.lanes.on_cpu import CPU, Cpu
-from gguf_mla.plan import Part, Plan, TensorJob
+from gguf_mla.plan import outputs
+from gguf_mla.plan.jobs import Part, Plan, TensorJob
+from gguf_mla.stream import chunks, execute, uses
+from gguf_mla.stream.journal import journal_path
 from tests.support import crash, hub
 from tests.support.command import gguf_mla
 from tests.support.sources import Encoded, Memory
@@ -93,7 +95,7 @@ def test_no_gpu_is_a_sentence_and_status_3(name: str, tmp_path: Path) -> None:
 
 
 def test_numba_without_cuda_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gguf_mla.lanes.on_cuda", None)
+    monkeypatch.setitem(sys.modules, "gguf_mla.codec.on_cuda", None)
     with pytest.raises(MachineError, match=r"cuda cannot be used here: .*on_cuda.*\. Install it, or use --device cpu"):
         device.open_device("cuda:77")
 
@@ -174,35 +176,35 @@ def raise_inside(failure: Exception) -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_the_known_rows_survive_every_type(name: str) -> None:
     """Overflow would make NaN, whose sign is a device's own choice, and then a trial could not be passed."""
-    for use in trust.uses(name, ("encode", "encode_weighted")):
-        importance = trust.golden_importance() if use.action == "encode_weighted" else None
-        data = codec.encode(trust.golden_rows(), name, importance=importance)
+    for use in trial.uses(name, ("encode", "encode_weighted")):
+        importance = trial.golden_importance() if use.action == "encode_weighted" else None
+        data = codec.encode(trial.golden_rows(), name, importance=importance)
         assert np.isfinite(codec.decode(data, name)).all()
 
 
 def test_the_known_rows_hold_what_goes_wrong_first() -> None:
-    x = trust.golden_rows()
+    x = trial.golden_rows()
     assert np.isfinite(x).all()
     assert (np.signbit(x) & (x == 0)).any()
     assert ((x != 0) & (np.abs(x) < 2.0**-126)).any()
     assert np.abs(x).max() > 60000
     assert any(len(np.unique(row)) == 1 and row[0] != 0 for row in x)
     assert any(np.count_nonzero(row) == 1 for row in x)
-    assert (trust.golden_importance() == 0).any()
+    assert (trial.golden_importance() == 0).any()
 
 
 @pytest.mark.parametrize("action", ["encode", "decode"])
 def test_a_device_that_errs_is_not_trusted(action: str) -> None:
     with pytest.raises(MachineError, match=rf"other \(Other 1\) does not {action} Q4_K as the CPU does \(expected 0x"):
-        trust.check(Other(lies=action), trust.uses("Q4_K"))
+        trial.check(Other(lies=action), trial.uses("Q4_K"))
 
 
 def test_a_device_is_tried_once_for_each_use() -> None:
     place = Other()
     for _ in range(2):
-        trust.check(place, [*trust.uses("Q4_0"), *trust.uses("Q4_0"), *trust.uses("BF16")])
+        trial.check(place, [*trial.uses("Q4_0"), *trial.uses("Q4_0"), *trial.uses("BF16")])
     assert sorted(place.done) == ["F32 to Q4_0", "F32 to Q4_0", "from Q4_0"]
-    assert trust.check(CPU, trust.uses("IQ2_XXS")) == [trust.Use("IQ2_XXS", a) for a in ("decode", "encode_weighted")]
+    assert trial.check(CPU, trial.uses("IQ2_XXS")) == [trial.Use("IQ2_XXS", a) for a in ("decode", "encode_weighted")]
 
 
 def plan_of(*jobs: TensorJob) -> Plan:
@@ -218,13 +220,13 @@ def test_what_a_run_needs_is_tried_and_no_more() -> None:
     sources = {"f": Memory(rows), "q": Encoded(codec.encode(rows, "Q8_0"), "Q8_0")}
     part, quantized, turned = Part("f", 0, 6), Part("q", 0, 6), Part("q", 0, 6, transposed=True)
     plans = [plan_of(job("Q4_0", part), job("F16", part), job("Q8_0", quantized), job("Q5_1", quantized))]
-    encoding = {trust.Use("Q4_0", "encode"), trust.Use("Q5_1", "encode")}
-    assert trust.uses_in(plans, sources, Other(), weighted=False) == {*encoding, trust.Use("Q8_0", "decode")}
-    assert trust.uses_in(plans, sources, CPU, weighted=False) == encoding
-    weighted = {trust.Use(use.type, "encode_weighted") for use in encoding}
-    assert trust.uses_in(plans, sources, CPU, weighted=True) == encoding | weighted
-    assert trust.uses_in([plan_of(job("Q4_0", turned))], sources, Other(), weighted=False) == {
-        trust.Use("Q4_0", "encode")
+    encoding = {trial.Use("Q4_0", "encode"), trial.Use("Q5_1", "encode")}
+    assert uses.uses_in(plans, sources, Other(), weighted=False) == {*encoding, trial.Use("Q8_0", "decode")}
+    assert uses.uses_in(plans, sources, CPU, weighted=False) == encoding
+    weighted = {trial.Use(use.type, "encode_weighted") for use in encoding}
+    assert uses.uses_in(plans, sources, CPU, weighted=True) == encoding | weighted
+    assert uses.uses_in([plan_of(job("Q4_0", turned))], sources, Other(), weighted=False) == {
+        trial.Use("Q4_0", "encode")
     }
 
 
@@ -233,7 +235,7 @@ def test_quantized_rows_are_handed_over_as_they_are(tmp_path: Path, monkeypatch:
     source = Encoded(codec.encode(np.random.default_rng(0).standard_normal((6, 64), np.float32), "Q8_0"), "Q8_0")
     place, plan = Other(), plan_of(job("Q4_0", Part("q", 0, 6)), job("F16", Part("q", 0, 6)))
     for name, where in (("cpu", CPU), ("other", place)):
-        stream.execute([stream.single(plan, tmp_path / name)], {"q": source}, device=where)
+        execute.execute([outputs.single(plan, tmp_path / name)], {"q": source}, device=where)
     assert (tmp_path / "cpu").read_bytes() == (tmp_path / "other").read_bytes()
     assert set(place.done) == {"from Q8_0", "Q8_0 to Q4_0", "F32 to F16"}
 
@@ -242,8 +244,8 @@ def test_a_special_value_in_handed_over_rows_names_the_tensor(tmp_path: Path) ->
     rows = codec.encode(np.ones((6, 64), np.float32), "Q8_0")
     rows[4, 34:36] = 0x00, 0x7E  # the scale of row 4's second block is NaN
     with pytest.raises(InputError, match=r"w: has a weight .*found NaN or Inf at row 4, column 32"):
-        stream.execute(
-            [stream.single(plan_of(job("Q4_0", Part("q", 0, 6))), tmp_path / "out")],
+        execute.execute(
+            [outputs.single(plan_of(job("Q4_0", Part("q", 0, 6))), tmp_path / "out")],
             {"q": Encoded(rows, "Q8_0")},
             device=Other(),
         )
@@ -270,10 +272,10 @@ def test_a_run_that_one_device_began_another_ends(tmp_path: Path) -> None:
     source = Ending(x)
     source.out = tmp_path / "out"
 
-    def run(name: str, source: Memory, where: Cpu) -> stream.Result:
-        kept = stream.Resumption([])
-        return stream.execute(
-            [stream.single(plan, tmp_path / name)], {"w": source}, threads=1, device=where, resumption=kept
+    def run(name: str, source: Memory, where: Cpu) -> execute.Result:
+        kept = execute.Resumption([])
+        return execute.execute(
+            [outputs.single(plan, tmp_path / name)], {"w": source}, threads=1, device=where, resumption=kept
         )
 
     with crash.small_steps():

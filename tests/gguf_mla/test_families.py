@@ -9,8 +9,8 @@ import pytest
 
 from gguf_mla.errors import InputError
 from gguf_mla.families import family_of
-from gguf_mla.families.config import Config
 from gguf_mla.families.deepseek2 import FAMILY
+from gguf_mla.sources.config import Config
 from tests.support import hub, kinds
 
 

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from gguf_mla import codec
 from gguf_mla.container.values import Kind, Value, string, u32
 from gguf_mla.errors import InputError
-from gguf_mla.imatrix import Imatrix, read_imatrix, write_imatrix
+from gguf_mla.importance.gguf import write_imatrix
+from gguf_mla.importance.matrix import Imatrix, read_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -222,7 +223,7 @@ def test_a_windows_path_loses_its_directories_too(tmp_path: Path) -> None:
 
 
 def test_only_the_tensor_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gguf_mla.files import InputFile
+    from gguf_mla.files.input import InputFile
 
     big = np.ones((4, 50_000), np.float32)
     path = peer_gguf(tmp_path / "m.gguf", {"big": (big, np.ones(4, np.float32)), "t": entry([2], counts=[1])})

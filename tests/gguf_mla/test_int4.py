@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gguf_mla.checkpoint import Checkpoint, open_checkpoint
-from gguf_mla.checkpoint.int4_pack import remarks
 from gguf_mla.errors import InputError
-from gguf_mla.files import InputFile, OutputFile
+from gguf_mla.files.input import InputFile
+from gguf_mla.files.output import OutputFile
+from gguf_mla.sources.checkpoint import Checkpoint, open_checkpoint
+from gguf_mla.sources.formats.int4_pack import remarks
 from tests.support import hub
 from tests.support.kinds import INT4
 

@@ -56,7 +56,7 @@ def test_plain_lanes_decode_like_the_kernels(name: str) -> None:
 
 
 def test_cuda_kernels_are_kept_where_those_of_the_cpu_are() -> None:
-    from gguf_mla.lanes import cache, cuda, cuda_cache
+    from gguf_mla.codec import cuda_cache, cuda_kernels, kernel_cache
 
-    kept = cuda_cache.CudaKernelCache(cuda.function("encode", ggtypes.by_name("Q4_0")))
-    assert kept._impl.locator.get_source_stamp() == cache.source_stamp()
+    kept = cuda_cache.CudaKernelCache(cuda_kernels.function("encode", ggtypes.by_name("Q4_0")))
+    assert kept._impl.locator.get_source_stamp() == kernel_cache.source_stamp()

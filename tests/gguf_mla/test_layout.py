@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gguf_mla.errors import InputError
 from gguf_mla.layout.detect import attention_layout
-from gguf_mla.layout.kv_b import join_kv_b, key_parts, split_kv_b, value_parts
+from gguf_mla.layout.kv_b import join_kv_b, split_kv_b
+from gguf_mla.plan.halves import key_parts, value_parts
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 7), st.integers(1, 4))
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import pytest
 
-from gguf_mla.checkpoint import open_checkpoint
 from gguf_mla.container.values import Kind, Value, array, string, u32
 from gguf_mla.errors import InputError
 from gguf_mla.families import family_of
 from gguf_mla.families.base import outputs
-from gguf_mla.families.config import Config
 from gguf_mla.recipes import (
     COPY,
     FILE_TYPES,
@@ -29,6 +27,8 @@ from gguf_mla.recipes import (
     read_tensor_types,
 )
 from gguf_mla.recipes.rules import RULES, Rule
+from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources.config import Config
 from tests.golden_recipes import table
 from tests.golden_recipes.models import DEEPSEEK_V3, MODELS, Sizes
 from tests.support import hub

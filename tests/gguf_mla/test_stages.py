@@ -8,45 +8,45 @@ import time
 
 import pytest
 
-from gguf_mla import stages
+from gguf_mla.files import clock
 
 
 @pytest.fixture(autouse=True)
 def at_zero() -> None:
-    stages.take()
+    clock.take()
 
 
 def test_a_stage_inside_another_is_not_counted_twice() -> None:
     begin = time.perf_counter()
-    with stages.stage("decode"):
+    with clock.stage("decode"):
         time.sleep(0.02)
-        with stages.stage("read"):
+        with clock.stage("read"):
             time.sleep(0.05)
         time.sleep(0.01)
-    seconds = stages.take()
+    seconds = clock.take()
     assert seconds["read"] >= 0.05
     assert seconds["decode"] >= 0.03
     assert sum(seconds.values()) <= time.perf_counter() - begin
-    assert stages.take() == dict.fromkeys(stages.STAGES, 0.0)
+    assert clock.take() == dict.fromkeys(clock.STAGES, 0.0)
 
 
 def test_a_stage_that_fails_is_counted() -> None:
-    with contextlib.suppress(KeyError), stages.stage("write"):
+    with contextlib.suppress(KeyError), clock.stage("write"):
         time.sleep(0.01)
         raise KeyError
-    assert stages.take()["write"] >= 0.01
+    assert clock.take()["write"] >= 0.01
 
 
 def test_each_thread_has_its_own_seconds() -> None:
     seen = []
 
     def work() -> None:
-        with stages.stage("encode"):
+        with clock.stage("encode"):
             time.sleep(0.01)
-        seen.append(stages.take())
+        seen.append(clock.take())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert seen[0]["encode"] >= 0.01
-    assert stages.take()["encode"] == 0.0
+    assert clock.take()["encode"] == 0.0

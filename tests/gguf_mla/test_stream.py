@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla import chunks, codec, stream, workers
+from gguf_mla import codec
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.plan import Part, Plan, TensorJob
+from gguf_mla.plan import outputs
+from gguf_mla.plan.jobs import Part, Plan, TensorJob
+from gguf_mla.stream import chunks
+from gguf_mla.stream import execute as executor
+from gguf_mla.stream import threads as workers
 from tests.support.sources import Encoded, Memory
 
 if TYPE_CHECKING:
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def execute(plan: Plan, sources: dict[str, Any], out: Path, **options: Any) -> stream.Result:
-    return stream.execute([stream.single(plan, out)], sources, **options)
+def execute(plan: Plan, sources: dict[str, Any], out: Path, **options: Any) -> executor.Result:
+    return executor.execute([outputs.single(plan, out)], sources, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +93,7 @@ def test_several_outputs_of_one_reading_equal_single_runs(tmp_path: Path) -> Non
         return plan_of(job("t.weight", kind, (3, 30, 96), *(Part("w", 30 * i, 30 * i + 30) for i in range(3))))
 
     kinds = ["F32", "Q8_0", "BF16"]
-    result = stream.execute([stream.single(plan(kind), tmp_path / f"{kind}.gguf") for kind in kinds], {"w": source})
+    result = executor.execute([outputs.single(plan(kind), tmp_path / f"{kind}.gguf") for kind in kinds], {"w": source})
     assert source.rows_read == 90
     for kind in kinds:
         execute(plan(kind), {"w": source}, tmp_path / "alone.gguf")
@@ -100,8 +104,8 @@ def test_several_outputs_of_one_reading_equal_single_runs(tmp_path: Path) -> Non
 def test_an_output_may_be_several_files(tmp_path: Path) -> None:
     a, b = weights(10, 96), weights(12, 96, 1)
     jobs = [job("a.weight", "Q8_0", (10, 96), Part("a", 0, 10)), job("b.weight", "F16", (12, 96), Part("b", 0, 12))]
-    parts = [stream.PlannedFile(tmp_path / f"{j.name}.gguf", {"part": string(j.name)}, (j,)) for j in jobs]
-    stream.execute([parts], {"a": Memory(a), "b": Memory(b)})
+    parts = [outputs.PlannedFile(tmp_path / f"{j.name}.gguf", {"part": string(j.name)}, (j,)) for j in jobs]
+    executor.execute([parts], {"a": Memory(a), "b": Memory(b)})
     for planned, array, kind in zip(parts, (a, b), ("Q8_0", "F16"), strict=True):
         file = open_gguf(planned.path)
         assert file.metadata["part"] == planned.tensors[0].name

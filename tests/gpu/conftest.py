@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla.device import open_device
+from gguf_mla.codec.device import open_device
 from tests.support.simulator import one_core
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gguf_mla.lanes.on_cuda import Cuda
+    from gguf_mla.codec.on_cuda import Cuda
 
 
 class OutOfMemoryError(RuntimeError):
@@ -33,7 +33,7 @@ def device() -> Cuda:
 
 @pytest.fixture(scope="session")
 def simulated(device: Cuda) -> bool:
-    from gguf_mla.lanes.cuda import SIMULATED
+    from gguf_mla.codec.cuda_kernels import SIMULATED
 
     assert ("simulator" in device.title) == SIMULATED
     return SIMULATED
@@ -53,7 +53,7 @@ def small_memory(simulated: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
             return allocate(count, dtype)
 
         monkeypatch.setattr(cuda, "device_array", limited)
-        monkeypatch.setattr("gguf_mla.lanes.cuda_driver._failures", lambda: (OutOfMemoryError,))
+        monkeypatch.setattr("gguf_mla.codec.cuda_driver._failures", lambda: (OutOfMemoryError,))
         yield
         return
     with cuda.gpus[0]:

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gguf_mla import chunks, codec, ggtypes, stream, trust
+from gguf_mla import codec, ggtypes
 from gguf_mla.bench import gpu
+from gguf_mla.codec import on_cuda, trial
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.lanes import on_cuda
-from gguf_mla.plan import Part, Plan, TensorJob
+from gguf_mla.forward.on_device import form_on
+from gguf_mla.plan import outputs
+from gguf_mla.plan.jobs import Part, Plan, TensorJob
+from gguf_mla.stream import chunks, execute
 from tests.support.sources import Encoded, Memory
 from tests.verify.cuda_cases import inputs
-from verify.device import check_device, form_on
+from verify.device import check_device
 from verify.measures import agreement
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gguf_mla.lanes.on_cuda import Cuda
+    from gguf_mla.codec.on_cuda import Cuda
 
 # The simulator computes with numpy, which warns of the infinities and NaN that searches pass through.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -101,14 +104,14 @@ def test_gpus_take_turns_and_each_computes(device: Cuda) -> None:
 
 def test_known_rows_agree(device: Cuda, simulated: bool) -> None:
     names = ("Q8_0", "TQ2_0") if simulated else [name for name, kind in ggtypes.types().items() if kind.block > 1]
-    tried = trust.check(device, [use for name in names for use in trust.uses(name)])
+    tried = trial.check(device, [use for name in names for use in trial.uses(name)])
     assert {use.type for use in tried} == set(names)
 
 
 def test_the_types_of_files_to_verify_are_tried(device: Cuda, tmp_path: Path) -> None:
     job = TensorJob("w.weight", (6, 64), "Q8_0", (Part("w", 0, 6),), "F32", "test")
     plan = Plan({"general.architecture": string("deepseek2")}, (job,))
-    stream.execute([stream.single(plan, tmp_path / "a.gguf")], {"w": Memory(weights(6, 64))})
+    execute.execute([outputs.single(plan, tmp_path / "a.gguf")], {"w": Memory(weights(6, 64))})
     said = check_device(device.name, tmp_path, tmp_path / "a.gguf")
     assert said == f"cuda ({device.title}): Q8_0 like the CPU, byte for byte"
 
@@ -144,9 +147,9 @@ def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkey
 
     files = []
     for name, place, threads in (("cpu", codec.CPU, 1), ("one", device, 1), ("three", device, 3)):
-        output = stream.single(plan, tmp_path / f"{name}.gguf")
+        output = outputs.single(plan, tmp_path / f"{name}.gguf")
         sources = {**experts, **quantized}
-        stream.execute([output], sources, importance=weigh, threads=threads, device=place)
+        execute.execute([output], sources, importance=weigh, threads=threads, device=place)
         files.append((tmp_path / f"{name}.gguf").read_bytes())
     assert files[1] == files[0]
     assert files[2] == files[0]
@@ -160,5 +163,5 @@ def test_the_bench_measures_every_kernel(device: Cuda, simulated: bool) -> None:
     assert all(rate > 0 for rate in rates.values())
     found = gpu.kernels(device, kinds, 1 if simulated else 64, 0.0, rates["in its memory"])
     lines = [(kernel.type, kernel.action) for kernel in found]
-    assert lines == [(use.type, use.action) for kind in kinds for use in trust.uses(kind.name)]
+    assert lines == [(use.type, use.action) for kind in kinds for use in trial.uses(kind.name)]
     assert all(kernel.gb_per_s > 0 and kernel.traffic > kernel.gb_per_s for kernel in found)

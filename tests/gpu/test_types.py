@@ -12,7 +12,7 @@ import pytest
 from gguf_mla import codec, ggtypes
 
 if TYPE_CHECKING:
-    from gguf_mla.lanes.on_cuda import Cuda
+    from gguf_mla.codec.on_cuda import Cuda
 
 # The simulator computes with numpy, which warns of the infinities and NaN that searches pass through.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]

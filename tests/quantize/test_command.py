@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_mla import codec
-from gguf_mla.cli import main
+from gguf_mla.cli.main import main
 from gguf_mla.container.reader import GgufFile, open_gguf
 from gguf_mla.container.splits import open_gguf_parts
-from gguf_mla.imatrix import write_imatrix
+from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 
 

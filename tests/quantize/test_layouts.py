@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla import chunks
-from gguf_mla.cli import main
+from gguf_mla.cli.main import main
 from gguf_mla.container.reader import GgufFile, open_gguf
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.container.values import Value, boolean, string, u32
-from gguf_mla.imatrix import read_imatrix, write_imatrix
-from gguf_mla.layout import kv_b, upgrade
+from gguf_mla.importance.gguf import write_imatrix
+from gguf_mla.importance.matrix import read_imatrix
+from gguf_mla.plan import halves, upgrade
+from gguf_mla.stream import chunks
 from tests.support import hub, legacy
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.reader import GgufTensor
-    from gguf_mla.plan import Part
+    from gguf_mla.plan.jobs import Part
     from tests.support.judges import Engine
 
 PURE = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_1", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_M", "Q6_K", "Q8_0", "IQ4_XS", "F16")
@@ -165,19 +166,19 @@ def test_halves_that_are_there_are_kept_as_they_are(floats: dict[str, Path], var
 
 
 def rows_of_values(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return tuple(replace(part, transposed=True) for part in kv_b.value_parts(source, heads, nope, value))
+    return tuple(replace(part, transposed=True) for part in halves.value_parts(source, heads, nope, value))
 
 
 def rows_of_keys(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return tuple(replace(part, transposed=False) for part in kv_b.key_parts(source, heads, nope, value))
+    return tuple(replace(part, transposed=False) for part in halves.key_parts(source, heads, nope, value))
 
 
 def reversed_keys(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return kv_b.key_parts(source, heads, nope, value)[::-1]
+    return halves.key_parts(source, heads, nope, value)[::-1]
 
 
 def reversed_values(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return kv_b.value_parts(source, heads, nope, value)[::-1]
+    return halves.value_parts(source, heads, nope, value)[::-1]
 
 
 def not_transposed(data: Any) -> NDArray[Any]:

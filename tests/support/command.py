@@ -47,7 +47,7 @@ def gguf_mla(*arguments: Any) -> Answer:
     """Call the command in this process."""
     from click.testing import CliRunner
 
-    from gguf_mla.cli import main
+    from gguf_mla.cli.main import main
 
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):

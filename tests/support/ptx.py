@@ -29,12 +29,12 @@ def kernels() -> Iterator[tuple[str, Any, Any]]:
     import numba
     from numba import float32, int32, types, uint8
 
-    from gguf_mla.lanes import cuda
+    from gguf_mla.codec import cuda_kernels
 
     arrays = ((float32, 1), (float32, 2), (uint8, 1), (uint8, 2))
     flat, values, raw, blocks = (types.Array(kind, n, "C") for kind, n in arrays)
-    yield "spread", cuda.function("spread"), (values, flat)
-    yield "special", cuda.function("special"), (flat, types.Array(int32, 1, "C"))
+    yield "spread", cuda_kernels.function("spread"), (values, flat)
+    yield "special", cuda_kernels.function("special"), (flat, types.Array(int32, 1, "C"))
     for kind in ggtypes.types().values():
         tables = types.BaseTuple.from_types(tuple(numba.typeof(table) for table in kind.tables()))
         arguments = {
@@ -43,8 +43,8 @@ def kernels() -> Iterator[tuple[str, Any, Any]]:
             "decode_block": (blocks, tables, values),
             "decode_value": (raw, flat),
         }
-        for name in cuda.kernels_of(kind):
-            yield f"{kind.name} {name}", cuda.function(name, kind), arguments[name]
+        for name in cuda_kernels.kernels_of(kind):
+            yield f"{kind.name} {name}", cuda_kernels.function(name, kind), arguments[name]
 
 
 def compiled(function: Any, arguments: Any) -> Any:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gguf_mla.files import OutputFile
+    from gguf_mla.files.output import OutputFile
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gguf_mla.forward.attention import Inputs, Pages, RowLayout, unseen
+from gguf_mla.forward.indexer import best
 from tests.support import simulator
-from verify.attention import Inputs, Pages, RowLayout, unseen
-from verify.indexer import best
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,13 +132,13 @@ def compute() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def small_tile() -> Any:
-    from verify.cuda.attend import Tile
+    from gguf_mla.forward.cuda.attend import Tile
 
     return Tile(queries=8, tokens=4, threads=16, columns=4)
 
 
 def attended() -> Iterator[tuple[str, np.ndarray]]:
-    from verify.cuda import attention
+    from gguf_mla.forward.cuda import attention
 
     small = small_tile()
     layouts = {False: RowLayout(RANK, ROPE), True: RowLayout(RANK, ROPE, pe_first=True)}
@@ -168,8 +168,8 @@ def attended() -> Iterator[tuple[str, np.ndarray]]:
 
 def real_tiles() -> Iterator[tuple[str, np.ndarray]]:
     """The tiles of a GPU, with all their threads."""
-    from verify.cuda import attention
-    from verify.cuda.attend import EXPANDED, LATENT, NARROW
+    from gguf_mla.forward.cuda import attention
+    from gguf_mla.forward.cuda.attend import EXPANDED, LATENT, NARROW
 
     for name, heads, tile in (("LATENT", 33, LATENT), ("NARROW", 9, NARROW)):
         b = batch(4, RowLayout(RANK, ROPE), heads, [10])
@@ -178,7 +178,7 @@ def real_tiles() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def pointwise() -> Iterator[tuple[str, np.ndarray]]:
-    from verify.cuda import pointwise
+    from gguf_mla.forward.cuda import pointwise
 
     cos, sin = bell(18, 5, 4), bell(19, 5, 4)
     for halves in (False, True):
@@ -192,7 +192,7 @@ def pointwise() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def sparse() -> Iterator[tuple[str, np.ndarray]]:
-    from verify.cuda import indexer, selection
+    from gguf_mla.forward.cuda import indexer, selection
 
     for size in (2, 8, 128):
         yield f"hadamard {size}", indexer.hadamard(bell(21, 2, 1, size))
@@ -208,17 +208,17 @@ def sparse() -> Iterator[tuple[str, np.ndarray]]:
 def measured() -> Iterator[tuple[str, np.ndarray]]:
     from numba import config
 
-    from verify import cost
-    from verify.cuda import attention, bench
+    from gguf_mla.forward.cuda import attention
+    from verify.bench import cost, gpu
 
-    bench.COPIED = 1 << 10
+    gpu.COPIED = 1 << 10
     attention.tile_for = lambda _row, _count: small_tile()  # a tenth of the threads to simulate
-    bounds = bench.Peak(1e9, 1e9) if config.ENABLE_CUDASIM else None
+    bounds = gpu.Peak(1e9, 1e9) if config.ENABLE_CUDASIM else None
     tiny = cost.Heads(heads=2, nope=4, rope=2, value=3, rank=6)
-    lines = list(bench.lines(tiny, batch=2, cached=5, queries=3, bounds=bounds, repeats=1))
+    lines = list(gpu.lines(tiny, batch=2, cached=5, queries=3, bounds=bounds, repeats=1))
     yield "bench names", np.array([line.name for line in lines])
-    slow = bench.Line("slow", cost.Cost(3 * 10**12, 2 * 10**9), 0.5, 0.25, 1.0)
-    yield "bench table", np.array(bench.text([slow]).split())
+    slow = gpu.Line("slow", cost.Cost(3 * 10**12, 2 * 10**9), 0.5, 0.25, 1.0)
+    yield "bench table", np.array(gpu.text([slow]).split())
     yield "bench costs", np.array([(line.cost.operations, line.cost.nbytes) for line in lines])
 
 

@@ -16,15 +16,15 @@ import numpy as np
 from gguf_mla import codec, ggtypes, open_checkpoint, open_gguf
 from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
+from gguf_mla.forward import attention, layers, rope
 from tests.support import hub
-from verify import attention, forward, rope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from verify.attention import Inputs
-    from verify.model import Model
+    from gguf_mla.forward.attention import Inputs
+    from gguf_mla.forward.model import Model
 
 NOPE, ROPE, RANK, HEADS, VALUE = 128, 64, 512, 4, 128
 ARCH = "deepseek2."
@@ -306,7 +306,7 @@ class ReaderFault:
     blame: str
     model: Callable[[Model], Model] = lambda model: model
     form: Callable[[Inputs], np.ndarray] = attention.absorbed
-    route: Callable[..., Any] = forward.route
+    route: Callable[..., Any] = layers.route
     hidden_by: tuple[str, ...] = ()
 
 
@@ -352,7 +352,7 @@ def every_token_seen(x: Inputs) -> np.ndarray:
     layout = attention.RowLayout(RANK, ROPE)
     queries = layout.join(attention.absorb(x), x.q_pe)
     cached = layout.join(x.latent, x.k_pe)
-    weights = forward.softmax(np.einsum("thr,sr->hts", queries, cached) * np.float32(x.scale))
+    weights = layers.softmax(np.einsum("thr,sr->hts", queries, cached) * np.float32(x.scale))
     return attention.expand(np.einsum("hts,sr->thr", weights, x.latent), x.v_b)
 
 
@@ -365,8 +365,8 @@ def bundled() -> Model:
 
 def biased_weights(logits: np.ndarray, bias: np.ndarray, routing: Any) -> tuple[np.ndarray, np.ndarray]:
     """The correction bias kept in the experts' weights."""
-    chosen, _ = forward.route(logits, bias, routing)
-    shares = np.take_along_axis(forward.sigmoid(logits) + bias, chosen, axis=1)
+    chosen, _ = layers.route(logits, bias, routing)
+    shares = np.take_along_axis(layers.sigmoid(logits) + bias, chosen, axis=1)
     return chosen, shares / shares.sum(axis=1, keepdims=True) * np.float32(routing.scale)
 
 

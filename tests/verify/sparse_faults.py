@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.container.values import Kind, array, string, u32
+from gguf_mla.forward import attention, indexer, layers, prediction, rope, walk
 from tests.verify.faults import Fault, changed, copied, key, missing, swapped
-from verify import attention, forward, indexer, prediction, rope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gguf_mla.forward.attention import Inputs
+    from gguf_mla.forward.indexer import Index
+    from gguf_mla.forward.model import Model
     from tests.verify.faults import Image
-    from verify.attention import Inputs
-    from verify.indexer import Index
-    from verify.model import Model
 
 ROPE, SIZE, HEADS, TOP_K = 64, 128, 32, 16
 HIDDEN = 256
@@ -112,7 +112,7 @@ def hadamard_of_queries_only(*arguments: Any) -> Index:
 
 def keys_by_rms(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:
     """RMSNorm in place of LayerNorm: the mean stays."""
-    keys = forward.rms_norm(k, norm[0], indexer.EPS) + norm[1]
+    keys = layers.rms_norm(k, norm[0], indexer.EPS) + norm[1]
     return dataclasses.replace(
         indexer.prepare(q, k, weights, norm, model), keys=indexer._turned(keys, np.arange(len(keys)), model)
     )
@@ -161,10 +161,10 @@ def shift_behind_the_transform(keys: np.ndarray, model: Model) -> np.ndarray:
 def hidden_first(weights: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """eh_proj of [hidden | embedding]: the halves of its input swapped."""
     model, at = weights.model, f"blk.{layer}.nextn."
-    embedded = forward.embed(weights, tokens[:, 1:], at + "embed_tokens.weight")
-    h = forward.rms_norm(states[:, :-1], weights.stack(at + "hnorm.weight").vector(), model.eps)
-    e = forward.rms_norm(embedded, weights.stack(at + "enorm.weight").vector(), model.eps)
-    return forward.linear(np.concatenate([h, e], axis=-1), weights.stack(at + "eh_proj.weight"))
+    embedded = walk.embed(weights, tokens[:, 1:], at + "embed_tokens.weight")
+    h = layers.rms_norm(states[:, :-1], weights.stack(at + "hnorm.weight").vector(), model.eps)
+    e = layers.rms_norm(embedded, weights.stack(at + "enorm.weight").vector(), model.eps)
+    return layers.linear(np.concatenate([h, e], axis=-1), weights.stack(at + "eh_proj.weight"))
 
 
 def same_token(weights: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:

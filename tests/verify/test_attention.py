@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gguf_mla.forward import attention, indexer, rope
+from gguf_mla.forward.attention import FORMS, Inputs, RowLayout
 from tests.support import hub
 from tests.verify.test_forward import checkpoint_weights
-from verify import attention, indexer, rope
-from verify.attention import FORMS, Inputs, RowLayout
 from verify.measures import agreement
 
 MODEL = checkpoint_weights(hub.BUNDLED).model

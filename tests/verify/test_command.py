@@ -12,21 +12,22 @@ import pytest
 
 from gguf_mla import open_gguf
 from gguf_mla.container.values import f32, u32
+from gguf_mla.forward.attention import FORMS
 from tests.support import bulk, hub
 from tests.support.command import Answer, command, convert, gguf_mla, measure
 from tests.support.damage import configure
 from tests.verify.faults import ARCH, Image
-from verify import job, terminal
-from verify.attention import FORMS
+from verify import job
 from verify.command import FORMS as OFFERED
 from verify.findings import LEVELS
 from verify.job import Proof, Request, prove
-from verify.page import page
+from verify.report import terminal
+from verify.report.page import page
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from verify.attention import Form
+    from gguf_mla.forward.attention import Form
 
 
 @pytest.fixture(scope="module")

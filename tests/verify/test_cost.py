@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla.cli import main
-from verify import cost
-from verify.cost import Heads
+from gguf_mla.cli.main import main
+from verify.bench import cost
+from verify.bench.cost import Heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.forward import attention, kernels
+from gguf_mla.forward import indexer as cpu_indexer
+from gguf_mla.forward.attention import RowLayout
+from gguf_mla.forward.cuda import attend, forms, indexer, pointwise, selection
+from gguf_mla.forward.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
+from gguf_mla.forward.cuda.device import explained
 from tests.gguf_mla.test_lanes_cuda import nvvm
 from tests.support.hub import REPOSITORY
 from tests.verify import cuda_cases as cases
-from verify import attention, kernels
-from verify import indexer as cpu_indexer
-from verify.attention import RowLayout
-from verify.cuda import attend, bench, forms, indexer, pointwise, selection
-from verify.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
-from verify.cuda.device import explained
+from verify.bench import gpu as bench_gpu
 from verify.measures import agreement
 
 if TYPE_CHECKING:
@@ -239,9 +240,9 @@ def test_benchmark_counts_what_has_to_be_done(found: dict[str, np.ndarray]) -> N
 def test_bounds_of_an_h100_are_its_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = {"CLOCK_RATE": 1_980_000, "MEMORY_CLOCK_RATE": 2_619_000}  # kHz
     sizes = {"MULTIPROCESSOR_COUNT": 132, "GLOBAL_MEMORY_BUS_WIDTH": 5120, "compute_capability": (9, 0)}
-    monkeypatch.setattr(bench.cuda, "get_current_device", lambda: SimpleNamespace(**clocks, **sizes))
-    assert bench.peak().nbytes == pytest.approx(3.35e12, rel=0.01)
-    assert bench.peak().operations == pytest.approx(67e12, rel=0.01)
+    monkeypatch.setattr(bench_gpu.cuda, "get_current_device", lambda: SimpleNamespace(**clocks, **sizes))
+    assert bench_gpu.peak().nbytes == pytest.approx(3.35e12, rel=0.01)
+    assert bench_gpu.peak().operations == pytest.approx(67e12, rel=0.01)
 
 
 @pytest.mark.parametrize("tile", [LATENT, NARROW, EXPANDED, cases.small_tile()], ids=repr)
@@ -339,7 +340,7 @@ def assemble(ptx: str, capability: tuple[int, int], folder: Path) -> None:
         subprocess.run([assembler, *options, source, "-o", folder / "kernel.cubin"], check=True)
 
 
-@pytest.mark.parametrize("ask", [forms, lambda: list(bench.lines())])
+@pytest.mark.parametrize("ask", [forms, lambda: list(bench_gpu.lines())])
 @pytest.mark.skipif("gpu()", reason="there is a GPU")
 def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
     with pytest.raises(MachineError, match=r"no CUDA device can be used here.*--device cpu"):

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gguf_mla.imatrix import write_imatrix
+from gguf_mla.forward import attention, layers
+from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import convert
 from tests.verify.faults import FAULTS, READER_FAULTS, Fault, Image, ReaderFault
-from verify import attention, forward, job
+from verify import job
 from verify.job import Proof, Request, prove
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from verify.sides import Candidate, Reference
+    from verify.opening import Candidate, Reference
 
 CLEAN = (
     "F32", "F16", "BF16", "Q8_0", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S", "MXFP4_MOE",
@@ -104,7 +105,7 @@ def test_a_wrong_reader_is_found_and_blamed(
         model = dataclasses.replace(fault.model(candidate.weights.model), theta=candidate.weights.model.theta)
         return dataclasses.replace(candidate, weights=dataclasses.replace(candidate.weights, model=model))
 
-    right = forward.route
+    right = layers.route
     monkeypatch.setattr(job, "open_candidate", misread)
     monkeypatch.setitem(attention.FORMS, "absorbed", fault.form)
     calls = []
@@ -113,5 +114,5 @@ def test_a_wrong_reader_is_found_and_blamed(
         calls.append(arguments)  # both sides route in turn, the reference first
         return (right if len(calls) % 2 else fault.route)(*arguments)
 
-    monkeypatch.setattr(forward, "route", route)
+    monkeypatch.setattr(layers, "route", route)
     blamed(prove(request(files / f"{kind}.gguf")), fault.level, fault.blame)

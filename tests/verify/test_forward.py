@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from gguf_mla import open_checkpoint, open_gguf
-from gguf_mla.families.config import Config
+from gguf_mla.forward import layers, walk
+from gguf_mla.forward.of_config import model_of_config
+from gguf_mla.forward.of_gguf import model_of_gguf
+from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
+from gguf_mla.sources.config import Config
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.judges import Transformers, prompts
-from verify import forward
 from verify.measures import agreement
-from verify.model import model_of_config, model_of_gguf
-from verify.tensors import CheckpointWeights, GgufWeights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from verify.tensors import Weights
+    from gguf_mla.forward.tensors import Weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # transformers' own
 
@@ -60,8 +61,8 @@ def gguf_weights(path: Path) -> GgufWeights:
 
 
 def logits(weights: Weights, prompt: list[int]) -> np.ndarray:
-    hidden = forward.hidden_states(weights, np.array([prompt]))
-    pieces = list(forward.logits(weights, hidden[0]))
+    hidden = walk.hidden_states(weights, np.array([prompt]))
+    pieces = list(layers.logits(weights, hidden[0]))
     assert [start for start, _ in pieces] == np.cumsum([0, *(p.shape[1] for _, p in pieces[:-1])]).tolist()
     return np.concatenate([piece for _, piece in pieces], axis=1)
 
@@ -100,6 +101,6 @@ def test_a_large_matrix_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
     weights = checkpoint_weights(hub.write(tmp_path / "v3", "v3", num_hidden_layers=2))
     (prompt,) = prompts(2048, [16])
     whole = logits(weights, prompt)
-    monkeypatch.setattr("verify.tensors.CHUNK_VALUES", 40_000)
+    monkeypatch.setattr("gguf_mla.forward.tensors.CHUNK_VALUES", 40_000)
     # another blocking of the same float32 sums inside BLAS
     np.testing.assert_allclose(logits(weights, prompt), whole, atol=1e-4)

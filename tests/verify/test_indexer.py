@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_mla.forward import indexer, rope
+from gguf_mla.forward.attention import unseen
+from gguf_mla.forward.choice import Chooser
+from gguf_mla.forward.indexer import NOTHING, Index
+from gguf_mla.forward.model import Indexer, Model
 from tests.support import hub
 from tests.verify.test_forward import checkpoint_weights
-from verify import indexer, rope
-from verify.attention import unseen
-from verify.choice import Chooser, Follower, compare, same_choice
-from verify.indexer import NOTHING, Index
-from verify.model import Indexer, Model
+from verify.levels.choice import Follower, compare, same_choice
 
 HEADS, SIZE, ROPE = 32, 128, 64
 DENSE = checkpoint_weights(hub.BUNDLED).model

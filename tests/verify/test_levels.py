@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from gguf_mla.errors import InputError
-from verify import forward
+from gguf_mla.forward import layers
+from gguf_mla.forward.model import BEST, BEST_TWO, Routing
 from verify.levels import logits
 from verify.levels.weights import Piece, TensorError
 from verify.limits import TABLE, Limits
 from verify.measures import agreement
-from verify.model import BEST, BEST_TWO, Routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ VOCAB, HIDDEN, TOKENS = 301, 16, 40
 
 
 def side(seed: int, pieces: int) -> Any:
-    """Output weights that are read in pieces, for `forward.logits`."""
+    """Output weights that are read in pieces, for `layers.logits`."""
     matrix = np.random.default_rng(seed).standard_normal((VOCAB, HIDDEN), np.float32)
 
     def chunks() -> Iterator[tuple[int, np.ndarray]]:
@@ -87,11 +87,11 @@ def test_routing_by_hand() -> None:
     scores = np.array([[0.9, 0.1, 0.7, 0.6, 0.2, 0.2]], np.float32)
     logit = np.log(scores / (1 - scores))
     sigmoid = Routing(6, 2, 3, 1, "sigmoid", BEST_TWO, True, 2.0, True)
-    chosen, weights = forward.route(logit, np.float32(0), sigmoid)
+    chosen, weights = layers.route(logit, np.float32(0), sigmoid)
     assert sorted(chosen[0]) == [2, 3]
     np.testing.assert_allclose(np.sort(weights[0]), np.array([0.6, 0.7]) / 1.3 * 2, rtol=1e-5)
     by_best = Routing(6, 2, 3, 1, "sigmoid", BEST, False, 1.0, True)
-    chosen, weights = forward.route(logit, np.array([0, 0.85, 0, 0, 0, 0], np.float32), by_best)
+    chosen, weights = layers.route(logit, np.array([0, 0.85, 0, 0, 0, 0], np.float32), by_best)
     np.testing.assert_array_equal(chosen[0], [1, 0])
     np.testing.assert_allclose(weights[0], [0.1, 0.9], rtol=1e-5)
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gguf_mla.forward import layers, prediction, walk
+from gguf_mla.forward.attention import FORMS
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.judges import Transformers, prompts
 from tests.verify.test_forward import COSINE, WMAPE, checkpoint_weights, gguf_weights
-from verify import forward, prediction
-from verify.attention import FORMS
 from verify.measures import agreement
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from verify.tensors import Weights
+    from gguf_mla.forward.tensors import Weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # transformers' own
 
@@ -28,10 +28,10 @@ LAYERS, TOKENS = 2, 60
 def predicted(weights: Weights, prompt: list[int], form: str = "vanilla") -> np.ndarray:
     """Logits of the token after the next at every position but the last."""
     tokens = np.array([prompt])
-    states = forward.hidden_states(weights, tokens)
+    states = walk.hidden_states(weights, tokens)
     entered = prediction.enter(weights, LAYERS, states, tokens)
-    found = prediction.leave(weights, LAYERS, forward.run_layer(weights, LAYERS, entered, FORMS[form]))
-    return np.concatenate([piece for _, piece in forward.logits(weights, found[0], prediction.head(LAYERS))], axis=1)
+    found = prediction.leave(weights, LAYERS, walk.run_layer(weights, LAYERS, entered, FORMS[form]))
+    return np.concatenate([piece for _, piece in layers.logits(weights, found[0], prediction.head(LAYERS))], axis=1)
 
 
 def judged(reference: Transformers, directory: Path, prompt: list[int]) -> np.ndarray:

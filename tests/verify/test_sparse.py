@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from gguf_mla.families.config import Config
+from gguf_mla.forward.of_config import model_of_config
+from gguf_mla.sources.config import Config
 from tests.support.command import Answer, convert, gguf_mla
 from tests.support.damage import configure
 from tests.support.hub import config_of
 from tests.verify.conftest import SPARSE_KINDS, SPARSE_TYPES
 from tests.verify.test_command import Page
-from verify import terminal
 from verify.job import Proof, Request, prove
-from verify.model import model_of_config
-from verify.page import page
+from verify.report import terminal
+from verify.report.page import page
 
 TOP_K = 16
 

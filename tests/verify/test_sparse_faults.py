@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gguf_mla.forward import attention, indexer, prediction
 from tests.verify.conftest import SPARSE_TYPES
 from tests.verify.faults import Image
 from tests.verify.sparse_faults import FAULTS, READER_FAULTS, SHARED_FAULTS, SparseFault, shift, shifted
 from tests.verify.test_faults import blamed
-from verify import attention, indexer, job, prediction
+from verify import job
 from verify.job import Proof, Request, prove
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.verify.faults import Fault
-    from verify.sides import Candidate, Reference
+    from verify.opening import Candidate, Reference
 
 
 def request(files: Path, kind: str, candidate: Path, level: str) -> Request:
@@ -59,7 +60,7 @@ def read_wrongly(fault: SparseFault, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(job, "open_candidate", misread)
     patch.setitem(attention.FORMS, "absorbed", fault.form)
-    patch.setattr("verify.forward.indexer", Patched(indexer, prepare=prepare))
+    patch.setattr("gguf_mla.forward.mla.indexer", Patched(indexer, prepare=prepare))
     patch.setattr("verify.levels.logits.prediction", Patched(prediction, enter=enter))
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla.cli import main
+from gguf_mla.cli.main import main
+from gguf_mla.forward import indexer
+from gguf_mla.forward.indexer import NOTHING
 from tests.support import hub
 from tests.verify.test_attention import inputs
-from verify import indexer, union
-from verify.indexer import NOTHING
+from verify.bench import union
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from verify import forward
-from verify.attention import FORMS
-from verify.choice import ChoiceAgreement, Chooser, Follower
+from gguf_mla.forward import mla, walk
+from gguf_mla.forward.attention import FORMS
+from gguf_mla.forward.choice import Chooser
 from verify.findings import Finding
+from verify.levels.choice import ChoiceAgreement, Follower
 from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from verify.attention import Form
+    from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.tensors import Weights
     from verify.limits import Limits
-    from verify.tensors import Weights
 
 LEVEL = "attention"
 TOKENS = 64
@@ -51,11 +52,11 @@ def compare_attention(
     reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: Form, types: Callable[[int], str]
 ) -> Iterator[LayerAgreement]:
     """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
-    hidden, ours = forward.embed(reference, tokens), Chooser()
+    hidden, ours = walk.embed(reference, tokens), Chooser()
     theirs = Follower(ours)
     for layer in range(reference.model.blocks):
-        expected = forward.attention(reference, layer, hidden, FORMS["vanilla"], ours)
-        found = forward.attention(candidate, layer, hidden, form, theirs)
+        expected = mla.attention(reference, layer, hidden, FORMS["vanilla"], ours)
+        found = mla.attention(candidate, layer, hidden, form, theirs)
         yield LayerAgreement(layer, types(layer), agreement(found, expected), theirs.agreement)
 
 

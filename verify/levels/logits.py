@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify import forward, kernels, prediction
-from verify.attention import FORMS
-from verify.choice import Chooser, Follower
+from gguf_mla.forward import layers, prediction, walk
+from gguf_mla.forward.attention import FORMS
+from gguf_mla.forward.choice import Chooser
 from verify.findings import Finding
+from verify.levels import kernels
 from verify.levels.attention import LayerAgreement
+from verify.levels.choice import Follower
 from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from verify.attention import Form
-    from verify.tensors import Weights
+    from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.tensors import Weights
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
@@ -123,9 +125,9 @@ class _Both:
 
     def run(self, layer: int, hidden: Floats, own: Floats, followed: Floats) -> tuple[Floats, Floats, Floats]:
         """Return what is behind a layer: of the reference, of the candidate's own states, and of the followed ones."""
-        after = forward.run_layer(self.reference, layer, hidden, FORMS["vanilla"], self.ours)
+        after = walk.run_layer(self.reference, layer, hidden, FORMS["vanilla"], self.ours)
         inputs = np.concatenate([own, followed])
-        own, judged = np.split(forward.run_layer(self.candidate, layer, inputs, self.form, self.theirs), 2)
+        own, judged = np.split(walk.run_layer(self.candidate, layer, inputs, self.form, self.theirs), 2)
         return after, own, judged
 
     def predict(self, layer: int, states: States, tokens: Numbers) -> tuple[States, Agreement]:
@@ -159,14 +161,14 @@ def compare_logits(
     """
     both = _Both(reference, candidate, form)
     layers: list[LayerAgreement] = []
-    hidden, own = forward.embed(reference, tokens), forward.embed(candidate, tokens)
+    hidden, own = walk.embed(reference, tokens), walk.embed(candidate, tokens)
     for layer in range(reference.model.layers):
         after, own, judged = both.run(layer, hidden, own, hidden)
         measured = agreement(judged - hidden, after - hidden)
         layers.append(LayerAgreement(layer, types(layer), measured, both.theirs.agreement))
         hidden = after
         progress(1)
-    states = forward.final_norm(reference, hidden), forward.final_norm(candidate, own)
+    states = walk.final_norm(reference, hidden), walk.final_norm(candidate, own)
     scores = [both.score(*states, tokens)]
     for layer in range(reference.model.layers, reference.model.blocks):
         states, measured = both.predict(layer, states, tokens)
@@ -192,7 +194,7 @@ def _score(reference: tuple[Weights, Floats, str], candidate: tuple[Weights, Flo
     state, best = np.zeros((count, 5)), np.zeros((count, 2), np.int64)
     state[:, (0, 2)] = -np.inf
     hit = np.zeros((2, count))
-    pieces = zip(forward.logits(*reference), forward.logits(*candidate), strict=True)
+    pieces = zip(layers.logits(*reference), layers.logits(*candidate), strict=True)
     for (first, ours), (_, theirs) in pieces:
         kernels.add_logits(ours, theirs, first, state, best)
         inside = np.nonzero((targets >= first) & (targets < first + ours.shape[1]))[0]

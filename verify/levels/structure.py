@@ -6,15 +6,15 @@ import math
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.forward.tensors import LEGACY, LEGACY_HALVES, shapes
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Finding
-from verify.tensors import LEGACY, LEGACY_HALVES, shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from gguf_mla.container.reader import GgufFile
-    from verify.model import Model
+    from gguf_mla.forward.model import Model
 
 LEVEL = "structure"
 STORED_FLOAT = 1e-6  # metadata are float32, config.json is decimal

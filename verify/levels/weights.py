@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import codec, ggtypes
-from verify import kernels
 from verify.findings import Finding
+from verify.levels import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.reader import GgufTensor
+    from gguf_mla.forward.tensors import GgufWeights, Stack, Weights
     from verify.limits import Limits
-    from verify.tensors import GgufWeights, Stack, Weights
 
     Floats = NDArray[np.float32]
 

@@ -1,0 +1,1 @@
+"""A checkpoint's tokenizer as the metadata of a GGUF file."""

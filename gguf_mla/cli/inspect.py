@@ -1,0 +1,157 @@
+"""`gguf-mla inspect`: what is in a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguf_mla.cli.table import table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gguf_mla.container.reader import GgufFile
+
+SHOWN = 60  # characters of a metadata value in the table
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--context", type=click.IntRange(min=1), help="Show the key-value cache of so many tokens instead.")
+@click.option("--fit", metavar="SIZE", help="Show the longest context beside the weights in SIZE (80G) instead.")
+@click.option(
+    "--sequences", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences cached at the same time."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; long arrays as their length.")
+@click.option("--verify", is_flag=True, help="Compare with the checksum in FILE.sha256 first; status 1 if it differs.")
+def inspect(
+    file: Path, tensors: bool, context: int | None, fit: str | None, sequences: int, as_json: bool, verify: bool
+) -> None:
+    """Show what is in the GGUF file FILE: family, layout, parameters, bytes by type, metadata, what an upgrade changes.
+
+    With --context or --fit, show the size of the key-value cache for each layout of the attention and cache type.
+    """
+    from gguf_mla.cli import cache_report  # noqa: PLC0415 - `--help` must not pay for numpy
+    from gguf_mla.container.reader import open_gguf  # noqa: PLC0415
+    from gguf_mla.container.splits import open_gguf_parts  # noqa: PLC0415
+
+    if verify:
+        _verify(file)
+    if context is None and fit is None:
+        opened = open_gguf(file)
+        click.echo(json.dumps(summary(opened)) if as_json else text(opened, tensors=tensors))
+        return
+    records = cache_report.records(open_gguf_parts(file), context, fit, sequences)
+    click.echo(json.dumps(records) if as_json else cache_report.text(records))
+
+
+def _verify(file: Path) -> None:
+    from gguf_mla.files import checksums  # noqa: PLC0415 - not for `--help`
+
+    expected, found, note = checksums.stated(file), checksums.sha256(file), checksums.beside(file)
+    if found != expected:
+        click.echo(f"{file}: has changed: its SHA-256 is {found}, {note} says {expected}", err=True)
+        raise click.exceptions.Exit(1)
+    click.echo(f"{file}: SHA-256 {found}, as {note} says", err=True)
+
+
+def summary(file: GgufFile) -> dict[str, Any]:
+    """Return everything about a file as JSON-ready data."""
+    return {
+        "file": str(file.path),
+        "size": file.size,
+        "version": file.version,
+        **facts(file),
+        "metadata": {key: _json(value.data) for key, value in file.values.items()},
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "type": t.type, "offset": t.offset, "bytes": t.nbytes}
+            for t in file.tensors.values()
+        ],
+    }
+
+
+def facts(file: GgufFile) -> dict[str, Any]:
+    """Return what can be said of a file in a few words."""
+    import math  # noqa: PLC0415
+
+    from gguf_mla.layout.detect import attention_layout, variant  # noqa: PLC0415
+    from gguf_mla.plan.changes import changes  # noqa: PLC0415
+
+    by_type: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        by_type[tensor.type] += tensor.nbytes
+    return {
+        "architecture": file.metadata.get("general.architecture"),
+        "name": file.metadata.get("general.name"),
+        "layout": attention_layout(file.tensors),
+        "variant": variant(file),
+        "upgrade": changes(file),
+        "parameters": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
+        "tensor_bytes": by_type.total(),
+        "bytes_by_type": dict(by_type.most_common()),
+    }
+
+
+def text(file: GgufFile, *, tensors: bool) -> str:
+    """Return the same for people."""
+    from gguf_mla import units  # noqa: PLC0415
+
+    known = facts(file)
+    total, parameters = known["tensor_bytes"], known["parameters"]
+    bits = units.bits_per_weight(total, parameters)
+    lines = [
+        f"{file.path}: GGUF {file.version}, {units.size(file.size)}",
+        f"architecture  {known['architecture']}",
+        f"layout        {known['variant']}",
+        *(f"upgrade       {change}" for change in known["upgrade"]),
+        f"parameters    {units.count(parameters)} in {len(file.tensors)} tensors, {bits} bits per weight",
+        "",
+        table(("type", "size", "share"), _shares(known["bytes_by_type"], total), right="size,share"),
+        "",
+        table(
+            ("metadata", "type", "value"),
+            ((key, _kind(value), _short(value.data)) for key, value in file.values.items()),
+        ),
+    ]
+    if tensors:
+        rows = [
+            (t.name, t.type, "x".join(map(str, t.shape)), units.size(t.nbytes), t.offset) for t in file.tensors.values()
+        ]
+        lines += ["", table(("tensor", "type", "shape", "size", "offset"), rows, right="size,offset")]
+    return "\n".join(lines)
+
+
+def _shares(by_type: dict[str, int], total: int) -> list[Sequence[object]]:
+    from gguf_mla import units  # noqa: PLC0415
+
+    return [(name, units.size(nbytes), f"{100 * nbytes / total:.1f} %") for name, nbytes in by_type.items()]
+
+
+def _kind(value: Any) -> str:
+    return f"{value.item.name}[{len(value.data)}]".lower() if value.item is not None else str(value.kind.name).lower()
+
+
+def _short(data: Any) -> str:
+    shown = (
+        f"[{', '.join(map(repr, data[:6]))}{', ...' if len(data) > 6 else ''}]"
+        if _is_array(data)
+        else repr(data)
+        if isinstance(data, str)
+        else str(data)
+    )
+    return shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
+
+
+def _json(data: Any) -> Any:
+    if not _is_array(data):
+        return data
+    return list(data) if len(data) <= 64 else {"length": len(data)}
+
+
+def _is_array(data: Any) -> bool:
+    return not isinstance(data, (str, int, float, bool))

@@ -1,0 +1,85 @@
+"""Where rows are encoded and decoded: the CPU, or another device with the same bytes.
+
+A device is one file `codec/on_NAME.py` with `open_device(number)`; nothing else has to name it.
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gguf_mla.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.ggtypes import TensorType
+
+PREFIX = "on_"
+ON_THE_CPU = "use --device cpu: the bytes are the same"
+
+
+class Device(Protocol):
+    """A place to compute, for any number of threads at once. Arguments are checked by `codec`, its only caller.
+
+    name          as `--device` names it: "cpu", "cuda", "cuda:1"
+    title         for people: "the CPU", "NVIDIA H200"
+    takes_blocks  rows that are quantized already are better handed over as they are than decoded on the CPU first
+    """
+
+    name: str
+    title: str
+    takes_blocks: bool
+
+    def encode(
+        self,
+        kind: TensorType,
+        x: NDArray[Any],
+        source: str,
+        importance: NDArray[Any] | None,
+        out: NDArray[Any],
+        *,
+        check: bool,
+    ) -> int:
+        """Encode rows [rows, cols] of a source format, or [rows, row_bytes] of a block type, into uint8 `out`.
+
+        Returns -1, or where `check` found NaN or infinity: a position at or before the first, counted in values.
+        """
+
+    def decode(self, kind: TensorType, data: NDArray[Any], out: NDArray[Any]) -> None:
+        """Decode uint8 rows [rows, row_bytes] into `out`, float32 [rows, cols]."""
+
+    def __hash__(self) -> int:
+        """Tell devices apart: what is known of one is kept."""
+
+    def members(self) -> Sequence[Device]:
+        """Return the single devices it deals the work to; itself, if it is one."""
+
+
+def names() -> list[str]:
+    """Return the devices there are files for, whether or not this machine has them."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX))
+
+
+@functools.cache
+def open_device(text: str) -> Device:
+    """Return a device by name, "cuda", or by name and number, "cuda:1".
+
+    InputError for an unknown name; MachineError if this machine has no such device or cannot use it.
+    """
+    name, _, number = text.partition(":")
+    if name not in names() or not re.fullmatch(r"\w+(:\d{1,4})?", text):
+        raise InputError(f"there is no device {text!r}", expected="cpu, cuda or cuda:N", found=text)
+    try:
+        module = import_module(f"{__package__}.{PREFIX}{name}")
+    except ImportError as error:  # numba without CUDA, as its future versions may come
+        raise MachineError(f"{name} cannot be used here: {error}", remedy=f"Install it, or {ON_THE_CPU}") from None
+    device: Device = module.open_device(int(number) if number else None)
+    return device

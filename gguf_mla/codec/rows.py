@@ -1,0 +1,225 @@
+"""Rows in, rows out: float values to and from the bytes of a ggml tensor type.
+
+`encode` and `decode` are single-threaded and release the GIL, so that a caller's own threads scale; `quantize` and
+`dequantize` thread and chunk for themselves. Arguments are checked here, a `device` does the work. numba is imported
+when the first kernel is needed, and only the kernels of the types in use are compiled or loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_mla import ggtypes
+from gguf_mla.codec.device import open_device
+from gguf_mla.codec.on_cpu import CPU
+from gguf_mla.errors import InputError
+from gguf_mla.ggtypes.shared import floats
+from gguf_mla.ggtypes.shared.floats import SOURCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gguf_mla.codec.device import Device
+    from gguf_mla.ggtypes import TensorType
+
+Array = np.ndarray[Any, Any]
+CHUNK_VALUES = 1 << 20
+CACHE_LINE = 64
+
+
+def encode(
+    x: Array,
+    type_name: str,
+    *,
+    source: str = "F32",
+    importance: Array | None = None,
+    out: Array | None = None,
+    check: bool = True,
+    device: Device = CPU,
+) -> Array:
+    """Encode rows [rows, cols] as a ggml type: uint8 [rows, row_bytes], the bytes ggml's own quantizer writes.
+
+    x           float32 or float16, told by its dtype; with source="BF16" uint16 bit patterns of bfloat16; with the name
+                of a block type uint8 [rows, row_bytes] of that
+    importance  float32 [cols], non-negative: how much each column's error weighs; ignored by types that do not use it
+    out         where to write, uint8 [rows, row_bytes], C-contiguous
+    check       NaN and infinity raise InputError naming row and column; False encodes them as some bytes or other
+    """
+    kind = _encodable(type_name)
+    x, source = _as_source(x, source)
+    cols = x.shape[1] if source in SOURCES else _columns(ggtypes.by_name(source), x)
+    _check_importance(kind, importance, cols)
+    out = _output(out, (x.shape[0], kind.row_bytes(cols)), np.dtype(np.uint8))
+    found = device.encode(kind, x, source, importance, out, check=check) if x.size else -1
+    if found >= 0:
+        _report_special(*((x, source) if source in SOURCES else (decode(x, source), "F32")), found)
+    return out
+
+
+def decode(data: Array, type_name: str, *, out: Array | None = None, device: Device = CPU) -> Array:
+    """Decode rows of a ggml type, uint8 [rows, row_bytes], to float32 [rows, cols]."""
+    kind = ggtypes.by_name(type_name)
+    out = _output(out, (len(data), _columns(kind, data)), np.dtype(np.float32))
+    if data.size:
+        device.decode(kind, np.ascontiguousarray(data), out)
+    return out
+
+
+def _columns(kind: TensorType, data: Array) -> int:
+    """How many values a row of a type's bytes holds; InputError if these are no such rows."""
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] % kind.bytes:
+        raise InputError(
+            f"these are not rows of {kind.name}",
+            expected=f"uint8 [rows, a multiple of {kind.bytes}]",
+            found=f"{data.dtype} {list(data.shape)}",
+        )
+    cols: int = data.shape[1] // kind.bytes * kind.block
+    return cols
+
+
+def _encodable(type_name: str) -> TensorType:
+    kind = ggtypes.by_name(type_name)
+    if not kind.text:
+        raise InputError(f"{kind.name} holds plain numbers; weights are not encoded to it")
+    return kind
+
+
+def _as_source(x: Array, source: str) -> tuple[Array, str]:
+    """Rows as a contiguous array of a source format, and that format's name."""
+    source = "F16" if x.dtype == np.float16 else source
+    if SOURCES.get(source, np.uint8) != x.dtype or x.ndim != 2:
+        raise InputError(
+            "these rows cannot be encoded",
+            expected='[rows, cols] of float32, float16 or, with source="BF16", uint16; uint8 of a block type',
+            found=f"{x.dtype} {list(x.shape)} with source={source!r}",
+        )
+    return np.ascontiguousarray(x), source
+
+
+def _check_importance(kind: TensorType, importance: Array | None, cols: int) -> None:
+    if importance is None:
+        if kind.needs_importance:
+            raise InputError(
+                f"{kind.name} cannot be encoded without importance weights",
+                remedy="Give an importance matrix, or choose a type of more bits",
+            )
+    elif importance.shape != (cols,) or importance.dtype != np.float32:
+        raise InputError(
+            "the importance weights do not fit the rows",
+            expected=f"float32 [{cols}]",
+            found=f"{importance.dtype} {list(importance.shape)}",
+        )
+
+
+def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if out is None:
+        return empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise InputError(
+            "the output array does not fit",
+            expected=f"C-contiguous {dtype} {list(shape)}",
+            found=f"{out.dtype} {list(out.shape)}",
+        )
+    return out
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an uninitialised array that begins on a cache line, which registers of that size then fill whole."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _report_special(x: Array, source: str, start: int) -> None:
+    """Raise for the first NaN or infinity at or after flat position `start`."""
+    flat = x.reshape(-1)[start:]
+    position = start + int(np.argmin(floats.finite(flat, source)))
+    row, column = divmod(position, x.shape[1])
+    value = floats.to_float32(flat[position - start : position - start + 1], source)[0]
+    raise InputError(
+        f"the value in row {row}, column {column} is {value}",
+        expected="finite values",
+        found=value,
+        remedy="Repair the source, or allow it (check=False) and accept undefined bytes for that block",
+    )
+
+
+def quantize(
+    x: Array,
+    type: str,  # noqa: A002  # the public name of the argument
+    importance: Array | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    source: str = "F32",
+    check: bool = True,
+) -> Array:
+    """Encode [rows, cols] or [n, rows, cols] as a ggml type, on `threads` threads (default: one per core).
+
+    importance is float32 [cols], or [n, cols] for a 3-D tensor: one row per expert or head ([cols] serves all).
+    Returns uint8 [rows, row_bytes] or [n, rows, row_bytes]; the bytes do not depend on `threads` or `device`.
+    """
+    kind, place = _encodable(type), open_device(device)
+    slices = x if x.ndim == 3 else x[np.newaxis]
+    weights = _importance_rows(importance, slices.shape)
+    out = empty((*slices.shape[:2], kind.row_bytes(slices.shape[2])), np.dtype(np.uint8))
+
+    def job(index: int, rows: slice) -> None:
+        piece, room, weighed = slices[index, rows], out[index, rows], weights[index]
+        encode(piece, type, source=source, importance=weighed, out=room, check=check, device=place)
+
+    _run(job, slices.shape, threads)
+    return out if x.ndim == 3 else out[0]
+
+
+def dequantize(data: Array, type: str, device: str = "cpu", threads: int | None = None) -> Array:  # noqa: A002
+    """Decode uint8 [rows, row_bytes] or [n, rows, row_bytes] to float32 of as many rows, on `threads` threads."""
+    kind, place = ggtypes.by_name(type), open_device(device)
+    slices = data if data.ndim == 3 else data[np.newaxis]
+    cols = slices.shape[2] // kind.bytes * kind.block
+    out = empty((*slices.shape[:2], cols), np.dtype(np.float32))
+
+    def job(index: int, rows: slice) -> None:
+        decode(slices[index, rows], type, out=out[index, rows], device=place)
+
+    _run(job, out.shape, threads)
+    return out if data.ndim == 3 else out[0]
+
+
+def _importance_rows(importance: Array | None, shape: tuple[int, ...]) -> list[Array | None]:
+    """One importance row per slice of a [n, rows, cols] tensor."""
+    if importance is None or importance.ndim == 1:
+        return [importance] * shape[0]
+    if importance.shape != (shape[0], shape[2]):
+        raise InputError(
+            "the importance weights do not fit the tensor",
+            expected=f"float32 [{shape[0]}, {shape[2]}]",
+            found=f"{importance.dtype} {list(importance.shape)}",
+        )
+    return list(importance)
+
+
+def _row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    """Pieces of about CHUNK_VALUES values of a [n, rows, cols] tensor."""
+    step = max(1, CHUNK_VALUES // max(1, shape[2]))
+    for index in range(shape[0]):
+        for row in range(0, shape[1], step):
+            yield index, slice(row, row + step)
+
+
+def _run(job: Callable[[int, slice], None], shape: tuple[int, ...], threads: int | None) -> None:
+    """Run `job` on every piece; one thread needs no pool, which keeps a debugger's view simple."""
+    count = threads or len(os.sched_getaffinity(0))
+    pieces = list(_row_chunks(shape))
+    if count == 1 or len(pieces) < 2:
+        for piece in pieces:
+            job(*piece)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lambda piece: job(*piece), pieces))

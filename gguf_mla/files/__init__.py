@@ -1,0 +1,1 @@
+"""Bytes in and out, positioned and bounded; all that depends on the platform."""

@@ -1,0 +1,192 @@
+"""Positioned file access that never trusts a length: short reads and failed writes become sentences."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files.clock import stage
+from gguf_mla.files.input import read_into
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def partial_path(path: Path) -> Path:
+    """Return the name of an output while it is unfinished."""
+    return path.with_name(path.name + ".partial")
+
+
+class OutputFile:
+    """A file that is built as NAME.partial, written at any position by any thread, and named when it is complete.
+
+    Used as a context. Leaving it without `commit` leaves an older file of that name alone, and keeps NAME.partial if
+    `kept` is true, as it is at first for one that an earlier run has left. The file grows as it is written, because on
+    a file system without holes giving it its size first would write everything twice. Raises InputError when it cannot
+    be created or another process builds it, DiskFullError and MachineError when writing fails.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.final, self.path, self.size = path, partial_path(path), size
+        self._fd = _create(self.path)
+        self.kept = os.fstat(self._fd).st_size > 0
+
+    @property
+    def missing(self) -> int:
+        """How many bytes the file still needs on the disk."""
+        return max(0, self.size - os.fstat(self._fd).st_blocks * 512)
+
+    def clear(self) -> None:
+        """Forget what an earlier run has left."""
+        os.ftruncate(self._fd, 0)
+
+    def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        """Return the `count` bytes at `offset`, fewer where the file ends; MachineError on I/O errors."""
+        data = np.empty(count, np.uint8)
+        return data[: read_into(self._fd, data.data, offset, self.path)]
+
+    def write(self, data: NDArray[Any], offset: int) -> None:
+        """Write a whole contiguous array at `offset`."""
+        view, done = data.data.cast("B"), 0
+        with stage("write"):
+            while done < len(view):
+                try:
+                    done += os.pwrite(self._fd, view[done:], offset + done)
+                except OSError as error:
+                    raise unwritable(self.path, error) from None
+
+    def sync(self) -> None:
+        """Wait until everything written so far is on the disk."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def fileno(self) -> int:
+        """Return the descriptor, for the kernel to copy to."""
+        return self._fd
+
+    def start_sync(self) -> None:
+        """Let the kernel begin to write what it holds, and drop what is on the disk already; does not wait."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def finish(self) -> None:
+        """Give the file its size and wait until all of it is on the disk."""
+        try:
+            os.ftruncate(self._fd, self.size)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        self.sync()
+
+    def commit(self) -> None:
+        """Give the finished file its name; after this it survives a power cut."""
+        try:
+            self.path.replace(self.final)
+            self.kept = True
+            _sync_directory(self.final.parent)
+        except OSError as error:
+            raise unwritable(self.final, error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Unlinked before it is closed: the lock holds until the name is gone.
+        if not self.kept:
+            self.path.unlink(missing_ok=True)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _create(path: Path) -> int:
+    while True:
+        try:
+            fd = no_follow(str(path), os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise InputError(
+                f"the output cannot be created ({error.strerror})",
+                file=path,
+                remedy="Choose a directory that exists and can be written",
+            ) from None
+        _lock(fd, path)
+        if _is_named(fd, path):
+            return fd
+        os.close(fd)  # another process finished between our opening and our lock: this is its file under its final name
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it") from None
+    except OSError:
+        return  # a file system without locks: the rest of the safety does not depend on them
+
+
+def free_bytes(directory: Path) -> int:
+    """Return how many bytes an ordinary user may still write there."""
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize
+
+
+def no_follow(path: str, flags: int) -> int:
+    """Open a file that we write beside an output: a link that somebody has put there is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
+class DiskFullError(MachineError):
+    """A write has failed for lack of room; who knows how much is still to be written says it with `no_room`."""
+
+
+def check_room(files: Sequence[OutputFile], written: int, extra: int = 0) -> None:
+    """Raise MachineError unless there is room for what is missing of files with `written` bytes, and `extra` more.
+
+    The space that files take counts too: `written` lags behind, and where files are compressed they take less.
+    """
+    directory = files[0].path.parent
+    free = free_bytes(directory)  # before the rest: what others write meanwhile must not count twice
+    needed = extra + min(sum(file.size for file in files) - written, sum(file.missing for file in files))
+    if needed > free:
+        raise no_room(directory, needed)
+
+
+def no_room(directory: Path, needed: int) -> MachineError:
+    """Return the error for a disk that lacks room for `needed` more bytes."""
+    return MachineError(
+        "there is not enough free disk space",
+        file=directory,
+        expected=f"{needed} bytes",
+        found=f"{free_bytes(directory)} bytes free",
+        remedy="Free some space and run the command again, or choose another place",
+    )
+
+
+def unwritable(path: Path, error: OSError) -> MachineError:
+    """Return the error for a file that cannot be written; a DiskFullError when that is the reason."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError("the disk is full", file=path, remedy="Free some space and run the command again")
+    return MachineError(f"writing failed ({error.strerror or error})", file=path)

@@ -1,0 +1,1 @@
+"""A model computed layer by layer, read without the converter's tables."""

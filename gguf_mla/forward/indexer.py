@@ -1,0 +1,157 @@
+"""The lightning indexer of DeepSeek sparse attention: which cached tokens a query attends to.
+
+A query q [heads, size] scores the key k_t of every cached token by Σ_h w_h · relu(q_h · k_t); the best `top_k` are
+attended to. q comes from the normed low-rank query, k and w from the layer's normed input; the first `rope` values of
+q and k are rotated, then both go through an orthonormal Hadamard transform. Source: DeepSeek-V3.2's paper and
+published inference code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_mla.forward import rope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.forward.model import Indexer, Model
+
+    Floats = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
+
+EPS = 1e-6  # of the keys' LayerNorm, whatever rms_norm_eps is
+PRODUCTS = 1 << 22  # of queries and keys that are held at a time
+FP8_BLOCK, FP8_LARGEST, FP8_FLOOR = 128, 448.0, 1e-4
+NOTHING = -1  # in a choice, where a query has fewer tokens before it than it may attend to
+
+
+@dataclass(frozen=True)
+class Index:
+    """What scores the tokens of one sequence: T queries that are the last of S cached tokens.
+
+    queries [T, heads, size], keys [S, size], weights [T, heads]
+    """
+
+    queries: Floats
+    keys: Floats
+    weights: Floats
+
+
+def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], model: Model) -> Index:
+    """Return the index of T queries that are the last of S tokens, from their projections.
+
+    q [T, heads · size], k [S, size], weights [T, heads]; norm: weight and bias of the keys' LayerNorm, [size]
+    """
+    indexer, positions = _of(model), np.arange(len(k))
+    queries = _turned(q.reshape(len(q), indexer.heads, indexer.size), positions[len(k) - len(q) :], model)
+    keys = _turned(layer_norm(k, *norm), positions, model)
+    scale = np.float32(indexer.heads**-0.5 * indexer.size**-0.5)
+    return Index(queries, keys, weights * scale)
+
+
+def _of(model: Model) -> Indexer:
+    assert model.indexer is not None  # noqa: S101 - only layers with one come here
+    return model.indexer
+
+
+def _turned(x: Floats, positions: Numbers, model: Model) -> Floats:
+    """Rotate the leading part of x [N, ..., size] to its positions [N] and transform it."""
+    values = hadamard(_rotated(x, positions, model))
+    return round_fp8(values) if _of(model).fp8 else values
+
+
+def _rotated(x: Floats, positions: Numbers, model: Model) -> Floats:
+    turn = rope.rotate if _of(model).interleaved else rope.rotate_halves
+    return np.concatenate([turn(x[..., : model.rope], positions, model), x[..., model.rope :]], axis=-1)
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
+    """Return (x - mean x) / √(variance + 1e-6) · weight + bias over the last axis."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    normed: Floats = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(EPS))
+    return normed * weight + bias
+
+
+def hadamard(x: Floats) -> Floats:
+    """Return the orthonormal Hadamard transform of the last axis, 2^m values in Sylvester's order; its own inverse."""
+    transformed: Floats = x @ _sylvester(x.shape[-1])
+    return transformed
+
+
+@cache
+def _sylvester(size: int) -> Floats:
+    """Return the matrix of the transform: [[H, H], [H, -H]] doubled up from 1, each row of length 1."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix * np.float32(size**-0.5)
+
+
+def round_fp8(x: Floats) -> Floats:
+    """Return x as DeepSeek's kernels round it: e4m3 in blocks of 128 along the last axis, scales of powers of two.
+
+    The scale is 2^⌈log2(max(largest, 1e-4) / 448)⌉.
+    """
+    blocks = x.reshape(*x.shape[:-1], -1, min(FP8_BLOCK, x.shape[-1]))
+    largest = np.maximum(np.abs(blocks).max(axis=-1, keepdims=True), np.float32(FP8_FLOOR))
+    scale = np.exp2(np.ceil(np.log2(largest / np.float32(FP8_LARGEST))))
+    rounded: Floats = (e4m3(blocks / scale) * scale).reshape(x.shape)
+    return rounded
+
+
+def e4m3(x: Floats) -> Floats:
+    """Return x rounded to the nearest value of 4 exponent and 3 mantissa bits, ties to even, at most ±448."""
+    _, exponent = np.frexp(np.minimum(np.abs(x), np.float32(FP8_LARGEST)))
+    step = np.ldexp(np.float32(1), np.maximum(exponent - 1, -6) - 3)
+    rounded: Floats = np.clip(np.rint(x / step) * step, -np.float32(FP8_LARGEST), np.float32(FP8_LARGEST))
+    return rounded
+
+
+def scores(index: Index, start: int, stop: int) -> Floats:
+    """Return the scores of the queries start … stop-1, float32 [queries, S]; -inf for tokens behind the query."""
+    queries, weights = index.queries[start:stop], index.weights[start:stop]
+    products = queries.reshape(-1, queries.shape[-1]) @ index.keys.T
+    np.maximum(products, 0, out=products)
+    found: Floats = np.einsum("th,ths->ts", weights, products.reshape(*weights.shape, -1), optimize=True)
+    before = len(index.keys) - len(index.queries)
+    found[np.arange(len(index.keys))[None] > before + np.arange(start, stop)[:, None]] = -np.inf
+    return found
+
+
+def blocks(index: Index) -> Iterator[slice]:
+    """Yield the queries in blocks whose products with all keys are few enough to hold."""
+    count, heads = index.weights.shape
+    step = max(1, PRODUCTS // (heads * len(index.keys)))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def choose(index: Index, top_k: int) -> Numbers:
+    """Return the positions every query attends to, int64 [T, min(top_k, S)] in rising order, NOTHING at the end."""
+    parts = [best(scores(index, block.start, block.stop), top_k) for block in blocks(index)]
+    return np.concatenate(parts)
+
+
+def best(found: Floats, top_k: int) -> Numbers:
+    """Return the columns of the `top_k` largest of every row [N, S], in rising order, NOTHING for those of -inf."""
+    count = found.shape[1]
+    kept = min(top_k, count)
+    columns = np.argpartition(-found, kept - 1, axis=1)[:, :kept]
+    hidden = np.take_along_axis(found, columns, axis=1) == -np.inf
+    ordered = np.sort(np.where(hidden, count, columns), axis=1)
+    return np.where(ordered == count, NOTHING, ordered)
+
+
+def shift(keys: Floats, by: int, model: Model) -> Floats:
+    """Return cached keys [S, size] moved by so many positions.
+
+    They are cached behind the Hadamard transform, which therefore has to be undone first; their leading part turns.
+    """
+    return hadamard(_rotated(hadamard(keys), np.full(len(keys), by), model))

@@ -1,0 +1,132 @@
+"""What an MLA model is: its sizes and constants, from config.json or from a GGUF file's metadata.
+
+Both are read here from the published definitions, without the converter's rules, so that a mistake there shows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+BETA_FAST, BETA_SLOW = 32.0, 1.0
+BEST, BEST_TWO = "best", "best two"  # how a group of experts is scored
+# Whether the indexer rotates neighbouring pairs, by the names that models with one have in config.json and in GGUF.
+INTERLEAVED = {
+    "DeepseekV32ForCausalLM": False,
+    "deepseek32": False,
+    "GlmMoeDsaForCausalLM": True,
+    "glm-dsa": True,
+}
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Rope scaling of YaRN; `all_dim` is mscale_all_dim, and mscale is the same."""
+
+    factor: float
+    original: int
+    all_dim: float
+    fast: float = BETA_FAST
+    slow: float = BETA_SLOW
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a token's experts are chosen and weighted."""
+
+    experts: int
+    used: int
+    groups: int
+    groups_used: int
+    score: str
+    group_score: str
+    normalised: bool
+    scale: float
+    corrected: bool
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """What chooses the tokens that sparse attention reads.
+
+    heads, size  of its queries; all heads share one key of `size` values, whose first `rope` values are rotated
+    top_k        how many cached tokens a query attends to
+    interleaved  whether it rotates pairs (2i, 2i+1), as GLM's, or (i, i+p/2), as DeepSeek's
+    own_layers   whether a layer has one; another uses the choice of the layer before
+    fp8          whether queries and keys are rounded as DeepSeek's own code rounds them
+    """
+
+    heads: int
+    size: int
+    top_k: int
+    interleaved: bool
+    own_layers: tuple[bool, ...]
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes and constants in the papers' terms; `q_rank` is 0 where q is projected directly.
+
+    `predictors` are layers of multi-token prediction behind the `layers`.
+    """
+
+    layers: int
+    vocab: int
+    hidden: int
+    heads: int
+    nope: int
+    rope: int
+    value: int
+    kv_rank: int
+    q_rank: int
+    ffn: int
+    dense_layers: int
+    expert_ffn: int
+    shared: int
+    routing: Routing
+    eps: float
+    latent_eps: float
+    theta: float
+    yarn: Yarn | None
+    tied: bool
+    indexer: Indexer | None = None
+    predictors: int = 0
+
+    def size(self, name: str) -> int:
+        """Return a tensor dimension by the name it has in `tensors.ROLES`."""
+        derived = {
+            "experts": self.routing.experts,
+            "nope+rope": self.nope + self.rope,
+            "q_rows": self.heads * (self.nope + self.rope),
+            "kv_rank+rope": self.kv_rank + self.rope,
+            "kv_b_rows": self.heads * (self.nope + self.value),
+            "o_cols": self.heads * self.value,
+            "shared_ffn": self.shared * self.expert_ffn,
+            "2 hidden": 2 * self.hidden,
+        }
+        if self.indexer is not None:
+            heads, size = self.indexer.heads, self.indexer.size
+            derived |= {"index_heads": heads, "index_size": size, "index_rows": heads * size}
+        return derived[name] if name in derived else int(getattr(self, name))
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer has one MLP instead of experts."""
+        return layer < self.dense_layers
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has an indexer of its own; a prediction layer of a sparse model always has."""
+        return self.indexer is not None and (layer >= self.layers or self.indexer.own_layers[layer])
+
+    @property
+    def blocks(self) -> int:
+        """The number of layers with those of multi-token prediction."""
+        return self.layers + self.predictors
+
+    @property
+    def softmax_scale(self) -> float:
+        """(n+p)^-1/2 · g(s, mscale_all_dim)², g(s, m) = 1 + 0.1·m·ln s. Source: DeepSeek-V3's modelling code."""
+        scale = 1 / math.sqrt(self.nope + self.rope)
+        if self.yarn is None or self.yarn.factor <= 1:
+            return scale
+        return scale * (1 + 0.1 * self.yarn.all_dim * math.log(self.yarn.factor)) ** 2

@@ -1,0 +1,118 @@
+"""The model that a config.json describes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, INTERLEAVED, Indexer, Model, Routing, Yarn
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from gguf_mla.sources.config import Config
+
+
+LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whatever rms_norm_eps says
+PREDICTORS = 8  # layers behind the last that are looked at for multi-token prediction
+
+
+def model_of_config(config: Config, names: Container[str] = ()) -> Model:
+    """Return the model that a config.json of the family describes.
+
+    `names` are the checkpoint's tensors: a layer behind the last predicts if it has eh_proj, whatever
+    num_nextn_predict_layers says.
+    """
+    v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
+    layers = config.positive("num_hidden_layers")
+    return Model(
+        layers=layers,
+        vocab=config.positive("vocab_size"),
+        hidden=config.positive("hidden_size"),
+        heads=config.positive("num_attention_heads"),
+        nope=config.positive("qk_nope_head_dim"),
+        rope=config.positive("qk_rope_head_dim"),
+        value=config.positive("v_head_dim"),
+        kv_rank=config.positive("kv_lora_rank"),
+        q_rank=config.integer("q_lora_rank", 0),
+        ffn=config.positive("intermediate_size"),
+        dense_layers=_dense_layers(config),
+        expert_ffn=config.positive("moe_intermediate_size"),
+        shared=config.positive("n_shared_experts"),
+        routing=_config_routing(config, "greedy" if v2 else "noaux_tc"),
+        eps=config.number("rms_norm_eps", 1e-6),
+        latent_eps=LATENT_EPS,
+        theta=_rope_section(config).number("rope_theta", config.number("rope_theta", 10000.0)),
+        yarn=_config_yarn(config),
+        tied=config.flag("tie_word_embeddings", default=False),
+        indexer=_config_indexer(config, layers),
+        predictors=sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS)),
+    )
+
+
+def _dense_layers(config: Config) -> int:
+    """Return how many layers have no experts; some configurations list each layer's kind instead."""
+    kinds = config.content.get("mlp_layer_types")
+    listed = kinds.count("dense") if isinstance(kinds, list) else 0
+    return config.integer("first_k_dense_replace", listed)
+
+
+def _config_indexer(config: Config, layers: int) -> Indexer | None:
+    name = (config.content.get("architectures") or [None])[0]
+    if name not in INTERLEAVED:
+        return None
+    size = config.positive("index_head_dim")
+    if size & (size - 1) or size < config.positive("qk_rope_head_dim"):
+        raise config.refuse("index_head_dim", "a power of two, not below qk_rope_head_dim", size)
+    return Indexer(
+        heads=config.positive("index_n_heads"),
+        size=size,
+        top_k=config.positive("index_topk"),
+        interleaved=config.flag("indexer_rope_interleave", default=INTERLEAVED[name]),
+        own_layers=_own_indexers(config, layers) if INTERLEAVED[name] else (True,) * layers,
+    )
+
+
+def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
+    """Return which layers of GLM-5 have an indexer: listed by word or letter, or every so many. Source: its config."""
+    listed = config.content.get("indexer_types") or config.content.get("index_topk_pattern")
+    if listed is None:
+        every, first = max(config.integer("index_topk_freq", 1), 1), config.integer("index_skip_topk_offset", 2)
+        return tuple(max(layer - first + 1, 0) % every == 0 for layer in range(layers))
+    if not isinstance(listed, (list, str)) or len(listed) != layers or listed[0] not in ("full", "F"):
+        raise config.refuse("indexer_types", f'"full" and {layers - 1} times "full" or "shared"', listed)
+    return tuple(kind in ("full", "F") for kind in listed)
+
+
+def _config_routing(config: Config, default: str) -> Routing:
+    method = config.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), default)
+    grouped, corrected = method != "greedy", method == "noaux_tc"
+    return Routing(
+        experts=config.positive("n_routed_experts"),
+        used=config.positive("num_experts_per_tok"),
+        groups=config.positive("n_group", 1) if grouped else 1,
+        groups_used=config.positive("topk_group", 1) if grouped else 1,
+        score=config.choice("scoring_func", ("softmax", "sigmoid"), "sigmoid" if corrected else "softmax"),
+        group_score=BEST_TWO if corrected else BEST,
+        normalised=config.flag("norm_topk_prob", default=corrected),
+        scale=config.number("routed_scaling_factor", 1.0),
+        corrected=corrected,
+    )
+
+
+def _rope_section(config: Config) -> Config:
+    return config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+
+
+def _config_yarn(config: Config) -> Yarn | None:
+    section = _rope_section(config)
+    if "yarn" not in (section.content.get("rope_type"), section.content.get("type")):
+        return None
+    return Yarn(
+        factor=section.number("factor"),
+        original=section.positive(
+            "original_max_position_embeddings", config.positive("max_position_embeddings", 1 << 31)
+        ),
+        all_dim=section.number("mscale_all_dim", 0.0),
+        fast=section.number("beta_fast", BETA_FAST),
+        slow=section.number("beta_slow", BETA_SLOW),
+    )

@@ -1,0 +1,149 @@
+"""The model that a GGUF file's metadata describe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_mla.errors import InputError
+from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, INTERLEAVED, Indexer, Model, Routing, Yarn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from gguf_mla.container.reader import GgufFile
+
+
+GATES = {1: "softmax", 2: "sigmoid"}
+
+
+def model_of_gguf(file: GgufFile) -> Model:
+    """Return the model that a file of the family describes, as a reader of the file takes it.
+
+    The file says neither how groups are scored nor whether mscale differs from mscale_all_dim: a softmax router's
+    groups count by their best expert (V2), a sigmoid router's by their best two (V3), and the two scales are the same.
+    """
+    keys = Keys(file.metadata, file.path)
+    width, rope = keys.integer("attention.key_length_mla", "attention.key_length"), keys.integer("rope.dimension_count")
+    eps = keys.number("attention.layer_norm_rms_epsilon")
+    blocks, predictors = keys.integer("block_count"), keys.count("nextn_predict_layers", 0)
+    if predictors >= blocks:
+        raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
+    layers = blocks - predictors
+    return Model(
+        layers=layers,
+        vocab=len(keys.get("tokenizer.ggml.tokens", ())) or keys.integer("vocab_size"),
+        hidden=keys.integer("embedding_length"),
+        heads=keys.integer("attention.head_count"),
+        nope=width - rope,
+        rope=rope,
+        value=keys.integer("attention.value_length_mla", "attention.value_length"),
+        kv_rank=keys.integer("attention.kv_lora_rank"),
+        q_rank=keys.count("attention.q_lora_rank", 0),
+        ffn=keys.integer("feed_forward_length"),
+        dense_layers=keys.count("leading_dense_block_count", 0),
+        expert_ffn=keys.integer("expert_feed_forward_length"),
+        shared=keys.integer("expert_shared_count"),
+        routing=_gguf_routing(keys, corrected=any(name.endswith("exp_probs_b.bias") for name in file.tensors)),
+        eps=eps,
+        latent_eps=eps,
+        theta=keys.number("rope.freq_base"),
+        yarn=_gguf_yarn(keys),
+        tied="output.weight" not in file.tensors,
+        indexer=_gguf_indexer(keys, layers),
+        predictors=predictors,
+    )
+
+
+def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
+    architecture = keys.metadata.get("general.architecture")
+    if architecture not in INTERLEAVED:
+        return None
+    size = keys.integer("attention.indexer.key_length")
+    if size & (size - 1) or size < keys.integer("rope.dimension_count"):
+        raise keys.refuse("attention.indexer.key_length", "a power of two, not below rope.dimension_count", size)
+    types = keys.get("attention.indexer.types")
+    own = [True] * layers if types is None else np.ravel(types).tolist()
+    if len(own) != layers or not own[0]:
+        raise keys.refuse("attention.indexer.types", f"true and {layers - 1} truth values", own)
+    return Indexer(
+        heads=keys.integer("attention.indexer.head_count"),
+        size=size,
+        top_k=keys.integer("attention.indexer.top_k"),
+        interleaved=INTERLEAVED[architecture],
+        own_layers=tuple(map(bool, own)),
+    )
+
+
+def _gguf_routing(keys: Keys, *, corrected: bool) -> Routing:
+    gate = keys.get("expert_gating_func", 1)
+    if gate not in GATES:
+        raise keys.refuse("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gate)
+    return Routing(
+        experts=keys.integer("expert_count"),
+        used=keys.integer("expert_used_count"),
+        groups=keys.count("expert_group_count", 1),
+        groups_used=keys.count("expert_group_used_count", 1),
+        score=GATES[gate],
+        group_score=BEST_TWO if GATES[gate] == "sigmoid" else BEST,
+        normalised=bool(keys.get("expert_weights_norm", False)),
+        scale=float(keys.get("expert_weights_scale", 1.0)) or 1.0,
+        corrected=corrected,
+    )
+
+
+def _gguf_yarn(keys: Keys) -> Yarn | None:
+    if keys.get("rope.scaling.type", "none") != "yarn":
+        return None
+    return Yarn(
+        factor=keys.number("rope.scaling.factor"),
+        original=keys.integer("rope.scaling.original_context_length"),
+        all_dim=float(keys.get("rope.scaling.yarn_log_multiplier", 0.0)) / 0.1,
+        fast=float(keys.get("rope.scaling.yarn_beta_fast", BETA_FAST)),
+        slow=float(keys.get("rope.scaling.yarn_beta_slow", BETA_SLOW)),
+    )
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A file's metadata, asked for by type; keys without a section of their own belong to the architecture."""
+
+    metadata: Mapping[str, Any]
+    file: Path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, `default` where the key is absent."""
+        return self.metadata.get(self._full(key), default)
+
+    def integer(self, *keys: str) -> int:
+        """Return the first of some keys that is there; it has to be a positive whole number."""
+        value = next((found for key in keys if (found := self.get(key)) is not None), None)
+        if type(value) is not int or not 0 < value < 1 << 32:
+            raise self.refuse(keys[0], "a positive whole number", value)
+        return value
+
+    def count(self, key: str, default: int) -> int:
+        """Return a whole number, `default` where the key is absent."""
+        value = self.get(key, default)
+        if type(value) is not int or not 0 <= value < 1 << 32:
+            raise self.refuse(key, "a whole number", value)
+        return value
+
+    def number(self, key: str) -> float:
+        """Return a finite number."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.refuse(key, "a number", value)
+        return float(value)
+
+    def refuse(self, key: str, expected: object, found: object) -> InputError:
+        """Return the error for a key."""
+        shown = "nothing" if found is None else found
+        return InputError(f"{self._full(key)} cannot be used", file=self.file, expected=expected, found=shown)
+
+    def _full(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else f"{self.metadata.get('general.architecture')}.{key}"

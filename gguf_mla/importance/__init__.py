@@ -1,0 +1,1 @@
+"""How much each input column of a weight matters when it is rounded."""

@@ -1,0 +1,73 @@
+"""Importance matrices in the older `.dat` form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_mla.errors import InputError
+from gguf_mla.importance.entries import MAX_NAME_BYTES, Contents, StoredSums
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gguf_mla.files.input import InputFile
+
+
+class DatParser:
+    """A cursor over a `.dat` file, everything int32 and float32, little endian.
+
+    Number of entries; per entry the length of the name, the name, number of calls, number of values, the values; then,
+    both optional, the number of chunks, and the length and name of the dataset. A value is the mean over the tokens
+    times the number of calls, already 1 times that number where an expert saw no token.
+    """
+
+    def __init__(self, file: InputFile) -> None:
+        self._file, self._at = file, 0
+
+    def parse(self) -> Contents:
+        """Return what the file holds; InputError where it is not sound."""
+        count = self._within("number of entries", 1, (self._file.size - 4) // 16)  # an entry takes 16 bytes or more
+        entries: dict[str, StoredSums] = {}
+        for number in range(1, count + 1):
+            entry = self._entry(number)
+            if entry.name in entries:
+                raise InputError("occurs twice", file=self._file.path, tensor=entry.name)
+            entries[entry.name] = entry
+        chunk_count = self._within("number of chunks", 0) if self._left else 0
+        dataset = self._text(self._within("length of the dataset's name", 0, self._left - 4)) if self._left else ""
+        return Contents(self._file.path, (dataset,) if dataset else (), chunk_count, None, entries)
+
+    def _entry(self, number: int) -> StoredSums:
+        length = self._within("length of a name", 0, min(MAX_NAME_BYTES, self._left - 4), f"entry {number}")
+        name = self._text(length)
+        calls = self._within("number of calls", 0, entry=name)
+        count = self._within("number of values", 1, (self._left - 4) // 4, name)
+        self._at += 4 * count
+        # Without a number of calls the values are taken as they are.
+        return StoredSums(self._file, name, self._at - 4 * count, count, np.array([max(calls, 1)], np.float64))
+
+    @property
+    def _left(self) -> int:
+        return self._file.size - self._at
+
+    def _within(self, what: str, least: int, most: int = 2**31 - 1, entry: str | None = None) -> int:
+        """Take an int32 that must lie between two bounds."""
+        number = int(self._take(4).view(np.int32)[0])
+        if not least <= number <= most:
+            raise InputError(
+                f"has an impossible {what}: it is not an importance matrix or was cut off",
+                file=self._file.path,
+                tensor=entry,
+                expected=f"{least} to {most}" if most >= least else "more bytes",
+                found=number,
+            )
+        return number
+
+    def _text(self, length: int) -> str:
+        return self._take(length).tobytes().decode(errors="replace")
+
+    def _take(self, count: int) -> NDArray[np.uint8]:
+        self._at += count
+        return self._file.read(self._at - count, count)

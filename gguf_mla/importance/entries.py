@@ -1,0 +1,72 @@
+"""What an importance file holds: where the sums of each tensor lie, and over how many tokens they were taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_mla.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.files.input import InputFile
+
+
+DEFAULT_CHUNK_SIZE = 512  # tokens; llama-imatrix's own where no file says
+MAX_NAME_BYTES = 1024
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass(frozen=True)
+class StoredSums:
+    """Where the sums of one tensor lie in one file, and over how many tokens (or calls) each row was taken.
+
+    `counts` is float64 [n] of whole numbers, `unit` what both sums and counts are multiplied by before merging.
+    """
+
+    file: InputFile
+    name: str
+    offset: int
+    length: int
+    counts: NDArray[np.float64]
+    unit: int = 1
+
+    def read(self) -> NDArray[np.float32]:
+        """Return the sums as float32 [length]; InputError for one that is no finite number of at least 0."""
+        values = self.file.read(self.offset, 4 * self.length).view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # found by the check
+            values *= np.float32(self.unit)
+        check_values(values, self.file.path, self.name, "importance")
+        return values
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one file holds; `chunk_size` is None for a `.dat` file, which counts calls instead of tokens."""
+
+    path: Path
+    datasets: tuple[str, ...]
+    chunk_count: int
+    chunk_size: int | None
+    entries: Mapping[str, StoredSums]
+
+
+def check_values(values: NDArray[np.float32], path: Path, name: str, what: str) -> None:
+    """Raise InputError unless all of a tensor's values are finite and not negative; `what` says what they are."""
+    sound = (values >= 0) & (values < np.inf)
+    if not sound.all():
+        position = int(np.argmin(sound))
+        raise InputError(
+            f"holds {what} that is none",
+            file=path,
+            tensor=name,
+            expected="finite numbers of at least 0",
+            found=f"{values[position]} at position {position}",
+            remedy="Make the matrix anew, or exclude this tensor from it",
+        )

@@ -1,0 +1,105 @@
+"""Importance matrices in GGUF form, as llama-imatrix lays them out: read and written."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
+from gguf_mla.container.values import Kind, array, string, u32
+from gguf_mla.container.writer import TensorSpec, lay_out
+from gguf_mla.errors import InputError
+from gguf_mla.files.output import OutputFile
+from gguf_mla.importance.entries import COUNTS, SUMS, Contents, StoredSums, check_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def open_gguf_matrix(path: Path) -> Contents:
+    """Return what a matrix in GGUF form holds; InputError where it is not sound."""
+    file = open_gguf(path)
+    sums, counts = _by_suffix(file, SUMS), _by_suffix(file, COUNTS)
+    if file.metadata.get("general.type", "imatrix") != "imatrix" or not sums:
+        raise InputError("is a GGUF file, but not an importance matrix", file=path)
+    for name in sums.keys() ^ counts.keys():
+        raise InputError("has sums without counts or counts without sums", file=path, tensor=name)
+    entries = {name: _gguf_entry(name, tensor, counts[name]) for name, tensor in sums.items()}
+    chunk_count, chunk_size = _number(file, "imatrix.chunk_count"), _number(file, "imatrix.chunk_size")
+    return Contents(path, _datasets(file), chunk_count, chunk_size, entries)
+
+
+def _by_suffix(file: GgufFile, suffix: str) -> dict[str, GgufTensor]:
+    return {name.removesuffix(suffix): tensor for name, tensor in file.tensors.items() if name.endswith(suffix)}
+
+
+def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor) -> StoredSums:
+    path = sums.file.path
+    for tensor in (sums, counts):
+        if tensor.type != "F32":
+            raise InputError("has another type", file=path, tensor=tensor.name, expected="F32", found=tensor.type)
+    length, rows = math.prod(sums.shape), math.prod(counts.shape)
+    if length % rows:
+        raise InputError(
+            "has sums that are not the same number for every count",
+            file=path,
+            tensor=name,
+            expected=f"a multiple of {rows}",
+            found=length,
+        )
+    numbers = counts.file.read(counts.offset, counts.nbytes).view(np.float32)
+    check_values(numbers, path, counts.name, "a count")
+    # Rounded as llama-quantize does it: a count is a whole number that a file can only store as float32.
+    return StoredSums(sums.file, name, sums.offset, length, np.floor(numbers.astype(np.float64) + 0.5))
+
+
+def _datasets(file: GgufFile) -> tuple[str, ...]:
+    value = file.values.get("imatrix.datasets", array(Kind.STRING, []))
+    if value.item is not Kind.STRING:
+        raise InputError("has no list of names under 'imatrix.datasets'", file=file.path)
+    return tuple(value.data)
+
+
+def _number(file: GgufFile, key: str) -> int:
+    number = file.metadata.get(key, 0)
+    if not isinstance(number, int) or not 0 <= number < 2**31:
+        raise InputError(f"has no count under {key!r}", file=file.path, expected="0 to 2147483647", found=number)
+    return number
+
+
+def write_imatrix(
+    path: Path,
+    entries: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    *,
+    datasets: Sequence[str],
+    chunk_count: int,
+    chunk_size: int,
+) -> None:
+    """Write an importance matrix in GGUF form, as llama-imatrix lays it out.
+
+    entries      tensor name → sums of squares [n, cols] and the tokens added [n], n experts or heads; asked for twice
+    datasets     names, not paths, of what the model was run over
+    chunk_count  how many chunks of text, each of `chunk_size` tokens
+    """
+    metadata = {
+        "general.type": string("imatrix"),
+        "imatrix.datasets": array(Kind.STRING, list(datasets)),
+        "imatrix.chunk_count": u32(chunk_count),
+        "imatrix.chunk_size": u32(chunk_size),
+    }
+    specs: list[TensorSpec] = []
+    for name in sorted(entries):
+        sums, counts = entries[name]
+        specs += [TensorSpec(name + SUMS, sums.shape, "F32"), TensorSpec(name + COUNTS, (counts.size, 1), "F32")]
+    layout = lay_out(metadata, specs)
+    with OutputFile(path, layout.size) as file:
+        file.write(np.frombuffer(layout.head, np.uint8), 0)
+        arrays = (data for name in sorted(entries) for data in entries[name])
+        for data, offset in zip(arrays, layout.offsets, strict=True):
+            file.write(np.ascontiguousarray(data, np.float32), offset)
+        file.commit()

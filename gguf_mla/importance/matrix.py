@@ -1,0 +1,211 @@
+"""Importance matrices: how much each input column of a weight matters when it is rounded.
+
+llama-imatrix runs a model over a text and adds up, for every weight and column, the squares of what the weight is
+multiplied with, together with how many tokens were added: `importance = sum / count`, one row per expert or head.
+Files of both of its formats are read, GGUF and the older `.dat`, by position and one tensor at a time: a matrix for
+DeepSeek-V3 holds 250 million sums (1.0 GB), its largest tensor 1.8 million (7.3 MB).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import defaultdict
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_mla.container.values import Value, string, u32
+from gguf_mla.container.writer import MAGIC
+from gguf_mla.errors import InputError
+from gguf_mla.files.input import InputFile
+from gguf_mla.importance.dat import DatParser
+from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
+from gguf_mla.importance.gguf import open_gguf_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# The input of a legacy attn_kv_b is the normalised latent, which is also what attn_v_b is multiplied with, in every
+# head. The input of attn_k_b is a head's query: nothing in a legacy file says anything about it.
+STAND_INS = {"attn_v_b": "attn_kv_b"}
+RECENT = 4  # tensors kept, so that threads on chunks of the same tensor read it once
+
+
+def read_imatrix(
+    paths: Sequence[Path],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    stand_ins: Mapping[str, str] = STAND_INS,
+) -> Imatrix:
+    """Open importance files and find the tensors in them; the sums stay on the disk until they are asked for.
+
+    paths      GGUF or `.dat` files, merged as `sum / count = Σ sums / Σ counts`
+    include    only tensors whose name in the files contains one of these; not together with `exclude`
+    exclude    no tensor whose name contains one of these
+    stand_ins  which tensor's importance serves one that has none, by the part of the name between two dots
+
+    Raises InputError for a file that is not sound, or when files disagree about a tensor's size.
+    """
+    if not paths:
+        raise InputError("no importance file is named")
+    if include and exclude:
+        raise InputError("importance can be limited to tensors or kept from tensors, not both at once")
+    contents = [_open(path) for path in paths]
+    entries = _merged(contents)
+    kept = [name for name in entries if not _matches(name, exclude) and (not include or _matches(name, include))]
+    return Imatrix(contents, {name: entries[name] for name in kept}, exclude, stand_ins)
+
+
+class Imatrix:
+    """One or several importance files as one; made by `read_imatrix`, usable from any number of threads.
+
+    `names` are the tensors it has, without those filtered out; `files` the paths, `datasets` and `chunk_count` what and
+    how much of it the matrix was computed on, `chunk_size` the tokens of a chunk.
+    """
+
+    def __init__(
+        self,
+        contents: Sequence[Contents],
+        entries: Mapping[str, Sequence[StoredSums]],
+        exclude: Sequence[str],
+        stand_ins: Mapping[str, str],
+    ) -> None:
+        self.names, self.files = tuple(entries), tuple(content.path for content in contents)
+        self.datasets = tuple(dataset for content in contents for dataset in content.datasets)
+        self.chunk_count = sum(content.chunk_count for content in contents)
+        self.chunk_size = next((size for c in contents if (size := c.chunk_size)), DEFAULT_CHUNK_SIZE)
+        self._entries, self._exclude, self._stand_ins = entries, exclude, stand_ins
+        self._lock, self._recent = threading.Lock(), lru_cache(maxsize=RECENT)(self._importance)
+
+    def rows(self, name: str, shape: Sequence[int]) -> NDArray[np.float32] | None:
+        """Return the importance of a tensor as float32 [n, cols], one row per expert or head, or None if there is none.
+
+        `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n. A row that saw no token is all
+        1. The array is shared: do not change it. InputError for another number of values, or one that is no importance.
+        """
+        entry = self._entry(name)
+        if entry is None:
+            return None
+        with self._lock:
+            values = self._recent(entry)
+        count, cols = math.prod(shape[:-2]), shape[-1]
+        if entry != name and values.size == cols:
+            return np.tile(values, (count, 1))
+        if values.size != count * cols:
+            raise InputError(
+                f"the importance{'' if entry == name else ' of ' + entry} does not fit the tensor",
+                file=self._entries[entry][0].file.path,
+                tensor=name,
+                expected=f"{count} rows of {cols} values",
+                found=f"{values.size} values",
+                remedy="Use a matrix that was made from this model, or exclude this tensor from it",
+            )
+        return values.reshape(count, cols)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Return those of `names` for which there is no importance."""
+        return [name for name in names if self._entry(name) is None]
+
+    def unseen(self, names: Iterable[str]) -> dict[str, int]:
+        """Return how many rows (experts) saw no token and are taken as all 1, by tensor, where there are any."""
+        zeros = {name: int((self._counts(entry) == 0).sum()) for name in names if (entry := self._entry(name))}
+        return {name: count for name, count in zeros.items() if count}
+
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Read the importance of every tensor once, so that what is wrong is found before the work begins."""
+        for name, shape in shapes.items():
+            self.rows(name, shape)
+
+    def metadata(self) -> dict[str, Value]:
+        """Return the `quantize.imatrix.*` keys of a file quantized with this matrix, typed as llama-quantize has them.
+
+        File and dataset are given by their base names, because no output holds a path.
+        """
+        if not self.names:
+            return {}
+        values = {"quantize.imatrix.file": string(", ".join(path.name for path in self.files))}
+        if self.datasets:
+            values["quantize.imatrix.dataset"] = string(re.split(r"[/\\]", self.datasets[0].rstrip("/\\"))[-1])
+        values["quantize.imatrix.entries_count"] = u32(len(self.names))
+        if self.chunk_count:
+            values["quantize.imatrix.chunks_count"] = u32(self.chunk_count)
+        return values
+
+    def _entry(self, name: str) -> str | None:
+        """Name the entry that serves a tensor: its own, or one that stands in."""
+        if name in self._entries:
+            return name
+        other = name
+        for wanted, stand_in in self._stand_ins.items():
+            other = other.replace(f".{wanted}.", f".{stand_in}.")
+        return other if other in self._entries and not _matches(name, self._exclude) else None
+
+    def _counts(self, entry: str) -> NDArray[np.float64]:
+        """Add up the counts of the files; one count stands for all rows."""
+        stored = self._entries[entry]
+        total = np.zeros(max(len(sums.counts) for sums in stored))
+        for sums in stored:
+            total += sums.counts * sums.unit
+        return total
+
+    def sums(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the sums of one of `names`, float32 [n, cols], and its counts [n, 1], of all files together."""
+        first, *others = self._entries[name]
+        values = first.read()
+        with np.errstate(over="ignore"):
+            for other in others:
+                values += other.read()
+        if others:
+            check_values(values, first.file.path, name, "merged importance")
+        counts = self._counts(name).astype(np.float32)[:, None]
+        return values.reshape(len(counts), -1), counts
+
+    def _importance(self, entry: str) -> NDArray[np.float32]:
+        rows, counts = self.sums(entry)
+        np.divide(rows, counts, out=rows, where=counts > 0)
+        rows[counts[:, 0] == 0] = 1
+        return rows.reshape(-1)
+
+
+def _merged(contents: Sequence[Contents]) -> dict[str, list[StoredSums]]:
+    """Collect what the files hold by tensor; InputError when they disagree about its size."""
+    entries: defaultdict[str, list[StoredSums]] = defaultdict(list)
+    call = _tokens_per_call(contents)
+    for content in contents:
+        for name, sums in content.entries.items():
+            entries[name].append(replace(sums, unit=call) if content.chunk_size is None else sums)
+    for name, stored in entries.items():
+        if len({sums.length for sums in stored}) > 1 or len({len(sums.counts) for sums in stored} - {1}) > 1:
+            raise InputError(
+                "files that are to be merged differ in size",
+                tensor=name,
+                expected="the same number of values and counts",
+                found="; ".join(f"{sums.length} and {len(sums.counts)} in {sums.file.path}" for sums in stored),
+                remedy="Merge only matrices of the same model",
+            )
+    return dict(entries)
+
+
+def _tokens_per_call(contents: Sequence[Contents]) -> int:
+    """How many tokens a call of a `.dat` file counts for; 1 among such files alone, where it cancels out."""
+    sizes = [content.chunk_size for content in contents if content.chunk_size is not None]
+    return next(filter(None, sizes), DEFAULT_CHUNK_SIZE) if sizes else 1
+
+
+def _matches(name: str, parts: Iterable[str]) -> bool:
+    return any(part in name for part in parts)
+
+
+def _open(path: Path) -> Contents:
+    if path.is_dir():
+        raise InputError("is a directory, not an importance matrix", file=path)
+    file = InputFile(path)
+    return open_gguf_matrix(path) if file.read(0, min(4, file.size)).tobytes() == MAGIC else DatParser(file).parse()

@@ -1,0 +1,105 @@
+"""From tensors to jobs: the type each gets, and whether there is the importance that it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from gguf_mla import ggtypes
+from gguf_mla.errors import InputError
+from gguf_mla.plan.budgeted import buy
+from gguf_mla.plan.jobs import TensorJob
+from gguf_mla.recipes import Budget, FileType, Model, choose, needing_importance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gguf_mla.container.values import Value
+    from gguf_mla.importance.matrix import Imatrix
+    from gguf_mla.plan.budgeted import Measure
+    from gguf_mla.plan.jobs import Untyped
+    from gguf_mla.recipes import Choice, Overrides
+
+
+class Assigned(NamedTuple):
+    """The jobs of a file, the file type it goes by, and warnings."""
+
+    target: FileType
+    jobs: tuple[TensorJob, ...]
+    warnings: list[str]
+
+
+def assign(
+    tensors: Sequence[Untyped],
+    target: FileType | Budget,
+    metadata: Mapping[str, Value],
+    overrides: Overrides,
+    imatrix: Imatrix | None = None,
+    via: str | None = None,
+    measure: Measure | None = None,
+    chosen: Mapping[str, Choice] | None = None,
+) -> Assigned:
+    """Return a job for every tensor.
+
+    `metadata` tells the recipes about the model. `via` is the type that decoded values are rounded to before they are
+    encoded. `measure` tells what types would cost in accuracy; only a budget needs it. `chosen` has choices that stand
+    in place of a file type's rules. Raises one InputError for all tensors that cannot do without importance and have
+    none.
+    """
+    known = [(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
+    model = Model.from_metadata(metadata)
+    bought = dict(chosen or {})
+    if isinstance(target, Budget):
+        if measure is None:
+            raise ValueError("a budget is spent by measured errors")
+        target, bought = buy(target, tensors, metadata, overrides, imatrix, measure)
+    has_importance = bool(imatrix and imatrix.names)
+    choices, warnings = choose(known, target, model, overrides, has_importance=has_importance, bought=bought)
+    warnings += _check_importance(known, choices, target, imatrix)
+    jobs = tuple(
+        TensorJob(t.name, t.shape, choice.type, t.parts, t.stored, choice.reason, None if choice.type == "F32" else via)
+        for t, choice in zip(tensors, choices, strict=True)
+    )
+    return Assigned(target, jobs, warnings)
+
+
+def _check_importance(
+    known: Sequence[tuple[str, tuple[int, ...], str | None]],
+    choices: Sequence[Choice],
+    target: FileType,
+    imatrix: Imatrix | None,
+) -> list[str]:
+    needing = needing_importance(known, choices, target)
+    lacking = [(name, kind) for name, kind in needing if imatrix is None or imatrix.missing([name])]
+    if lacking:
+        shown = ", ".join(f"{name} ({kind})" for name, kind in lacking[:8])
+        more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+        raise InputError(
+            f"{len(lacking)} tensors cannot be encoded without importance: {shown}{more}",
+            remedy="Give --imatrix with a matrix that has them, or choose a type of more bits",
+        )
+    return _report_importance(known, choices, imatrix) if imatrix else []
+
+
+def _report_importance(
+    known: Sequence[tuple[str, tuple[int, ...], str | None]], choices: Sequence[Choice], imatrix: Imatrix
+) -> list[str]:
+    """Check the importance of every tensor that will use it, and name those that have none."""
+    shapes = {
+        name: shape for (name, shape, stored), choice in zip(known, choices, strict=True) if _uses(choice.type, stored)
+    }
+    absent = imatrix.missing(shapes)
+    imatrix.check({name: shape for name, shape in shapes.items() if name not in set(absent)})
+    warnings = []
+    if absent:
+        warnings.append(f"{len(absent)} tensors have no importance and are encoded without: {', '.join(absent)}.")
+    if unseen := imatrix.unseen(shapes):
+        most, count = max(unseen.items(), key=lambda entry: entry[1])
+        warnings.append(
+            f"In {len(unseen)} tensors some experts saw no token when the importance was measured, and are encoded "
+            f"without: {sum(unseen.values())} in all, {count} of them in {most}."
+        )
+    return warnings
+
+
+def _uses(kind: str, stored: str | None) -> bool:
+    return kind != stored and ggtypes.by_name(kind).block > 1

@@ -1,0 +1,49 @@
+"""The parts that the two halves of `kv_b_proj`, and the whole, are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla.errors import InputError
+from gguf_mla.plan.jobs import Part
+
+if TYPE_CHECKING:
+    from gguf_mla.container.reader import GgufFile
+    from gguf_mla.plan.jobs import Untyped
+
+
+def key_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
+    """Return the parts of attn_k_b [H, r, n]: per head its first n rows, transposed."""
+    step = nope + value
+    return tuple(Part(source, head * step, head * step + nope, transposed=True) for head in range(heads))
+
+
+def value_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
+    """Return the parts of attn_v_b [H, v, r]: per head its last v rows."""
+    step = nope + value
+    return tuple(Part(source, head * step + nope, (head + 1) * step) for head in range(heads))
+
+
+def joined_parts(k_b: str, v_b: str, heads: int, rank: int, value: int) -> tuple[Part, ...]:
+    """Return the parts of attn_kv_b [H·(n+v), r]: per head r rows of attn_k_b, transposed, and v rows of attn_v_b."""
+    return tuple(
+        part
+        for head in range(heads)
+        for part in (
+            Part(k_b, head * rank, (head + 1) * rank, transposed=True),
+            Part(v_b, head * value, (head + 1) * value),
+        )
+    )
+
+
+def check_shape(tensor: Untyped, allowed: tuple[tuple[int, ...], ...], file: GgufFile) -> None:
+    """Raise InputError unless a tensor has one of the allowed shapes."""
+    if tensor.shape not in allowed:
+        raise InputError(
+            "does not have the shape that the metadata's head sizes give it",
+            file=file.path,
+            tensor=tensor.name,
+            expected=" or ".join(str(list(shape)) for shape in allowed),
+            found=list(tensor.shape),
+            remedy="The metadata and the tensors do not belong together",
+        )

@@ -1,0 +1,43 @@
+"""What files a plan becomes: one, or the parts of a split model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gguf_mla.container.splits import part_metadata, part_paths
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gguf_mla.container.values import Value
+    from gguf_mla.plan.jobs import Plan, TensorJob
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file to be written: its path, its metadata, and its tensors in order."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    tensors: tuple[TensorJob, ...]
+
+
+Output = Sequence[PlannedFile]  # one plan's files: a single one, or the parts of a split
+
+
+def single(plan: Plan, path: Path) -> Output:
+    """Return a plan as one file."""
+    return [PlannedFile(path, plan.metadata, plan.tensors)]
+
+
+def parts(plan: Plan, path: Path, groups: Sequence[slice]) -> Output:
+    """Return a plan as the parts of a split model; one group makes one plain file."""
+    if len(groups) == 1:
+        return single(plan, path)
+    count, total = len(groups), len(plan.tensors)
+    return [
+        PlannedFile(part, part_metadata(plan.metadata, number, count, total), plan.tensors[group])
+        for number, (part, group) in enumerate(zip(part_paths(path, count), groups, strict=True))
+    ]

@@ -1,0 +1,1 @@
+"""Tensors by rows, wherever and in whatever format they lie."""

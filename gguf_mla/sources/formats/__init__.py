@@ -1,0 +1,1 @@
+"""The formats that checkpoints store tensors in, one file each."""

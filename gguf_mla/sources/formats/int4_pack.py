@@ -1,0 +1,240 @@
+"""INT4 weights in groups, packed by compressed-tensors, as Kimi-K2-Thinking and K2.5 are published.
+
+`X.weight_packed` int32 [M, ⌈N/8⌉], eight values in each, the first in the lowest bits; `X.weight_scale` [M, ⌈N/g⌉] in
+BF16, F16 or F32, one for each group of g values of a row; `X.weight_shape` [2], which is M and N. value = (nibble - 8)
+· scale, one float32 rounding. Source: compressed-tensors' description of "pack-quantized".
+
+A block of Q4_0 is the same with 32 values and a float16 scale. Where groups and rows are whole numbers of such blocks,
+rows are given as Q4_0 without being decoded, and nothing is lost, unless float16 does not hold a scale. Then it becomes
+the nearest that it does hold, and `remarks` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_mla.errors import InputError
+from gguf_mla.ggtypes.shared import floats
+from gguf_mla.sources.formats.plain import PlainTensor, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.files.output import OutputFile
+    from gguf_mla.sources.safetensors import StoredTensor
+    from gguf_mla.sources.tensor import SourceTensor
+
+QUANT_METHOD = "compressed-tensors"
+PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
+REFUSED = {"_zero_point": "zero points", "_g_idx": "columns in another order (actorder)"}
+
+IDLE = 0x88  # two values of zero, whatever the scale
+BLOCK = 32  # of Q4_0
+LARGEST_HALF = np.float32(65504)
+SHOWN = 8  # tensors named in a remark, the most changed first
+
+# What quantization_config says of the weights, and must.
+_EXPECTED = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "actorder": None}
+_DEFAULTS = {"type": "int", "symmetric": True}
+_INTEGERS: dict[str, Any] = {"I32": np.int32, "I64": np.int64}
+
+
+# Where blocks got another scale because float16 does not hold theirs: tensor and first row → how many, without those
+# whose weights are all zero, and the largest change of a weight, absolute and relative. One for a checkpoint; rows that
+# are written twice count once.
+Rounded = dict[tuple[str, int], tuple[int, float, float]]
+
+
+@dataclass(frozen=True)
+class Int4Tensor:
+    """A SourceTensor over packed rows; `shape` is [M, N], `group` the number of values that share a scale."""
+
+    name: str
+    shape: tuple[int, ...]
+    packed: StoredTensor
+    scale: PlainTensor
+    group: int
+    rounded: Rounded = field(repr=False, compare=False)
+
+    values = "F32"
+
+    @property
+    def stored(self) -> str:
+        """The format with its group size."""
+        return f"INT4 group {self.group}"
+
+    @property
+    def raw_type(self) -> str | None:
+        """Q4_0, where groups and rows are whole numbers of its blocks."""
+        return "Q4_0" if self.group % BLOCK == 0 and self.shape[1] % BLOCK == 0 else None
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return rows `start:stop` as float32 [rows, cols]."""
+        from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - only packed checkpoints pay for numba
+
+        codes, scales = self.packed.read(start, stop), self._scales(start, stop)
+        out = np.empty((len(codes), self.shape[1]), np.float32)
+        kernels.decode_groups(codes, scales, self.group, out)
+        return out
+
+    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
+        """Write rows `start:stop` as Q4_0; InputError for a scale that is not a finite number."""
+        from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - as above
+
+        codes = self.packed.read(start, stop).reshape(-1, BLOCK // 2)
+        scales = self._halves(codes, self._of_blocks(start, stop), start)
+        out = np.empty((len(codes), 2 + BLOCK // 2), np.uint8)
+        kernels.repack_q4_0(codes, scales.view(np.uint8).reshape(-1, 2), out)
+        target.write(out.reshape(-1), offset)
+        return out.nbytes
+
+    def will_read(self, start: int, stop: int) -> None:
+        """Ask the kernel to fetch rows `start:stop`."""
+        self.packed.will_read(start, stop)
+        self.scale.will_read(start, stop)
+
+    def was_read(self, start: int, stop: int) -> None:
+        """Let the kernel forget rows `start:stop`."""
+        self.packed.was_read(start, stop)
+        self.scale.was_read(start, stop)
+
+    def _scales(self, start: int, stop: int | None) -> NDArray[np.float32]:
+        """Return the scales of rows as float32 [rows, groups]."""
+        return floats.to_float32(self.scale.read(start, stop), self.scale.values)
+
+    def _of_blocks(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the scale of every block of Q4_0 of rows `start:stop`, float32 [blocks]."""
+        scales = self._scales(start, stop)
+        if not np.isfinite(scales).all():
+            row, group = divmod(int(np.argmin(np.isfinite(scales))), scales.shape[1])
+            raise InputError(
+                "has a scale that is not a finite number",
+                file=self.packed.file.path,
+                tensor=self.scale.name,
+                expected="finite scales",
+                found=f"NaN or Inf at row {start + row}, group {group}",
+                remedy="The source is damaged, download it again",
+            )
+        return scales.repeat(self.group // BLOCK, axis=1)[:, : self.shape[1] // BLOCK].reshape(-1)
+
+    def _halves(self, codes: NDArray[np.uint8], scales: NDArray[np.float32], row: int) -> NDArray[np.float16]:
+        """Return scales as the nearest float16 and note those that are another number; `codes` [blocks, 16]."""
+        halves = np.clip(scales, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        [lost] = np.nonzero(halves != scales)
+        if lost.size and (lost := lost[(codes[lost] != IDLE).any(axis=1)]).size:
+            change = np.abs(halves[lost] - scales[lost].astype(np.float64))
+            relative = change / np.abs(scales[lost])
+            self.rounded[self.name, row] = int(lost.size), 8 * float(change.max()), float(relative.max())
+        return halves
+
+
+def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:
+    """Join every packed weight with its scales, the other tensors are plain; InputError when one lacks its scales.
+
+    What is packed is told by the tensors' names; `ignore` and `targets` only say how it came about.
+    """
+    group, rounded = _group_size(quantization), Rounded()
+    suffixes = (PACKED, SCALE, SHAPE)
+    named = [name.rpartition("_") for name in stored if name.endswith(tuple(".weight" + suffix for suffix in suffixes))]
+    bases = list(dict.fromkeys(base for base, _, _ in named))
+    for base in bases:
+        if (shape := stored.get(base + SHAPE)) is not None:
+            shape.will_read(0, 1)  # a hundred thousand reads of a few bytes: asked for together, not one by one
+    found: dict[str, SourceTensor] = {base: _int4(base, stored, group, rounded) for base in bases}
+    parts = {base + suffix for base in bases for suffix in suffixes}
+    return found | {name: plain(tensor) for name, tensor in stored.items() if name not in parts}
+
+
+def remarks(tensors: Mapping[str, SourceTensor]) -> list[str]:
+    """Return what was found while rows were written as Q4_0: how many blocks were changed, and by how much."""
+    rounded = next((tensor.rounded for tensor in tensors.values() if isinstance(tensor, Int4Tensor)), Rounded())
+    if not rounded:
+        return []
+    blocks, changes, relative = zip(*rounded.values(), strict=True)
+    ordered = sorted(rounded, key=lambda place: rounded[place][2], reverse=True)
+    names = list(dict.fromkeys(name for name, _ in ordered))
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    said = (
+        f"{sum(blocks)} blocks of 32 weights in {len(names)} tensors have a scale that no float16 equals, as a Q4_0 "
+        f"file needs; the nearest is written, which changes a weight by at most {max(changes):.1e}, and by up to "
+        f"{100 * max(relative):.3g} % of itself. They are in {shown}."
+    )
+    return [said]
+
+
+def _group_size(quantization: Mapping[str, Any]) -> int:
+    """Return the size of all groups; InputError for a configuration of another format."""
+    groups = quantization.get("config_groups")
+    entries = list(groups.values()) if isinstance(groups, dict) else []
+    schemes = [
+        entry["weights"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("weights"), dict)
+    ]
+    _check("format", quantization.get("format"), "pack-quantized")
+    if not schemes or len(schemes) != len(entries):
+        raise InputError("config.json: quantization_config.config_groups does not describe weights")
+    for scheme in schemes:
+        for key, expected in _EXPECTED.items():
+            _check(f"weights.{key}", scheme.get(key, _DEFAULTS.get(key)), expected)
+    sizes = [scheme.get("group_size") for scheme in schemes]
+    if any(type(size) is not int or size < 1 or size != sizes[0] for size in sizes):
+        raise InputError(
+            "config.json: quantization_config's group_size cannot be used",
+            expected="one number above zero",
+            found=", ".join(map(str, sizes)),
+        )
+    return int(sizes[0])
+
+
+def _check(key: str, found: Any, expected: object) -> None:
+    if found != expected or type(found) is not type(expected):
+        raise InputError(
+            f"config.json: quantization_config: this {key} is not supported",
+            expected="null" if expected is None else expected,
+            found=found,
+            remedy="Convert from a checkpoint in BF16",
+        )
+
+
+def _int4(base: str, stored: Mapping[str, StoredTensor], group: int, rounded: Rounded) -> Int4Tensor:
+    at = next(stored[base + suffix] for suffix in (PACKED, SCALE, SHAPE) if base + suffix in stored)
+
+    def refuse(what: str, expected: object, found: object, remedy: str | None = None) -> InputError:
+        return InputError(what, file=at.file.path, tensor=base, expected=expected, found=found, remedy=remedy)
+
+    for suffix, what in REFUSED.items():
+        if base + suffix in stored:
+            raise refuse(f"has {what}, which is not supported", "none", f"a tensor {base}{suffix}")
+    if base in stored:
+        raise refuse("is there twice", "packed or plain", "both")
+    for suffix in (PACKED, SCALE, SHAPE):
+        if base + suffix not in stored:
+            remedy = "Download the checkpoint again"
+            raise refuse(f"its weight{suffix} is missing", f"a tensor {base}{suffix}", "none", remedy)
+    packed, scale = stored[base + PACKED], stored[base + SCALE]
+    rows, cols = _shape(stored[base + SHAPE])
+    for tensor, dtypes, width in ((packed, ("I32",), 8), (scale, ("BF16", "F16", "F32"), group)):
+        if tensor.dtype not in dtypes:
+            raise refuse(f"{tensor.name} has an unknown type", " or ".join(dtypes), tensor.dtype)
+        if tensor.shape != (rows, -(-cols // width)):
+            expected = [rows, -(-cols // width)]
+            raise refuse(f"{tensor.name} has the wrong shape", expected, list(tensor.shape))
+    return Int4Tensor(base, (rows, cols), packed, plain(scale), min(group, cols), rounded)
+
+
+def _shape(tensor: StoredTensor) -> tuple[int, int]:
+    kind = _INTEGERS.get(tensor.dtype)
+    values = tensor.read().view(kind).reshape(-1).tolist() if kind and tensor.nbytes <= 16 else []
+    if len(values) != 2 or min(values) < 1:
+        raise InputError(
+            "is no shape of a matrix",
+            file=tensor.file.path,
+            tensor=tensor.name,
+            expected="two numbers above zero, as I32 or I64",
+            found=values or f"{list(tensor.shape)} of {tensor.dtype}",
+        )
+    return values[0], values[1]

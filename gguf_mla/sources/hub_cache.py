@@ -1,0 +1,61 @@
+"""What the hub says a downloaded file has to be: the SHA-256 that its cache keeps.
+
+In a cache, snapshots/REVISION/FILE is a link to blobs/SHA256. In a directory that was downloaded with --local-dir,
+.cache/huggingface/download/FILE.metadata holds three lines: revision, SHA-256, time. Small text files have a shorter
+digest of another kind in both places and are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from gguf_mla.errors import InputError
+from gguf_mla.files.checksums import sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+THREADS = 4  # files that are read at a time
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def expected_sha256(path: Path) -> str | None:
+    """Return the SHA-256 the hub states for a file, None if nothing here says it."""
+    target = path.resolve()
+    if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+        return target.name
+    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    try:
+        lines = note.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
+
+
+def verify(paths: Sequence[Path], progress: Callable[[int], object] = lambda _: None) -> None:
+    """Compare every file with what the hub states; InputError for one that differs, or if nothing is stated at all."""
+    expected = {path: digest for path in paths if (digest := expected_sha256(path))}
+    if not expected:
+        raise InputError(
+            "--verify-source has nothing to compare with: these files do not lie in a cache of the hub",
+            file=paths[0].parent,
+            expected="links into blobs/, or .cache/huggingface/ as `hf download --local-dir` leaves it",
+        )
+
+    def check(path: Path) -> None:
+        found = sha256(path, progress)
+        if found != expected[path]:
+            raise InputError(
+                "is not the file that the hub has",
+                file=path,
+                expected=f"SHA-256 {expected[path]}",
+                found=found,
+                remedy="Download it again",
+            )
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(check, expected):
+            pass

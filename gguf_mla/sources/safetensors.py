@@ -1,0 +1,160 @@
+"""The header of a safetensors shard, checked against the file's size before anything is read.
+
+Format: 8 bytes little-endian header length, a JSON object name → {dtype, shape, data_offsets}, then the data without
+holes. Source: the safetensors format description.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla.errors import InputError
+from gguf_mla.files import json_text
+from gguf_mla.files.input import InputFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as it lies in a shard, undecoded."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    file: InputFile = field(repr=False, compare=False)
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes a row of `shape[-1]` values takes."""
+        return self.shape[-1] * ITEM_BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are; a vector is one row."""
+        return math.prod(self.shape[:-1])
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return the bytes of rows `start:stop` as uint8 [rows, row_bytes]."""
+        first, last, _ = slice(start, stop).indices(self.rows)
+        data = self.file.read(self.offset + first * self.row_bytes, (last - first) * self.row_bytes)
+        return data.reshape(last - first, self.row_bytes)
+
+    def will_read(self, start: int, stop: int) -> None:
+        """Ask the kernel to fetch rows `start:stop` in the background."""
+        self.file.will_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+
+    def was_read(self, start: int, stop: int) -> None:
+        """Let the kernel forget rows `start:stop`."""
+        self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
+
+
+def read_shard(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one shard by name, in the order of their data; InputError for anything unsound."""
+    file = InputFile(path)
+    header = _header(file)
+    start = 8 + header.length
+    entries = [_entry(file, start, name, entry) for name, entry in header.entries.items() if name != "__metadata__"]
+    entries.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_tiling(file, start, entries)
+    return {tensor.name: tensor for tensor in entries}
+
+
+@dataclass(frozen=True)
+class _Header:
+    length: int
+    entries: dict[str, Any]
+
+
+def _header(file: InputFile) -> _Header:
+    if file.size < 8:
+        raise InputError(
+            "is not a safetensors file", file=file.path, expected="at least 8 bytes", found=f"{file.size} bytes"
+        )
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    if length > min(file.size - 8, json_text.MAX_BYTES):
+        raise InputError(
+            "the header claims to be longer than it can be",
+            file=file.path,
+            expected=f"at most {min(file.size - 8, json_text.MAX_BYTES)} bytes",
+            found=f"{length} bytes",
+            remedy="The file is damaged or no safetensors file, download it again",
+        )
+    try:
+        entries = json_text.parse(file.read(8, length).tobytes(), json_text.unique)
+    except ValueError as error:
+        raise InputError(
+            f"the header is not valid JSON ({error})", file=file.path, remedy="Download the file again"
+        ) from None
+    if not isinstance(entries, dict):
+        raise InputError("the header is not a JSON object", file=file.path, remedy="Download the file again")
+    return _Header(length, entries)
+
+
+def _entry(file: InputFile, start: int, name: str, entry: Any) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
+    except (TypeError, KeyError, ValueError):
+        sound, dtype, shape, begin, end = False, None, (), 0, 0
+    if not sound:
+        raise InputError(
+            "has a malformed header entry",
+            file=file.path,
+            tensor=name,
+            expected="dtype, shape and data_offsets",
+            found=entry,
+        )
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise InputError(
+            "has an unknown dtype", file=file.path, tensor=name, expected=", ".join(ITEM_BYTES), found=dtype
+        )
+    nbytes = math.prod(shape) * ITEM_BYTES[dtype]
+    if nbytes != end - begin:
+        raise InputError(
+            f"has data offsets that contradict its shape {list(shape)} of {dtype}",
+            file=file.path,
+            tensor=name,
+            expected=f"{nbytes} bytes",
+            found=f"{end - begin} bytes",
+        )
+    # A scalar has no rows; as a vector of one value everything below treats it alike.
+    return StoredTensor(name, dtype, shape or (1,), start + begin, nbytes, file)
+
+
+def _check_tiling(file: InputFile, start: int, entries: list[StoredTensor]) -> None:
+    end = start
+    for tensor in entries:
+        if tensor.offset != end:
+            fault = "leaves a hole before its data" if tensor.offset > end else "overlaps the data of another tensor"
+            raise InputError(
+                fault,
+                file=file.path,
+                tensor=tensor.name,
+                expected=f"offset {end - start}",
+                found=tensor.offset - start,
+                remedy="The shard is damaged, download it again",
+            )
+        end += tensor.nbytes
+    if end != file.size:
+        cut = "is cut off" if end > file.size else "has data that no tensor names"
+        raise InputError(
+            f"the shard {cut}",
+            file=file.path,
+            expected=f"{end} bytes",
+            found=f"{file.size} bytes",
+            remedy="Download it again",
+        )

@@ -1,0 +1,145 @@
+"""The plan of a quantization: the tensors of a GGUF file, each with the type its file type gives it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla import ggtypes
+from gguf_mla.container.values import QUANTIZATION_VERSION, Kind, Value, boolean, f32, string, u32
+from gguf_mla.errors import InputError
+from gguf_mla.plan.assign import assign
+from gguf_mla.plan.jobs import Plan, TensorJob
+from gguf_mla.recipes import COPY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from gguf_mla.importance.matrix import Imatrix
+    from gguf_mla.plan.budgeted import Measure
+    from gguf_mla.plan.draft import Content
+    from gguf_mla.plan.jobs import Untyped
+    from gguf_mla.recipes import Budget, FileType, Overrides
+
+PLAIN = ("F32", "F16", "BF16")
+OVERRIDE_FORM = "KEY=TYPE:VALUE with TYPE int, float, bool or str"
+
+
+def plan_quantization(
+    content: Content,
+    targets: Sequence[FileType | Budget],
+    overrides: Overrides,
+    imatrix: Imatrix | None = None,
+    measure: Measure | None = None,
+    *,
+    allow_requantize: bool = False,
+    settings: Sequence[str] = (),
+) -> list[tuple[Plan, FileType]]:
+    """Return a plan for each file type; metadata keep their order, unknown ones stay as they are.
+
+    `settings` are `KEY=TYPE:VALUE`; `measure` is what a budget needs. Raises InputError for a tensor that would be
+    quantized a second time, unless `allow_requantize`, and for types that need importance where there is none.
+    """
+    plans = []
+    for target in targets:
+        got, jobs, warnings = assign(content.tensors, target, content.metadata, overrides, imatrix, measure=measure)
+        if not allow_requantize:
+            _check_requantizing(content, jobs)
+        metadata = _metadata(content, got, imatrix, settings)
+        plans.append((Plan(metadata, jobs, content.dropped, (*content.warnings, *warnings)), got))
+    return plans
+
+
+def plan_copy(content: Content, new_type: str | None = None) -> Plan:
+    """Return a plan that changes no type but those of transposed tensors, which have to be encoded anew.
+
+    `new_type` is theirs; by default each keeps the type of its other half where the rows of that are kept, and
+    otherwise gets the nearest type that fits its rows. InputError for a type that does not fit or needs importance.
+    """
+    jobs = tuple(_copied(tensor, new_type, content.path) for tensor in content.tensors)
+    return Plan(content.metadata, jobs, content.dropped, content.warnings)
+
+
+def _copied(tensor: Untyped, new_type: str | None, path: Path) -> TensorJob:
+    name, shape, parts, stored = tensor.name, tensor.shape, tensor.parts, tensor.stored
+    if any(part.transposed for part in parts):
+        kind = new_type or tensor.ggml_type or _nearest(stored, shape[-1])
+        _check_type(kind, tensor, path)
+        return TensorJob(name, shape, kind, parts, stored, "transposed, so encoded anew")
+    return TensorJob(name, shape, str(tensor.ggml_type), parts, stored, "copied")
+
+
+def _nearest(stored: str, cols: int) -> str:
+    """Return the type that loses least: floats lose nothing as themselves, blocks of 32 fit rows that others do not."""
+    return stored if stored in PLAIN else "Q8_0" if ggtypes.by_name("Q8_0").fits(cols) else "F16"
+
+
+def _check_type(kind: str, tensor: Untyped, path: Path) -> None:
+    found = ggtypes.types().get(kind)
+    if found is None or found.needs_importance or not found.fits(tensor.shape[-1]):
+        raise InputError(
+            f"cannot be encoded as {kind}",
+            file=path,
+            tensor=tensor.name,
+            expected=f"a type that needs no importance and fits rows of {tensor.shape[-1]}",
+            found=kind,
+            remedy="Name another type, Q8_0 loses little",
+        )
+
+
+def _check_requantizing(content: Content, jobs: Sequence[TensorJob]) -> None:
+    fine = (*PLAIN, None)  # None: a tensor that has to be encoded in any case
+    changed = [job for t, job in zip(content.tensors, jobs, strict=True) if t.ggml_type not in (*fine, job.type)]
+    if changed:
+        first = changed[0]
+        raise InputError(
+            f"is already quantized as {first.stored} and would become {first.type}, which loses twice",
+            file=content.path,
+            tensor=first.name,
+            remedy="Quantize from an F16, BF16 or F32 file, or give --allow-requantize",
+        )
+
+
+def _metadata(content: Content, target: FileType, imatrix: Imatrix | None, settings: Sequence[str]) -> dict[str, Value]:
+    stated = {"general.quantization_version": u32(QUANTIZATION_VERSION)}
+    if target is not COPY:
+        stated["general.file_type"] = u32(target.id)
+    if imatrix is not None and not target.plain and target is not COPY:
+        stated |= imatrix.metadata()
+    return override({**content.metadata, **stated}, settings)
+
+
+def override(metadata: Mapping[str, Value], settings: Iterable[str]) -> dict[str, Value]:
+    """Return metadata with `KEY=TYPE:VALUE` settings applied; a key that is there keeps its place."""
+    changed = dict(metadata)
+    for setting in settings:
+        key, _, rest = setting.partition("=")
+        kind, colon, text = rest.partition(":")
+        if not key or not colon or kind not in _READERS:
+            raise InputError("--override-kv cannot be read", expected=OVERRIDE_FORM, found=repr(setting))
+        changed[key] = _value(kind, text, changed.get(key), setting)
+    return changed
+
+
+def _value(kind: str, text: str, present: Value | None, setting: str) -> Value:
+    try:
+        value = _READERS[kind](text)
+    except (ValueError, KeyError):
+        raise InputError(f"--override-kv: {text!r} is no {kind}", expected=OVERRIDE_FORM, found=repr(setting)) from None
+    same = present is not None and kind == "int" and present.kind in _INTEGERS
+    # A whole number keeps the width that readers expect under its key.
+    return Value(present.kind, value.data) if same and present is not None else value
+
+
+def _integer(text: str) -> Value:
+    number = int(text)
+    return Value(Kind.U32 if 0 <= number < 1 << 32 else Kind.I64, number)
+
+
+_INTEGERS = (Kind.U8, Kind.I8, Kind.U16, Kind.I16, Kind.U32, Kind.I32, Kind.U64, Kind.I64)
+_READERS = {
+    "int": _integer,
+    "float": lambda text: f32(float(text)),
+    "bool": lambda text: boolean({"true": True, "false": False}[text]),
+    "str": string,
+}

@@ -1,0 +1,104 @@
+"""Whether two sides of sparse attention choose the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_mla.forward import indexer
+from gguf_mla.forward.attention import unseen
+from gguf_mla.forward.choice import Chooser
+from verify.measures import Agreement, Sums
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.forward.indexer import Index
+
+    Floats = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
+    Mask = NDArray[np.bool_]
+
+
+TIE = 1e-5  # of a query's largest score: float32 sums of some thousand products
+
+
+class Follower(Chooser):
+    """Chooses for itself, but lets its last sequences attend to what the reference chose for the same input.
+
+    So a difference of the attention is one of the attention, and `agreement` says how far the choices are the same.
+    """
+
+    def __init__(self, reference: Chooser) -> None:
+        super().__init__()
+        self.agreement: ChoiceAgreement | None = None
+        self._reference = reference
+
+    def take(self, indexes: Sequence[Index] | None, top_k: int) -> Sequence[Numbers]:
+        """Return the own choice of the first sequences, and the reference's of as many as it has."""
+        own, followed = super().take(indexes, top_k), self._reference.chosen
+        alone = len(own) - len(followed)
+        self.agreement = None
+        if indexes is not None:
+            self.agreement = compare(self._reference, indexes[alone:], own[alone:])
+        return [*own[:alone], *followed]
+
+
+@dataclass(frozen=True)
+class ChoiceAgreement:
+    """How far two indexers agree on the same input.
+
+    sets    queries that had to choose, having more tokens before them than they may attend to
+    same    of these, how many chose the same tokens, but for ties
+    wrong   how many queries chose another number of tokens
+    common  the part of the chosen tokens that both chose
+    scores  how far the scores are apart
+    """
+
+    sets: int
+    same: int
+    wrong: int
+    common: float
+    scores: Agreement
+
+
+def compare(reference: Chooser, indexes: Sequence[Index], chosen: Sequence[Numbers]) -> ChoiceAgreement:
+    """Compare choices and scores with the reference's for the same sequences, a block of queries at a time."""
+    sums, counts = Sums(), np.zeros(5, np.int64)
+    for ours, theirs, expected, found in zip(reference.indexes, indexes, reference.chosen, chosen, strict=True):
+        for block in indexer.blocks(ours):
+            scores = indexer.scores(ours, block.start, block.stop)
+            seen = scores != -np.inf
+            sums.add(indexer.scores(theirs, block.start, block.stop)[seen], scores[seen])
+            counts += _counts(expected[block], found[block], scores)
+    sets, same, wrong, common, every = counts.tolist()
+    return ChoiceAgreement(sets, same, wrong, common / every, sums.agreement())
+
+
+def _counts(expected: Numbers, found: Numbers, scores: Floats) -> Numbers:
+    """Return of some queries the sets with a choice, those that are the same, wrong sizes, common and all tokens."""
+    ours, theirs = (~unseen(chosen, *scores.shape) for chosen in (expected, found))
+    had_to_choose = ours.sum(axis=1) < (scores != -np.inf).sum(axis=1)
+    same = same_choice(expected, found, scores)
+    wrong = ours.sum(axis=1) != theirs.sum(axis=1)
+    return np.array([had_to_choose.sum(), (had_to_choose & same).sum(), wrong.sum(), (ours & theirs).sum(), ours.sum()])
+
+
+def same_choice(first: Numbers, second: Numbers, scores: Floats) -> Mask:
+    """Return of every query whether two choices [T, K] are the same, given its scores [T, S], bool [T].
+
+    They are if they have as many tokens and those that only one of them has score the same, up to TIE.
+    """
+    ours, theirs = (~unseen(chosen, *scores.shape) for chosen in (first, second))
+    apart = ours ^ theirs
+    highest = np.where(apart, scores, -np.inf).max(axis=1)
+    lowest = np.where(apart, scores, np.inf).min(axis=1)
+    largest = np.where(scores == -np.inf, 0, np.abs(scores)).max(axis=1)
+    with np.errstate(invalid="ignore"):  # inf - inf where a token is behind the query, which is no tie
+        tied = highest - lowest <= np.float32(TIE) * largest
+    same: Mask = (ours.sum(axis=1) == theirs.sum(axis=1)) & (tied | ~apart.any(axis=1))
+    return same

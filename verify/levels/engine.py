@@ -1,0 +1,131 @@
+"""A real llama.cpp beside our own forward pass: both read the candidate, so they have to say the same.
+
+llama.cpp rounds activations (to BF16, F16, or 8 bits for quantized weights), so only an F32 file can agree to the last
+digits; of the others only the divergence is judged.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_mla.errors import InputError, MachineError
+from gguf_mla.forward import layers, walk
+from verify.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.forward.model import Yarn
+    from gguf_mla.forward.tensors import Weights
+
+LEVEL = "engine"
+LENGTHS = (8, 16, 32, 64, 128)  # tokens of the prompts
+LISTED = 2048  # likeliest tokens that are compared
+LETTER = 68  # a plain letter in every byte-level vocabulary of the family
+EXACT = 2e-4  # largest |Δ log-probability| for a file in F32: float32 sums in another order; 1.4e-4 measured
+ROUNDED = 0.02  # mean divergence for other files, in nats
+
+
+@dataclass(frozen=True)
+class EngineAgreement:
+    """What llama.cpp says after a prompt, against our forward pass over the same file.
+
+    difference  largest |Δ log-probability| over the likeliest tokens
+    kld         divergence of llama.cpp's distribution over them from ours, in nats
+    same_top    whether the likeliest token is the same
+    """
+
+    length: int
+    difference: float
+    kld: float
+    same_top: bool
+
+
+def compare_engine(path: Path, candidate: Weights, tokens: NDArray[np.int64], threads: int) -> list[EngineAgreement]:
+    """Ask llama.cpp for what follows prefixes of one token sequence [T]; MachineError when it cannot load the file."""
+    lengths = [length for length in LENGTHS if length <= tokens.size] or [tokens.size]
+    engine = _Engine(path, threads, max(lengths) + 8, candidate.model.yarn)
+    ours = _log_probabilities(candidate, tokens[: max(lengths)], lengths)
+    count = min(LISTED, candidate.model.vocab)
+    return [
+        _compare(length, expected, *engine.next_tokens(tokens[:length].tolist(), count))
+        for length, expected in zip(lengths, ours, strict=True)
+    ]
+
+
+def _log_probabilities(weights: Weights, tokens: NDArray[np.int64], lengths: Sequence[int]) -> NDArray[Any]:
+    """Return our log-probabilities behind prefixes, float64 [prefixes, vocabulary]."""
+    last = walk.hidden_states(weights, tokens[None])[0, np.array(lengths) - 1]
+    logits = np.concatenate([piece for _, piece in layers.logits(weights, last)], axis=1).astype(np.float64)
+    normalised: NDArray[Any] = logits - _log_sum_exp(logits)
+    return normalised
+
+
+def _compare(length: int, ours: NDArray[Any], ids: NDArray[Any], theirs: NDArray[Any]) -> EngineAgreement:
+    # llama.cpp's probabilities add up to 1.0001 … 1.0004: both are normalised over the tokens that are listed.
+    expected, found = ours[ids] - _log_sum_exp(ours[ids]), theirs - _log_sum_exp(theirs)
+    kld = float((np.exp(expected) * (expected - found)).sum())
+    return EngineAgreement(length, float(np.abs(found - expected).max()), max(kld, 0.0), bool(ids[0] == ours.argmax()))
+
+
+def _log_sum_exp(x: NDArray[Any]) -> Any:
+    peak = x.max(axis=-1, keepdims=True)
+    return peak + np.log(np.exp(x - peak).sum(axis=-1, keepdims=True))
+
+
+def judge(results: Sequence[EngineAgreement], *, exact: bool) -> Finding | None:
+    """Return what llama.cpp computes otherwise; `exact` for a file whose matrices are all F32."""
+    worst = max(result.difference for result in results)
+    mean = sum(result.kld for result in results) / len(results)
+    if exact and worst > EXACT:
+        what = "computes otherwise than the forward pass: largest |Δ log-probability|"
+        return Finding(LEVEL, "llama.cpp", what, f"at most {EXACT:g} for F32", f"{worst:.3g}")
+    if mean > ROUNDED:
+        what = "computes otherwise than the forward pass: mean KL divergence"
+        return Finding(LEVEL, "llama.cpp", what, f"at most {ROUNDED:g}", f"{mean:.3g}")
+    return None
+
+
+class _Engine:
+    """One loaded llama.cpp, in float32 as far as it goes: F32 cache, and no flash attention, which lowers it."""
+
+    def __init__(self, path: Path, threads: int, context: int, yarn: Yarn | None) -> None:
+        try:
+            import xllamacpp  # noqa: PLC0415 - optional
+        except ImportError:
+            raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'") from None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = params.n_batch = params.n_ubatch = max(256, context)
+        params.n_parallel, params.n_gpu_layers = 1, 0
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if yarn is not None:  # it does not read these of a deepseek2 file, so they are said as its user has to say them
+            params.yarn_beta_fast, params.yarn_beta_slow = yarn.fast, yarn.slow
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.fit_params = params.warmup = False
+        params.verbosity = -1
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise MachineError(f"llama.cpp cannot load it ({error})", file=path) from None
+
+    def next_tokens(self, prompt: list[int], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the likeliest tokens after a prompt and their log-probabilities, likeliest first."""
+        # An answer that is the end token or half a character carries no list, so it is forced to be a letter; the
+        # listed values are those before that.
+        request = {
+            "prompt": prompt, "temperature": 1.0, "samplers": [], "cache_prompt": False, "max_tokens": 1,
+            "n_probs": count, "logit_bias": [[LETTER, 1000.0]],
+        }  # fmt: skip
+        answer = self._server.handle_completions(request)
+        content = json.loads(answer) if isinstance(answer, str) else answer
+        listed = content["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return np.array([entry["id"] for entry in listed]), np.array([entry["logprob"] for entry in listed])

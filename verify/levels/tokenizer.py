@@ -1,0 +1,98 @@
+"""The candidate's tokenizer against the reference's: its tokenizer files, or another GGUF file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla.sources.folder import read_json
+from gguf_mla.text import ranks
+from verify.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+PREFIX = "tokenizer.ggml."
+SPACE = "Ġ"  # how the byte alphabet writes a space
+NAMED = {"bos_token": "bos_token_id", "eos_token": "eos_token_id"}
+STATED = ("add_bos_token", "add_eos_token")
+
+
+def against_files(
+    directory: Path, metadata: Mapping[str, Any], vocab: int, stated: Mapping[str, bool]
+) -> Iterator[Finding]:
+    """Yield what the candidate says otherwise than the checkpoint's tokenizer files, or `stated` in their place."""
+    tokenizer = _read_tokenizer(directory)
+    config_file = directory / "tokenizer_config.json"
+    config = {**(read_json(config_file) if config_file.is_file() else {}), **stated}
+    ids = expected_ids(tokenizer, config)
+    yield from _tokens(ids, metadata.get(PREFIX + "tokens", ()), vocab)
+    yield from _first_difference("merges", _merges(tokenizer), metadata.get(PREFIX + "merges", ()))
+    for name, key in NAMED.items():
+        content = _content(config.get(name))
+        if content in ids and metadata.get(PREFIX + key) != ids[content]:
+            yield _wrong(key, f"{ids[content]}, {content!r}", metadata.get(PREFIX + key))
+    for key in STATED:
+        if isinstance(config.get(key), bool) and metadata.get(PREFIX + key, False) != config[key]:
+            yield _wrong(key, config[key], metadata.get(PREFIX + key))
+
+
+def _read_tokenizer(directory: Path) -> dict[str, Any]:
+    """Return tokenizer.json, or what stands in its place in tiktoken.model."""
+    path = directory / ranks.FILE
+    if (directory / "tokenizer.json").is_file() or not path.is_file():
+        return read_json(directory / "tokenizer.json")
+    found = ranks.read_bpe(path)
+    return {"model": {"vocab": found.vocab, "merges": found.merges}}
+
+
+def expected_ids(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
+    """Return every token's id; added tokens win over the model's own."""
+    listed = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+    more = {token["content"]: int(number) for number, token in (config.get("added_tokens_decoder") or {}).items()}
+    return {**tokenizer["model"]["vocab"], **listed, **more}
+
+
+def _tokens(ids: Mapping[str, int], tokens: Sequence[str], vocab: int) -> Iterator[Finding]:
+    if len(tokens) != vocab:
+        yield _wrong("tokens", f"{vocab} tokens, a row of the embedding each", len(tokens))
+        return
+    for content, number in sorted(ids.items(), key=lambda item: item[1]):
+        # Tokens added for the user are written with plain spaces, which engines look for literally.
+        if number < vocab and tokens[number] not in (content, content.replace("▁", " ")):
+            yield Finding(
+                "structure", PREFIX + "tokens", f"token {number} is another", repr(content), repr(tokens[number])
+            )
+            return
+
+
+def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
+    merges = tokenizer["model"]["merges"]
+    return [m if isinstance(m, str) else " ".join(part.replace(" ", SPACE) for part in m) for m in merges]
+
+
+def against_file(reference: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what the candidate says otherwise than another GGUF file."""
+    for key in ("tokens", "merges", "token_type"):
+        yield from _first_difference(key, reference.get(PREFIX + key, ()), metadata.get(PREFIX + key, ()))
+    for key in ("pre", *NAMED.values(), *STATED):
+        if reference.get(PREFIX + key) != metadata.get(PREFIX + key):
+            yield _wrong(key, reference.get(PREFIX + key), metadata.get(PREFIX + key))
+
+
+def _first_difference(key: str, expected: Sequence[Any], found: Sequence[Any]) -> Iterator[Finding]:
+    if len(expected) != len(found):
+        yield _wrong(key, f"{len(expected)} entries", len(found))
+        return
+    for number, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+        if ours != theirs:
+            yield Finding("structure", PREFIX + key, f"entry {number} is another", repr(ours), repr(theirs))
+            return
+
+
+def _wrong(key: str, expected: object, found: object) -> Finding:
+    return Finding("structure", PREFIX + key, "is wrong", expected, "nothing" if found is None else found)
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token

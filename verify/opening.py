@@ -1,0 +1,157 @@
+"""Opening the two sides of a proof."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla.container.splits import open_gguf_parts
+from gguf_mla.errors import InputError
+from gguf_mla.families import family_of
+from gguf_mla.forward.of_config import model_of_config
+from gguf_mla.forward.of_gguf import model_of_gguf
+from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
+from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources.config import Config
+from verify.findings import Finding
+from verify.levels import structure, tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from gguf_mla.container.splits import GgufParts
+    from gguf_mla.forward.model import Model
+    from verify.limits import Limits
+
+ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa")
+SPARSE, LIGHT = "deepseek32", "deepseek2"  # a model with sparse attention, and what it is written as without
+BOS_FIRST = ("DeepseekV32ForCausalLM",)  # published prompt scripts write the bos, so its tokenizer files say otherwise
+CLASSES = (
+    "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is taken for right: its weights, its architecture in GGUF's terms, its directory or its file.
+
+    `warnings` are sentences on what llama.cpp computes otherwise from a file that is right; `bos_first`: a text begins
+    with bos whatever the tokenizer's files say.
+    """
+
+    weights: CheckpointWeights | GgufWeights
+    architecture: str
+    directory: Path | None
+    file: GgufParts | None
+    warnings: tuple[str, ...] = ()
+    bos_first: bool = False
+
+    def with_model(self, **changes: Any) -> Reference:
+        """Return the reference taken for another model."""
+        weights = self.weights
+        return replace(self, weights=replace(weights, model=replace(weights.model, **changes)))
+
+    def tokenizer_findings(self, candidate: GgufParts) -> list[Finding]:
+        """Return what is wrong with the candidate's tokenizer."""
+        if self.directory is not None:
+            stated = {"add_bos_token": True} if self.bos_first else {}
+            return list(tokenizer.against_files(self.directory, candidate.metadata, self.weights.model.vocab, stated))
+        assert self.file is not None  # noqa: S101 - one of the two is there
+        return list(tokenizer.against_file(self.file.metadata, candidate.metadata))
+
+
+def open_reference(path: Path) -> Reference:
+    """Open a checkpoint directory or a GGUF file; InputError for what is neither or no MLA model."""
+    if path.is_dir():
+        checkpoint = open_checkpoint(path)
+        config = Config(checkpoint.config, path / "config.json")
+        family = family_of(config)
+        name = config.content["architectures"][0]
+        _check("class", CLASSES, name, path)
+        weights = CheckpointWeights(checkpoint, model_of_config(config, checkpoint.tensors))
+        warnings = tuple(family.warnings(config))
+        return Reference(weights, family.architecture, path, None, warnings, bos_first=name in BOS_FIRST)
+    file = open_gguf_parts(path)
+    architecture = str(file.metadata.get("general.architecture"))
+    _check("architecture", ARCHITECTURES, architecture, path)
+    return Reference(GgufWeights(file, model_of_gguf(file)), architecture, None, file)
+
+
+def _check(what: str, known: tuple[object, ...], found: object, path: Path) -> None:
+    if found not in known:
+        expected = " or ".join(map(str, known))
+        raise InputError(f"a model of this {what} cannot be verified", file=path, expected=expected, found=found)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The file to be proven, opened.
+
+    `reference` is what to hold against it, without what it leaves out on purpose, which `warnings` name; `findings`
+    are what its structure has wrong.
+    """
+
+    weights: GgufWeights
+    findings: tuple[Finding, ...]
+    reference: Reference
+    warnings: tuple[str, ...] = ()
+
+    def coarsest(self, names: Iterable[str], limits: Limits) -> str:
+        """Return the type that may err most among some tensors."""
+        held = {t.type for t in self.weights.file.tensors.values() if t.name in set(names) and len(t.shape) > 1}
+        return max(held, key=lambda name: limits.of(name).rms)
+
+    def shares(self) -> dict[str, float]:
+        """Return which part of the values has which type, the largest part first."""
+        values: Counter[str] = Counter()
+        for tensor in self.weights.file.tensors.values():
+            values[tensor.type] += tensor.rows * tensor.shape[-1]
+        return {name: count / values.total() for name, count in values.most_common()}
+
+
+def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
+    """Open the file to be proven and look at its structure; a Finding when that cannot even be read."""
+    try:
+        file = open_gguf_parts(path)
+    except InputError as error:
+        if error.tensor is None:
+            raise
+        return Finding(structure.LEVEL, error.tensor, error.what, error.expected, error.found)
+    architecture = file.metadata.get("general.architecture")
+    reference, warnings = _light(reference) if architecture == LIGHT else (reference, ())
+    if architecture != reference.architecture:
+        return Finding(structure.LEVEL, "general.architecture", "is another", reference.architecture, architecture)
+    try:
+        model = model_of_gguf(file)
+    except InputError as error:
+        return Finding(structure.LEVEL, "metadata", error.what, error.expected, error.found)
+    findings = [*structure.compare_models(reference.weights.model, model, reference.architecture)]
+    reference, left_out = _without_predictors(reference, model)
+    findings += structure.check_layout(file, reference.weights.model, reference.architecture)
+    findings += structure.check_tensors(file, reference.weights.model)
+    findings += reference.tokenizer_findings(file)
+    return Candidate(GgufWeights(file, model), tuple(findings), reference, (*warnings, *left_out))
+
+
+def _light(reference: Reference) -> tuple[Reference, tuple[str, ...]]:
+    """Return a reference with sparse attention as the dense model that it can also be written as, and a warning."""
+    indexer = reference.weights.model.indexer
+    if reference.architecture != SPARSE or indexer is None:
+        return reference, ()
+    warning = (
+        "The file leaves out the indexer, so all tokens are attended to; it is compared with the reference without "
+        f"one, which computes the same up to {indexer.top_k} tokens."
+    )
+    return replace(reference.with_model(indexer=None), architecture=LIGHT), (warning,)
+
+
+def _without_predictors(reference: Reference, candidate: Model) -> tuple[Reference, tuple[str, ...]]:
+    """Return the reference without the prediction layers that a candidate leaves out, and a warning if it does."""
+    left_out = reference.weights.model.predictors
+    if candidate.predictors or not left_out:
+        return reference, ()
+    warning = f"The file leaves out the reference's multi-token prediction (layers: {left_out})."
+    return reference.with_model(predictors=0), (warning,)

@@ -1,0 +1,140 @@
+"""A proof as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gguf_mla import __version__, units
+from gguf_mla.errors import MachineError
+from gguf_mla.forward.tensors import split_name
+from verify.report import plots
+from verify.report.terminal import (
+    CHOICE_HEADER,
+    ENGINE_HEADER,
+    choice_rows,
+    engine_rows,
+    predicted_title,
+    score_rows,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from verify.job import Proof
+    from verify.levels.weights import TensorError
+
+STYLE = Path(__file__).with_name("page.css")
+
+
+def write_page(proof: Proof, path: Path) -> None:
+    """Write the page; MachineError when it cannot be written."""
+    try:
+        path.write_text(page(proof), encoding="utf-8")
+    except OSError as error:
+        raise MachineError(f"the report cannot be written ({error.strerror})", file=path) from None
+
+
+def page(proof: Proof) -> str:
+    """Return the page as HTML text."""
+    name = escape(proof.request.candidate.name)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>{''.join(_sections(proof))}</main></body></html>\n"
+    )
+
+
+def _sections(proof: Proof) -> Iterator[str]:
+    yield _head(proof)
+    if proof.findings:
+        items = "".join(f"<p><b>{escape(f.level)}</b> {escape(f.sentence)}</p>" for f in proof.findings)
+        yield f'<h2>What is wrong</h2><div class="findings">{items}</div>'
+    yield from (f'<p class="soft">{escape(warning)}</p>' for warning in proof.warnings)
+    if proof.candidate is not None:
+        yield _sizes(proof)
+    if proof.tensors:
+        yield _map(proof)
+        yield _section("Worst tensors", _table(*worst(proof.tensors)))
+    if proof.attention:
+        yield _layers(proof)
+    if choices := choice_rows(proof.layers or proof.attention):
+        yield _section("What the indexers choose", _table(CHOICE_HEADER, choices))
+    if proof.scores is not None:
+        histogram = plots.histogram(proof.scores.kld.tolist(), "KL divergence of a token, nats")
+        yield _section("Predictions", histogram + _table(("", "value"), score_rows(proof.scores)))
+    for distance, scores in enumerate(proof.predicted, 2):
+        yield _section(predicted_title(distance).capitalize(), _table(("", "value"), score_rows(scores)))
+    if proof.engine:
+        yield _section("llama.cpp beside the forward pass", _table(ENGINE_HEADER, engine_rows(proof.engine)))
+
+
+def _head(proof: Proof) -> str:
+    word, kind = ("right", "good") if proof.right else ("wrong", "bad")
+    levels = ", ".join(f"{level} {seconds:.1f} s" for level, seconds in proof.seconds.items())
+    candidate, reference = (escape(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
+    return (
+        f'<h1>{candidate} is <span class="{kind}">{word}</span></h1>'
+        f'<p class="soft">against {reference}; looked at: {levels}; gguf-mla {__version__}</p>'
+    )
+
+
+def _sizes(proof: Proof) -> str:
+    sizes: Counter[str] = Counter()
+    for tensor in proof.candidate.weights.file.tensors.values() if proof.candidate else ():
+        sizes[tensor.type] += tensor.nbytes
+    total = sizes.total()
+    rows = [(name, units.size(size), f"{100 * size / total:.1f} %") for name, size in sizes.most_common()]
+    bar = plots.shares(dict(sizes.most_common()))
+    return _section("Size by type", bar + _table(("type", "size", "share"), rows))
+
+
+def _map(proof: Proof) -> str:
+    """Return tensor groups by layers, coloured by how much of its limit a tensor's RMS error takes."""
+    groups: dict[str, dict[int | None, TensorError]] = defaultdict(dict)
+    for tensor in proof.tensors:
+        layer, rest = split_name(tensor.name)
+        groups[rest.removesuffix(".weight")][layer] = tensor
+    layers = sorted({layer for cells in groups.values() for layer in cells if layer is not None})
+    head = "".join(f"<th>{layer if layer % 5 == 0 else ''}</th>" for layer in layers)
+    rows = [
+        f"<tr><td>{escape(group)}</td>"
+        + "".join(_cell(cells.get(layer), proof) for layer in (layers if None not in cells else [None]))
+        + "</tr>"
+        for group, cells in groups.items()
+    ]
+    table = f'<div class="scroll"><table class="map"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    note = '<p class="soft">A column per layer. The darker, the more of its type\'s limit the RMS error takes.</p>'
+    return _section("Error by tensor", note + table)
+
+
+def _cell(tensor: TensorError | None, proof: Proof) -> str:
+    if tensor is None:
+        return "<td></td>"
+    share = tensor.rms / proof.request.limits.of(tensor.type).rms
+    colour = "var(--bad)" if share > 1 else "var(--c0)"
+    strength = round(100 * min(max(share, 0.06), 1))
+    title = f"{tensor.name}, {tensor.type}: RMS error {tensor.rms:.3g}, worst row {tensor.row_rms:.3g}"
+    background = f"color-mix(in srgb, {colour} {strength}%, var(--paper))"
+    return f'<td style="background:{background}" title="{escape(title)}"></td>'
+
+
+def _layers(proof: Proof) -> str:
+    series = {"attention": [result.measured.wmape for result in proof.attention]}
+    if proof.layers:
+        series["whole layer"] = [result.measured.wmape for result in proof.layers]
+    note = '<p class="soft">What a layer adds to the same input, candidate against reference.</p>'
+    return _section("Layer by layer", note + plots.lines(series, "WMAPE"))
+
+
+def _section(title: str, content: str) -> str:
+    return f"<h2>{escape(title)}</h2>{content}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
