@@ -165,5 +165,6 @@ def _tokens(proof: Proof, reference: Reference) -> NDArray[np.int64]:
     metadata = _opened(proof).weights.file.metadata
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", False)
     bos = metadata.get("tokenizer.ggml.bos_token_id") if adds_bos else None
-    tokens = read_tokens(request.text, request.tokens, reference, bos)
+    vocab = reference.weights.model.vocab
+    tokens = read_tokens(request.text, request.tokens, reference.directory, vocab, bos)
     return logits.chunks(tokens, request.context, request.chunks, bos)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-    from verify.opening import Reference
-
     Numbers = NDArray[np.int64]
 
 # textwrap.py of CPython 3.11, under the Python Software Foundation License.
@@ -25,20 +23,21 @@ SAMPLE = Path(__file__).parent / "sample.txt"
 LEAST = 8  # tokens
 
 
-def read_tokens(text: Path | None, tokens: Path | None, reference: Reference, bos: int | None) -> Numbers:
+def read_tokens(text: Path | None, tokens: Path | None, directory: Path | None, vocab: int, bos: int | None) -> Numbers:
     """Return token ids, int64 [N].
 
-    tokens  a .npy array of integers, or ids as text
-    text    UTF-8, tokenized by the reference's tokenizer files, behind `bos` where the model wants one; the sample when
-            neither is given
+    tokens     a .npy array of integers, or ids as text
+    text       UTF-8, tokenized by the tokenizer files in `directory`, after `bos` where the model wants one; the sample
+               when neither is given
+    directory  of the checkpoint; None for a GGUF file, which has no such files
+    vocab      how many ids there are
 
     Raises InputError for a file that cannot be read, ids outside the vocabulary, and a text without a tokenizer.
     """
     file = tokens or text or SAMPLE
-    ids = _ids(tokens) if tokens else np.append([] if bos is None else [bos], _tokenized(file, reference)).astype(int)
+    ids = _ids(tokens) if tokens else np.append([] if bos is None else [bos], _tokenized(file, directory)).astype(int)
     if ids.size < LEAST:
         raise InputError("there is too little text", file=file, expected=f"{LEAST} tokens or more", found=ids.size)
-    vocab = reference.weights.model.vocab
     if ids.min() < 0 or ids.max() >= vocab:
         raise InputError(
             "a token is outside the vocabulary",
@@ -67,17 +66,16 @@ def _ids(file: Path) -> Numbers:
     return ids
 
 
-def _tokenized(file: Path, reference: Reference) -> Numbers:
+def _tokenized(file: Path, directory: Path | None) -> Numbers:
     try:
         text = file.read_text("utf-8")
     except OSError as error:
         raise unreadable(file, error) from None
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", file=file) from None
-    if reference.directory is None:
+    if directory is None:
         raise InputError(
             "a GGUF file as reference has no tokenizer.json to read a text with",
-            file=reference.file.path if reference.file else None,
             remedy="Give token ids with --tokens",
         )
     try:
@@ -86,7 +84,7 @@ def _tokenized(file: Path, reference: Reference) -> Numbers:
         raise InputError(
             "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
         ) from None
-    return np.array(_tokenizer(reference.directory).encode(text, add_special_tokens=False).ids, np.int64)
+    return np.array(_tokenizer(directory).encode(text, add_special_tokens=False).ids, np.int64)
 
 
 def _tokenizer(directory: Path) -> Tokenizer:
