@@ -50,7 +50,7 @@ def test_a_failure_is_a_sentence_and_a_status(
 
 def test_every_command_has_a_help_that_imports_no_heavy_module() -> None:
     program = (
-        "import sys; from click.testing import CliRunner; from gguf_mla.cli import main\n"
+        "import sys; from click.testing import CliRunner; from gguf_mla.cli.main import main\n"
         "names = main.list_commands(None); assert {'convert', 'demo', 'inspect'} <= set(names), names\n"
         "for name in names: assert CliRunner().invoke(main, [name, '--help']).exit_code == 0, name\n"
         "print(sorted({'numpy', 'numba', 'gguf', 'torch', 'tqdm'} & set(sys.modules)))"
