@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla.cli.table import table
-from gguf_mla.stream import uses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -205,6 +204,7 @@ def _verify_source(job: Job, options: RunOptions) -> None:
 def _try_device(job: Job, options: RunOptions) -> None:
     """Have a device other than the CPU show that it gives the same bytes."""
     from gguf_mla.codec import trial  # noqa: PLC0415 - `--help` must not pay for it
+    from gguf_mla.stream import uses  # noqa: PLC0415
 
     device, plans = options.place(), [plan for plan, _ in job.outputs]
     if device.name == "cpu":
