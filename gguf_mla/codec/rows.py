@@ -161,6 +161,7 @@ def quantize(
     """Encode [rows, cols] or [n, rows, cols] as a ggml type, on `threads` threads (default: one per core).
 
     importance is float32 [cols], or [n, cols] for a 3-D tensor: one row per expert or head ([cols] serves all).
+    search says whose search for scales and levels runs: "ggml", or another that the type's file has.
     Returns uint8 [rows, row_bytes] or [n, rows, row_bytes]; the bytes do not depend on `threads` or `device`.
     """
     tensor_type, opened = ggtypes.by_name(type), open_device(device)

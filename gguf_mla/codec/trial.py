@@ -44,7 +44,7 @@ class Use:
 
 @functools.cache
 def golden_rows() -> Array:
-    """Return the known rows, float32 [rows, COLS]; the same on every machine with this numpy."""
+    """Return the known rows, float32 [rows, COLS]; the same in every run with one version of numpy."""
     rng = np.random.default_rng(2025)
     normal = rng.standard_normal((len(SCALES), COLS)) * np.array(SCALES)[:, np.newaxis]
     position = np.arange(COLS)
