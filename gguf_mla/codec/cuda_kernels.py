@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numba import config, cuda, float32
 
@@ -83,6 +83,29 @@ def special_kernel(values: Any, found: Any) -> None:
         found[0] = 1
 
 
+class Kernel(NamedTuple):
+    """One of the functions above and what it is bound over: a type and the name of a formula in its file, if any."""
+
+    body: Any
+    type: TensorType | None = None
+    formula: str = ""
+
+
+SPREAD, SPECIAL = Kernel(spread_kernel), Kernel(special_kernel)
+
+
+def encoder(encoding: Encoding) -> Kernel:
+    """Return the kernel of one encoding of blocks."""
+    return Kernel(encode_weighted_kernel if encoding.weighted else encode_kernel, encoding.type, encoding.formula)
+
+
+def decoder(tensor_type: TensorType) -> Kernel:
+    """Return the kernel that decodes a type: of floats, F16 or BF16."""
+    if tensor_type.block == 1:
+        return Kernel(widen_kernel, tensor_type, "decode_value")
+    return Kernel(decode_kernel, tensor_type, "decode_block")
+
+
 @functools.cache
 def binder() -> Binder:
     """Return the binder for this machine's lanes."""
@@ -91,42 +114,30 @@ def binder() -> Binder:
     return Binder(import_module("gguf_mla.lanes.thread"), cuda.jit(device=True, inline="always"))
 
 
-def encoder(encoding: Encoding) -> Any:
-    """Return the kernel of one encoding of blocks."""
-    return function(encode_weighted_kernel if encoding.weighted else encode_kernel, encoding.type, encoding.formula)
-
-
-def decoder(tensor_type: TensorType) -> Any:
-    """Return the kernel that decodes a type: of floats, F16 or BF16."""
-    if tensor_type.block == 1:
-        return function(widen_kernel, tensor_type, "decode_value")
-    return function(decode_kernel, tensor_type, "decode_block")
-
-
 @functools.cache
-def function(kernel: Any, tensor_type: TensorType | None = None, formula_name: str = "") -> Any:
-    """Return the Python function of a kernel, bound to this machine's lanes and to a type's formula, if it has one."""
-    if tensor_type is None:
-        return binder().rebind(kernel, {}, kernel.__name__.removesuffix("_kernel"))
+def function(kernel: Kernel) -> Any:
+    """Return the Python function of a kernel, bound to this machine's lanes and its type's formula."""
+    if kernel.type is None:
+        return binder().rebind(kernel.body, {}, kernel.body.__name__.removesuffix("_kernel"))
     names = {
-        "SCRATCH": tensor_type.scratch,
-        "ROW_SPREAD": tensor_type.row_spread,
-        "formula": binder().helper(getattr(tensor_type.module, formula_name)),
+        "SCRATCH": kernel.type.scratch,
+        "ROW_SPREAD": kernel.type.row_spread,
+        "formula": binder().helper(getattr(kernel.type.module, kernel.formula)),
     }
-    return binder().rebind(kernel, names, f"{tensor_type.name}_{formula_name}")
+    return binder().rebind(kernel.body, names, f"{kernel.type.name}_{kernel.formula}")
 
 
 @functools.cache
-def _compiled(bound: Any) -> Any:
-    kernel = cuda.jit(bound)
+def _compiled(kernel: Kernel) -> Any:
+    compiled = cuda.jit(function(kernel))
     if SIMULATED:
-        return kernel
+        return compiled
     from gguf_mla.codec.cuda_cache import CudaKernelCache  # noqa: PLC0415  # the simulator lacks what it needs
 
-    return keep_on_disk(kernel, CudaKernelCache)
+    return keep_on_disk(compiled, CudaKernelCache)
 
 
-def launch(bound: Any, threads: int, stream: Any, *arguments: Any) -> None:
-    """Queue a kernel, as `function` returns it, of `threads` threads on a stream."""
+def launch(kernel: Kernel, threads: int, stream: Any, *arguments: Any) -> None:
+    """Queue a kernel of `threads` threads on a stream."""
     with LAUNCHING:
-        _compiled(bound)[-(-threads // THREADS), THREADS, stream](*arguments)
+        _compiled(kernel)[-(-threads // THREADS), THREADS, stream](*arguments)

@@ -68,8 +68,8 @@ class GpuStream:
         self.queue.synchronize()
         np.copyto(out, pinned)
 
-    def launch(self, kernel: Any, threads: int, *arguments: Any) -> None:
-        """Queue one of `cuda_kernels`, of `threads` threads."""
+    def launch(self, kernel: cuda_kernels.Kernel, threads: int, *arguments: Any) -> None:
+        """Queue a kernel of `threads` threads."""
         cuda_kernels.launch(kernel, threads, self.queue, *arguments)
 
     def shrink(self, values: int) -> None:
@@ -209,7 +209,7 @@ def encoded(stream: GpuStream, encoding: Encoding, values: Any, importance: Arra
     weights = stream.up("importance", importance.reshape(-1, tensor_type.block))
     spread = stream.room("spread", (rows if tensor_type.row_spread else 1,), np.dtype(np.float32))
     if tensor_type.row_spread:
-        stream.launch(cuda_kernels.function(cuda_kernels.spread_kernel), rows, values, spread)
+        stream.launch(cuda_kernels.SPREAD, rows, values, spread)
     tables = _tables(tensor_type, stream.gpu)
     stream.launch(cuda_kernels.encoder(encoding), blocks, source, weights, spread, tables, out)
     return out
@@ -218,7 +218,7 @@ def encoded(stream: GpuStream, encoding: Encoding, values: Any, importance: Arra
 def _special(stream: GpuStream, values: Any) -> Any:
     """Look for NaN and infinity."""
     found = stream.up("special", np.zeros(1, np.int32))
-    stream.launch(cuda_kernels.function(cuda_kernels.special_kernel), values.size, values.reshape(values.size), found)
+    stream.launch(cuda_kernels.SPECIAL, values.size, values.reshape(values.size), found)
     return found
 
 

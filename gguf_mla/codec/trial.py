@@ -38,7 +38,7 @@ class Use:
     @property
     def encoding(self) -> Encoding | None:
         """How the type is encoded; None if it is decoded."""
-        ways = {encoding.formula: encoding for encoding in encodings(ggtypes.by_name(self.type))}
+        ways = {way.formula: way for way in encodings(ggtypes.by_name(self.type))}
         return ways.get(self.action)
 
 
@@ -72,22 +72,23 @@ def golden_importance() -> Array:
 
 def uses(type_name: str) -> list[Use]:
     """Return all that can be done with a type; nothing for floats, which stay on the CPU."""
-    return [*decoding(type_name), *_encoding(type_name, encodings(ggtypes.by_name(type_name)))]
+    return [*reading(type_name), *_encoded_by(encodings(ggtypes.by_name(type_name)))]
 
 
-def decoding(type_name: str) -> list[Use]:
-    """Return what reading a type takes; nothing for floats."""
-    return [] if ggtypes.by_name(type_name).block == 1 else [Use(ggtypes.by_name(type_name).name, "decode")]
+def reading(type_name: str) -> list[Use]:
+    """Return what reading rows of a type takes; nothing for floats."""
+    tensor_type = ggtypes.by_name(type_name)
+    return [Use(tensor_type.name, "decode")] if tensor_type.block > 1 else []
 
 
-def encoding(type_name: str, *, weighted: bool, search: str = GGML) -> list[Use]:
-    """Return what writing a type may take; nothing for floats. `weighted`: rows may, but need not, have importance."""
-    found = encodings(ggtypes.by_name(type_name))
-    return _encoding(type_name, [one for one in found if one.search == search and one.weighted <= weighted])
+def writing(type_name: str, *, weighted: bool, search: str = GGML) -> list[Use]:
+    """Return what writing rows of a type may take; nothing for floats. `weighted`: some may have importance."""
+    known = encodings(ggtypes.by_name(type_name))
+    return _encoded_by(way for way in known if way.search == search and (weighted or not way.weighted))
 
 
-def _encoding(type_name: str, found: Iterable[Encoding]) -> list[Use]:
-    return [Use(one.type.name, one.formula) for one in found if ggtypes.by_name(type_name).block > 1]
+def _encoded_by(ways: Iterable[Encoding]) -> list[Use]:
+    return [Use(way.type.name, way.formula) for way in ways if way.type.block > 1]
 
 
 def check(device: Device, wanted: Iterable[Use]) -> list[Use]:
@@ -112,13 +113,8 @@ def report(device: Device, tried: Iterable[Use]) -> str:
 @functools.cache
 def _try(device: Device, use: Use) -> None:
     way = use.encoding or encodings(ggtypes.by_name(use.type))[0]
-    encode = functools.partial(
-        codec.encode,
-        golden_rows(),
-        use.type,
-        importance=golden_importance() if way.weighted else None,
-        search=way.search,
-    )
+    importance = golden_importance() if way.weighted else None
+    encode = functools.partial(codec.encode, golden_rows(), use.type, importance=importance, search=way.search)
     expected = encode()
     if use.encoding is None:
         values = codec.decode(expected, use.type).view(np.uint32)

@@ -25,7 +25,7 @@ def uses_in(
     for job, part in ((tensor, part) for tensor in jobs for part in tensor.parts):
         source = sources[part.source]
         if not is_copied(part, source, job):
-            found.update(trial.encoding(job.type, weighted=weighted))
+            found.update(trial.writing(job.type, weighted=weighted))
         if is_handed_over(device, source, job, part):
-            found.update(trial.decoding(str(source.raw_type)))
+            found.update(trial.reading(str(source.raw_type)))
     return found

@@ -197,7 +197,7 @@ def test_a_second_search_is_a_function_in_a_types_file(monkeypatch: pytest.Monke
         assert [one.search for one in encoding.encodings(q8_0)] == ["ggml", "negated"]
         assert encoding.choose(q8_0, "negated", weighted=True).formula == "encode_negated"
         assert [use.action for use in trial.uses("Q8_0")] == ["decode", "encode", "encode_negated"]
-        assert [use.action for use in trial.encoding("Q8_0", weighted=True)] == ["encode"]
+        assert [use.action for use in trial.writing("Q8_0", weighted=True)] == ["encode"]
     finally:
         encoding.encodings.cache_clear()
 

@@ -59,5 +59,5 @@ def test_plain_lanes_decode_like_the_kernels(name: str) -> None:
 def test_cuda_kernels_are_kept_where_those_of_the_cpu_are() -> None:
     from gguf_mla.codec import cuda_cache, cuda_kernels, kernel_cache
 
-    kept = cuda_cache.CudaKernelCache(cuda_kernels.encoder(Encoding(ggtypes.by_name("Q4_0"))))
+    kept = cuda_cache.CudaKernelCache(cuda_kernels.function(cuda_kernels.encoder(Encoding(ggtypes.by_name("Q4_0")))))
     assert kept._impl.locator.get_source_stamp() == kernel_cache.source_stamp()

@@ -25,7 +25,7 @@ INEXACT = r"\b(?:fma|mad)\.(?!lo|hi|wide)\S+|\S+\.(?:ftz|approx|full)\b\S*"  # m
 
 
 def kernels() -> Iterator[tuple[str, Any, Any]]:
-    """Name, Python function and argument types of every kernel."""
+    """Name, kernel and argument types of every kernel."""
     import numba
     from numba import float32, int32, types, uint8
 
@@ -34,8 +34,8 @@ def kernels() -> Iterator[tuple[str, Any, Any]]:
 
     arrays = ((float32, 1), (float32, 2), (uint8, 1), (uint8, 2))
     flat, values, raw, blocks = (types.Array(element, n, "C") for element, n in arrays)
-    yield "spread", cuda_kernels.function(cuda_kernels.spread_kernel), (values, flat)
-    yield "special", cuda_kernels.function(cuda_kernels.special_kernel), (flat, types.Array(int32, 1, "C"))
+    yield "spread", cuda_kernels.SPREAD, (values, flat)
+    yield "special", cuda_kernels.SPECIAL, (flat, types.Array(int32, 1, "C"))
     for tensor_type in ggtypes.types().values():
         tables = types.BaseTuple.from_types(tuple(numba.typeof(table) for table in tensor_type.tables()))
         if tensor_type.block == 1:
@@ -90,12 +90,14 @@ def main() -> None:
     """Compile on this thread, and let two more finish: NVVM and ptxas do not need the interpreter."""
     from numba.cuda import dispatcher
 
+    from gguf_mla.codec import cuda_kernels
+
     # Compiling a helper asks which GPU there is.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=ARCHITECTURES[-1])
     with ThreadPoolExecutor(2) as pool:
         started = {}
-        for name, function, arguments in kernels():
-            library = compiled(function, arguments)
+        for name, kernel, arguments in kernels():
+            library = compiled(cuda_kernels.function(kernel), arguments)
             started[name] = {f"sm_{a}{b}": pool.submit(facts, library, (a, b)) for a, b in ARCHITECTURES}
         found = {name: {arch: future.result() for arch, future in each.items()} for name, each in started.items()}
     json.dump(found, sys.stdout)
