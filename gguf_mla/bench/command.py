@@ -53,8 +53,9 @@ def quantize(names: str | None, against: Path | None, rows: int, seconds: float,
     from gguf_mla.bench import types  # noqa: PLC0415 - `--help` must not pay for numpy
     from gguf_mla.codec.device import open_device  # noqa: PLC0415
 
-    place, ggml = open_device(device), types.Ggml(against) if against else None
-    types.report(types.quantize_results(types.kinds(names), rows, seconds, ggml, place), ggml is not None, as_json)
+    opened, ggml = open_device(device), types.Ggml(against) if against else None
+    results = types.quantize_results(types.wanted_types(names), rows, seconds, ggml, opened)
+    types.report(results, ggml is not None, as_json)
 
 
 @bench.command()
@@ -64,8 +65,9 @@ def dequantize(names: str | None, against: Path | None, rows: int, seconds: floa
     from gguf_mla.bench import types  # noqa: PLC0415 - `--help` must not pay for numpy
     from gguf_mla.codec.device import open_device  # noqa: PLC0415
 
-    place, ggml = open_device(device), types.Ggml(against) if against else None
-    types.report(types.dequantize_results(types.kinds(names), rows, seconds, ggml, place), ggml is not None, as_json)
+    opened, ggml = open_device(device), types.Ggml(against) if against else None
+    results = types.dequantize_results(types.wanted_types(names), rows, seconds, ggml, opened)
+    types.report(results, ggml is not None, as_json)
 
 
 @bench.command()

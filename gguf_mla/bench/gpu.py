@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from gguf_mla import codec, units
+from gguf_mla import codec, ggtypes, units
 from gguf_mla.bench import rehearsal
-from gguf_mla.bench.types import best_time, kinds
+from gguf_mla.bench.types import best_time, wanted_types
 from gguf_mla.cli.table import table
 from gguf_mla.codec import on_cuda, trial
 from gguf_mla.codec.cuda_kernels import SIMULATED
@@ -32,7 +32,7 @@ from gguf_mla.synthetic import checkpoints, shapes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gguf_mla.codec.on_cuda import Cuda, Line
+    from gguf_mla.codec.on_cuda import Cuda, GpuStream
     from gguf_mla.ggtypes import TensorType
 
 Array = np.ndarray[Any, Any]
@@ -77,29 +77,25 @@ class Report:
     files: list[EndToEnd]
 
 
-def copies(line: Line, nbytes: int, seconds: float) -> dict[str, float]:
+def copies(stream: GpuStream, nbytes: int, seconds: float) -> dict[str, float]:
     """Return bytes per second of copies of `nbytes`: within the device's memory (read and written), up, and down."""
-    host = line.staged("copy", (nbytes,), np.dtype(np.uint8))
+    host = stream.staged("copy", (nbytes,), np.dtype(np.uint8))
     host[:] = 0
-    here, there = (line.room(name, (nbytes,), np.dtype(np.uint8)) for name in ("copy", "copy to"))
+    here, there = (stream.room(name, (nbytes,), np.dtype(np.uint8)) for name in ("copy", "copy to"))
     runs: dict[str, Callable[[], object]] = {
-        "in its memory": lambda: there.copy_to_device(here, **_stream(line)),
-        "up": lambda: here.copy_to_device(host, **_stream(line)),
-        "down": lambda: here.copy_to_host(host, **_stream(line)),
+        "in its memory": lambda: there.copy_to_device(here, stream=stream.queue),
+        "up": lambda: here.copy_to_device(host, stream=stream.queue),
+        "down": lambda: here.copy_to_host(host, stream=stream.queue),
     }
-    return {name: COPY[name] * nbytes / _time(line, run, seconds) / 1e9 for name, run in runs.items()}
+    return {name: COPY[name] * nbytes / _time(stream, run, seconds) / 1e9 for name, run in runs.items()}
 
 
-def _stream(line: Line) -> dict[str, Any]:
-    return {"stream": line.stream}
-
-
-def _time(line: Line, run: Callable[[], object], seconds: float) -> float:
+def _time(stream: GpuStream, run: Callable[[], object], seconds: float) -> float:
     """Shortest time of one run on the device, of those that fit into `seconds`."""
 
     def finished() -> None:
         run()
-        line.stream.synchronize()
+        stream.queue.synchronize()
 
     return best_time(finished, seconds)
 
@@ -110,23 +106,26 @@ def kernels(device: Cuda, wanted: Sequence[TensorType], rows: int, seconds: floa
     x = np.resize(sample, (rows, COLS))
     importance = np.random.default_rng(1).random(COLS, np.float32)
     found = []
-    for use in (use for kind in wanted for use in trial.uses(kind.name)):
-        kind = kinds(use.type)[0]
-        with device.line() as line:
-            took = _time(line, _kernel(line, kind, use.action, x, importance), seconds)
-        traffic = (x.nbytes + rows * kind.row_bytes(COLS)) / took / 1e9
-        found.append(Kernel(kind.name, use.action, x.nbytes / took / 1e9, traffic, traffic / copied))
+    for use in (use for tensor_type in wanted for use in trial.uses(tensor_type.name)):
+        tensor_type = ggtypes.by_name(use.type)
+        with device.stream() as stream:
+            took = _time(stream, _kernel(stream, use, x, importance), seconds)
+        traffic = (x.nbytes + rows * tensor_type.row_bytes(COLS)) / took / 1e9
+        found.append(Kernel(tensor_type.name, use.action, x.nbytes / took / 1e9, traffic, traffic / copied))
     return found
 
 
-def _kernel(line: Line, kind: TensorType, action: str, x: Array, importance: Array) -> Callable[[], object]:
+def _kernel(stream: GpuStream, use: trial.Use, x: Array, importance: Array) -> Callable[[], object]:
     """Bring up what a kernel works on, and return what queues it."""
-    if action != "decode":
-        values, weights = line.up("values", x), importance if action == "encode_weighted" else None
-        return lambda: on_cuda.encoded(line, kind, values, weights)
-    data = np.resize(codec.encode(x[:SAMPLE_ROWS], kind.name, importance=importance), (len(x), kind.row_bytes(COLS)))
-    stored, room = line.up("stored", data.reshape(-1)), line.room("values", x.shape, x.dtype)
-    return lambda: on_cuda.decoded(line, kind, stored, room)
+    encoding = use.encoding
+    if encoding is not None:
+        values, weights = stream.up("values", x), importance if encoding.weighted else None
+        return lambda: on_cuda.encoded(stream, encoding, values, weights)
+    tensor_type = ggtypes.by_name(use.type)
+    data = codec.encode(x[:SAMPLE_ROWS], use.type, importance=importance)
+    stored = stream.up("stored", np.resize(data, (len(x), tensor_type.row_bytes(COLS))).reshape(-1))
+    room = stream.room("values", x.shape, x.dtype)
+    return lambda: on_cuda.decoded(stream, tensor_type, stored, room)
 
 
 def core_rate(seconds: float) -> float:
@@ -164,8 +163,8 @@ def measure(
 ) -> Report:
     """Measure everything; `source` is a GGUF file to quantize, None for none."""
     one = device.members()[0]
-    with one.line() as line:
-        copied = copies(line, rows * COLS * 4, seconds)
+    with one.stream() as stream:
+        copied = copies(stream, rows * COLS * 4, seconds)
     files = end_to_end(source, directory, ("cpu", device.name)) if source else []
     return Report(
         device=device.title,
@@ -178,7 +177,7 @@ def measure(
     )
 
 
-def text(report: Report) -> str:
+def as_text(report: Report) -> str:
     """Return the measurements as tables."""
     head = f"{report.device}; {report.cores} CPU cores\n\nCopies:"
     rates = [(name, f"{rate:.1f}") for name, rate in report.copies.items()]
@@ -222,7 +221,7 @@ def document(report: Report, command: str) -> str:
     """Return the page docs/benchmarks/gpu-NAME.md."""
     return (
         f"# {report.device}\n\nWritten by `{command}`. GB are 10⁹ bytes, times the best of several runs.\n\n"
-        f"```\n{text(report)}\n```\n"
+        f"```\n{as_text(report)}\n```\n"
     )
 
 
@@ -238,13 +237,13 @@ def run(
     """Measure in a temporary directory of `parent`, print what came of it, and write the page into `out`."""
     device: Any = open_device(device_name)
     if device.name == "cpu":
-        raise InputError("the CPU is no CUDA device", expected="cuda or cuda:N", found=device.name)
-    wanted = [kind for kind in kinds(names) if kind.block > 1]
-    trial.check(device, [use for kind in wanted for use in trial.uses(kind.name)])
+        raise InputError("the CPU is not a CUDA device", expected="cuda or cuda:N", found=device.name)
+    wanted = [tensor_type for tensor_type in wanted_types(names) if tensor_type.block > 1]
+    trial.check(device, [use for tensor_type in wanted for use in trial.uses(tensor_type.name)])
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         source = None if fraction == "0" else model(Path(directory), rehearsal.parse_fraction(fraction))
         report = measure(device, wanted, rows, seconds, source, Path(directory))
-    click.echo(json.dumps(asdict(report), indent=1) if as_json else text(report))
+    click.echo(json.dumps(asdict(report), indent=1) if as_json else as_text(report))
     if out is not None and not SIMULATED:
         page = out / f"gpu-{slug(report.device)}.md"
         page.write_text(document(report, f"gguf-mla bench gpu --rows {rows} --fraction {fraction}"), encoding="utf-8")

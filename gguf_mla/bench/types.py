@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from gguf_mla import codec, ggtypes
+from gguf_mla.codec.encoding import uses_importance
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Ggml:
             self._quantize, self._traits = self._library.ggml_quantize_chunk, self._library.ggml_get_type_traits
         except (OSError, AttributeError) as error:
             raise InputError(
-                f"this is no usable libggml-base: {error}",
+                f"this is not a usable libggml-base: {error}",
                 file=path,
                 remedy="Give the libggml-base.so that lies beside llama.cpp's programs",
             ) from None
@@ -73,22 +74,22 @@ class Ggml:
         self._quantize.restype = ctypes.c_size_t
         self._traits.restype = ctypes.POINTER(_Traits)
 
-    def encode(self, x: Array, kind: TensorType, importance: Array | None, out: Array) -> None:
+    def encode(self, x: Array, tensor_type: TensorType, importance: Array | None, out: Array) -> None:
         """Quantize float32 rows [rows, cols] into out uint8 [rows, row_bytes]."""
         weights = None if importance is None else importance.ctypes.data
-        self._quantize(kind.id, x.ctypes.data, out.ctypes.data, 0, x.shape[0], x.shape[1], weights)
+        self._quantize(tensor_type.id, x.ctypes.data, out.ctypes.data, 0, x.shape[0], x.shape[1], weights)
 
-    def decode(self, data: Array, kind: TensorType, out: Array) -> None:
+    def decode(self, data: Array, tensor_type: TensorType, out: Array) -> None:
         """Dequantize rows into out float32 [rows, cols]."""
-        traits = self._traits(kind.id).contents
-        if traits.blck_size != kind.block or traits.type_size != kind.bytes:
+        traits = self._traits(tensor_type.id).contents
+        if traits.blck_size != tensor_type.block or traits.type_size != tensor_type.bytes:
             raise InputError(
-                f"this ggml has another idea of {kind.name}",
-                expected=f"{kind.block} values in {kind.bytes} bytes",
+                f"this ggml has another idea of {tensor_type.name}",
+                expected=f"{tensor_type.block} values in {tensor_type.bytes} bytes",
                 found=f"{traits.blck_size} values in {traits.type_size} bytes",
             )
         if not traits.to_float:
-            raise InputError(f"ggml has no decoder for {kind.name}", remedy="Leave it out of --types")
+            raise InputError(f"ggml has no decoder for {tensor_type.name}", remedy="Leave it out of --types")
         traits.to_float(data.ctypes.data, out.ctypes.data, out.size)
 
 
@@ -106,60 +107,69 @@ def best_time(run: Callable[[], object], seconds: float) -> float:
 
 
 def compare(
-    kind: TensorType, importance: bool, size: int, ours: tuple[Callable[[], object], Array], theirs: Any, seconds: float
+    tensor_type: TensorType,
+    importance: bool,
+    size: int,
+    ours: tuple[Callable[[], object], Array],
+    theirs: Any,
+    seconds: float,
 ) -> Result:
     """Time both sides and compare what they wrote; `theirs` is None without `--against`."""
     run, written = ours
     rate = size / 1e6 / best_time(run, seconds)
     if theirs is None:
-        return Result(kind.name, importance, rate)
+        return Result(tensor_type.name, importance, rate)
     run, expected = theirs
     against = size / 1e6 / best_time(run, seconds)
     same = bool((written.view(np.uint8) == expected.view(np.uint8)).all())
-    return Result(kind.name, importance, rate, against, rate / against, same)
+    return Result(tensor_type.name, importance, rate, against, rate / against, same)
 
 
 def quantize_results(
-    kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
+    tensor_types: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
 ) -> Iterator[Result]:
     """Encode random weights as every type, with and without importance where both exist."""
     x, weights = _sample(rows)
-    for kind in kinds:
-        for importance in _importances(kind, weights):
-            out, expected = (np.full((rows, kind.row_bytes(COLS)), POISON, np.uint8) for _ in range(2))
-            ours = _encoder(kind, x, importance, out, device)
-            theirs = ggml and (_ggml_encoder(ggml, kind, x, importance, expected), expected)
-            yield compare(kind, importance is not None, x.nbytes, (ours, out), theirs, seconds)
+    for tensor_type in tensor_types:
+        for importance in _importances(tensor_type, weights):
+            out, expected = (np.full((rows, tensor_type.row_bytes(COLS)), POISON, np.uint8) for _ in range(2))
+            ours = _encoder(tensor_type, x, importance, out, device)
+            theirs = ggml and (_ggml_encoder(ggml, tensor_type, x, importance, expected), expected)
+            yield compare(tensor_type, importance is not None, x.nbytes, (ours, out), theirs, seconds)
 
 
 def dequantize_results(
-    kinds: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
+    tensor_types: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
 ) -> Iterator[Result]:
     """Decode what `quantize` made of random weights."""
     x, weights = _sample(rows)
-    for kind in kinds:
-        data = codec.encode(x, kind.name, importance=weights if kind.needs_importance else None)
+    for tensor_type in tensor_types:
+        data = codec.encode(x, tensor_type.name, importance=weights if tensor_type.needs_importance else None)
         out, expected = (codec.empty(x.shape, x.dtype) for _ in range(2))
         out[:] = expected[:] = np.nan
-        ours = _decoder(kind, data, out, device)
-        theirs = ggml and (_ggml_decoder(ggml, kind, data, expected), expected)
-        yield compare(kind, False, x.nbytes, (ours, out), theirs, seconds)
+        ours = _decoder(tensor_type, data, out, device)
+        theirs = ggml and (_ggml_decoder(ggml, tensor_type, data, expected), expected)
+        yield compare(tensor_type, False, x.nbytes, (ours, out), theirs, seconds)
 
 
-def _encoder(kind: TensorType, x: Array, importance: Array | None, out: Array, device: Device) -> Callable[[], object]:
-    return lambda: codec.encode(x, kind.name, importance=importance, out=out, device=device)
+def _encoder(
+    tensor_type: TensorType, x: Array, importance: Array | None, out: Array, device: Device
+) -> Callable[[], object]:
+    return lambda: codec.encode(x, tensor_type.name, importance=importance, out=out, device=device)
 
 
-def _ggml_encoder(ggml: Ggml, kind: TensorType, x: Array, importance: Array | None, out: Array) -> Callable[[], object]:
-    return lambda: ggml.encode(x, kind, importance, out)
+def _ggml_encoder(
+    ggml: Ggml, tensor_type: TensorType, x: Array, importance: Array | None, out: Array
+) -> Callable[[], object]:
+    return lambda: ggml.encode(x, tensor_type, importance, out)
 
 
-def _decoder(kind: TensorType, data: Array, out: Array, device: Device) -> Callable[[], object]:
-    return lambda: codec.decode(data, kind.name, out=out, device=device)
+def _decoder(tensor_type: TensorType, data: Array, out: Array, device: Device) -> Callable[[], object]:
+    return lambda: codec.decode(data, tensor_type.name, out=out, device=device)
 
 
-def _ggml_decoder(ggml: Ggml, kind: TensorType, data: Array, out: Array) -> Callable[[], object]:
-    return lambda: ggml.decode(data, kind, out)
+def _ggml_decoder(ggml: Ggml, tensor_type: TensorType, data: Array, out: Array) -> Callable[[], object]:
+    return lambda: ggml.decode(data, tensor_type, out)
 
 
 def _sample(rows: int) -> tuple[Array, Array]:
@@ -169,15 +179,15 @@ def _sample(rows: int) -> tuple[Array, Array]:
     return x, rng.random(COLS, np.float32) ** 2 * 3 + np.float32(1e-3)
 
 
-def _importances(kind: TensorType, weights: Array) -> list[Array | None]:
-    plain: list[Array | None] = [] if kind.needs_importance else [None]
-    return [*plain, weights] if kind.uses_importance else plain
+def _importances(tensor_type: TensorType, weights: Array) -> list[Array | None]:
+    plain: list[Array | None] = [] if tensor_type.needs_importance else [None]
+    return [*plain, weights] if uses_importance(tensor_type) else plain
 
 
-def kinds(names: str | None) -> list[TensorType]:
+def wanted_types(names: str | None) -> list[TensorType]:
     """Return the types of a comma-separated list, by default all that are encoded but F32."""
     if names is None:
-        return [kind for kind in ggtypes.types().values() if kind.name != "F32"]
+        return [tensor_type for tensor_type in ggtypes.types().values() if tensor_type.name != "F32"]
     return [ggtypes.by_name(name.strip()) for name in names.split(",")]
 
 

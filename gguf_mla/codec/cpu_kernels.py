@@ -1,4 +1,4 @@
-"""A tensor type's CPU kernels: its texts bound to SIMD lanes, compiled without the GIL, kept on disk."""
+"""A tensor type's CPU kernels: its formulas bound to SIMD lanes, compiled without the GIL, kept on disk."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gguf_mla.lanes import cpu
 from gguf_mla.lanes.binding import Binder
 
 if TYPE_CHECKING:
+    from gguf_mla.codec.encoding import Encoding
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 # error_model: a division by zero gives infinity, as in C; numba would raise.
@@ -20,39 +21,33 @@ _compile = numba.njit(nogil=True, error_model="numpy", boundscheck=False)
 _binder = Binder(cpu, _compile)
 
 
-def _kernel(kind: TensorType, feeder: Any, text: str) -> Any:
+def _kernel(feeder: Any, tensor_type: TensorType, formula: str) -> Any:
     names = {
-        "BLOCK": kind.block,
-        "BYTES": kind.bytes,
-        "SCRATCH": kind.scratch,
-        "ROW_SPREAD": kind.row_spread,
-        text: _binder.helper(getattr(kind.module, text)),
+        "BLOCK": tensor_type.block,
+        "BYTES": tensor_type.bytes,
+        "SCRATCH": tensor_type.scratch,
+        "ROW_SPREAD": tensor_type.row_spread,
+        "formula": _binder.helper(getattr(tensor_type.module, formula)),
     }
-    function = _binder.rebind(feeder, names, f"{kind.name}_{text}")
-    return keep_on_disk(_compile(function))
+    return keep_on_disk(_compile(_binder.rebind(feeder, names, f"{tensor_type.name}_{formula}")))
 
 
 @functools.cache
-def encoder(kind: TensorType) -> Any:
-    """`feed.encode_blocks` for one type."""
-    return _kernel(kind, feed.encode_blocks, "encode")
+def encoder(encoding: Encoding) -> Any:
+    """`feed.encode_blocks` for one encoding or, if it is weighted, `feed.encode_blocks_weighted`."""
+    feeder = feed.encode_blocks_weighted if encoding.weighted else feed.encode_blocks
+    return _kernel(feeder, encoding.type, encoding.formula)
 
 
 @functools.cache
-def weighted_encoder(kind: TensorType) -> Any:
-    """`feed.encode_blocks_weighted` for one type."""
-    return _kernel(kind, feed.encode_blocks_weighted, "encode_weighted")
+def value_encoder(encoding: Encoding) -> Any:
+    """`feed.encode_values` for a type that has one value per block; it also decodes, as encoding to F32."""
+    return _kernel(feed.encode_values, encoding.type, encoding.formula)
 
 
 @functools.cache
-def decoder(kind: TensorType) -> Any:
+def decoder(tensor_type: TensorType) -> Any:
     """`feed.decode_blocks` or, if the type decodes block by block, `feed.decode_each_block` for one type."""
-    if hasattr(kind.module, "decode_block"):
-        return _kernel(kind, feed.decode_each_block, "decode_block")
-    return _kernel(kind, feed.decode_blocks, "decode")
-
-
-@functools.cache
-def value_encoder(kind: TensorType) -> Any:
-    """`feed.encode_values` for one type that has one value per block; it also decodes, as encoding to F32."""
-    return _kernel(kind, feed.encode_values, "encode_value")
+    if hasattr(tensor_type.module, "decode_block"):
+        return _kernel(feed.decode_each_block, tensor_type, "decode_block")
+    return _kernel(feed.decode_blocks, tensor_type, "decode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from numba import cuda
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
-# Parts of what the driver and numba say, and what they mean.
+# What the driver's numbers (CUresult) mean. numba does not know the names of all, but ends with the number.
+_NUMBER = re.compile(r"\((\d+)\)\W*$")
 _REASONS = {
+    35: "the driver is older than its own library",  # CUDA_ERROR_INSUFFICIENT_DRIVER
+    100: "the driver finds no GPU",  # CUDA_ERROR_NO_DEVICE
+    803: "the driver and its library have different versions, as after an update",  # …_SYSTEM_DRIVER_MISMATCH
+    804: "the driver's library does not support this GPU",  # …_COMPAT_NOT_SUPPORTED_ON_DEVICE
+}
+# What numba says in words, because it does not come to ask a driver.
+_SENTENCES = {
     "driver library cannot be found": "no NVIDIA driver is installed",
     "NUMBA_DISABLE_CUDA": "NUMBA_DISABLE_CUDA is set",
-    "CUDA_ERROR_NO_DEVICE": "the driver finds no GPU",
-    "CUDA_ERROR_INSUFFICIENT_DRIVER": "the driver is older than its own library",
-    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the driver and its library have different versions, as after an update",
-    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "the driver's library does not support this GPU",
 }
 
 
@@ -84,12 +89,15 @@ def _check_driver() -> None:
 
 
 def _reason(said: str) -> str:
-    known = (meaning for part, meaning in _REASONS.items() if part in said)
+    number = _NUMBER.search(said)
+    if number and int(number[1]) in _REASONS:
+        return _REASONS[int(number[1])]
+    known = (meaning for part, meaning in _SENTENCES.items() if part in said)
     return next(known, " ".join(said.split()).rstrip(".:"))
 
 
 def _check_toolkit() -> None:
-    """Kernels are compiled by the toolkit's NVVM to a text that only a driver of its version or newer can read."""
+    """Kernels are compiled by the toolkit's NVVM to PTX, which only a driver of its version or newer can read."""
     needed = _toolkit()
     if needed is None:
         raise _unusable(

@@ -1,4 +1,4 @@
-"""CUDA kernels: a thread encodes or decodes one block, with the same texts as the CPU.
+"""CUDA kernels: a thread encodes or decodes one block, with the same formulas as the CPU.
 
 In numba's simulator (NUMBA_ENABLE_CUDASIM=1) the lanes are `lanes.single`; on a GPU they are `lanes.thread`, which
 rounds every operation on its own, so that no multiplication is fused with an addition.
@@ -9,22 +9,19 @@ from __future__ import annotations
 import functools
 import threading
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numba import config, cuda, float32
 
 from gguf_mla import lanes
 from gguf_mla.codec.kernel_cache import keep_on_disk
-from gguf_mla.lanes.binding import Binder
+from gguf_mla.lanes.binding import Binder, unbound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from gguf_mla.codec.encoding import Encoding
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 THREADS = 64
-BLOCK = SCRATCH = 1
-ROW_SPREAD = False
 EXPONENT = 0x7F800000
 SIMULATED = bool(config.ENABLE_CUDASIM)
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # a short row is not worth a warning to the user
@@ -32,7 +29,8 @@ config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # a short row is not worth a warning
 # Two threads that launch a kernel for the first time would both compile it, and the simulator runs one at a time.
 LAUNCHING = threading.Lock()
 
-text: Any = None  # the type's own, in each kernel
+# The type's own, in each kernel: its numbers, and the function of its file that encodes or decodes.
+SCRATCH, ROW_SPREAD, formula = map(unbound, ("SCRATCH", "ROW_SPREAD", "formula"))
 
 
 def encode_kernel(source: Any, tables: Any, out: Any) -> None:
@@ -40,7 +38,7 @@ def encode_kernel(source: Any, tables: Any, out: Any) -> None:
     block = cuda.grid(1)
     if block < out.shape[0]:
         scratch = cuda.local.array(SCRATCH, float32)
-        text(source[block], scratch, tables, out[block])
+        formula(source[block], scratch, tables, out[block])
 
 
 def encode_weighted_kernel(source: Any, importance: Any, spread: Any, tables: Any, out: Any) -> None:
@@ -50,21 +48,21 @@ def encode_weighted_kernel(source: Any, importance: Any, spread: Any, tables: An
         scratch = cuda.local.array(SCRATCH, float32)
         if ROW_SPREAD:
             scratch[0] = spread[block // importance.shape[0]]
-        text(source[block], importance[block % importance.shape[0]], scratch, tables, out[block])
+        formula(source[block], importance[block % importance.shape[0]], scratch, tables, out[block])
 
 
 def decode_kernel(data: Any, tables: Any, out: Any) -> None:
     """One thread per block: data uint8 [blocks, bytes], out float32 [blocks, values]."""
     block = cuda.grid(1)
     if block < data.shape[0]:
-        text(data[block], tables, out[block])
+        formula(data[block], tables, out[block])
 
 
 def widen_kernel(data: Any, out: Any) -> None:
     """One thread per value: data uint8 [2 values] of F16 or BF16, out float32 [values]."""
     at = cuda.grid(1)
     if at < out.shape[0]:
-        lanes.store(out, at, text(lanes.get16(data, 2 * at)))
+        lanes.store(out, at, formula(lanes.get16(data, 2 * at)))
 
 
 def spread_kernel(values: Any, out: Any) -> None:
@@ -85,13 +83,27 @@ def special_kernel(values: Any, found: Any) -> None:
         found[0] = 1
 
 
-OF_A_TYPE = {  # the text a type's file defines → the kernel that runs it
-    "encode": encode_kernel,
-    "encode_weighted": encode_weighted_kernel,
-    "decode_block": decode_kernel,
-    "decode_value": widen_kernel,
-}
-OF_NO_TYPE = {"spread": spread_kernel, "special": special_kernel}
+class Kernel(NamedTuple):
+    """One of the functions above and what it is bound over: a type and the name of a formula in its file, if any."""
+
+    body: Any
+    type: TensorType | None = None
+    formula: str = ""
+
+
+SPREAD, SPECIAL = Kernel(spread_kernel), Kernel(special_kernel)
+
+
+def encoder(encoding: Encoding) -> Kernel:
+    """Return the kernel of one encoding of blocks."""
+    return Kernel(encode_weighted_kernel if encoding.weighted else encode_kernel, encoding.type, encoding.formula)
+
+
+def decoder(tensor_type: TensorType) -> Kernel:
+    """Return the kernel that decodes a type: of floats, F16 or BF16."""
+    if tensor_type.block == 1:
+        return Kernel(widen_kernel, tensor_type, "decode_value")
+    return Kernel(decode_kernel, tensor_type, "decode_block")
 
 
 @functools.cache
@@ -102,37 +114,30 @@ def binder() -> Binder:
     return Binder(import_module("gguf_mla.lanes.thread"), cuda.jit(device=True, inline="always"))
 
 
-def kernels_of(kind: TensorType) -> list[str]:
-    """Return which kernels a type has; a float type's values are only widened, the rest is the CPU's."""
-    if kind.block == 1:
-        return ["decode_value"] if kind.bytes == 2 else []
-    return [name for name in ("encode", "encode_weighted", "decode_block") if hasattr(kind.module, name)]
-
-
 @functools.cache
-def function(name: str, kind: TensorType | None = None) -> Any:
-    """Return the Python function of a kernel, named as OF_A_TYPE or OF_NO_TYPE has it."""
-    if kind is None:
-        return binder().rebind(OF_NO_TYPE[name], {}, name)
-    names: Mapping[str, Any] = {
-        "SCRATCH": kind.scratch,
-        "ROW_SPREAD": kind.row_spread,
-        "text": binder().helper(getattr(kind.module, name)),
+def function(kernel: Kernel) -> Any:
+    """Return the Python function of a kernel, bound to this machine's lanes and its type's formula."""
+    if kernel.type is None:
+        return binder().rebind(kernel.body, {}, kernel.body.__name__.removesuffix("_kernel"))
+    names = {
+        "SCRATCH": kernel.type.scratch,
+        "ROW_SPREAD": kernel.type.row_spread,
+        "formula": binder().helper(getattr(kernel.type.module, kernel.formula)),
     }
-    return binder().rebind(OF_A_TYPE[name], names, f"{kind.name}_{name}")
+    return binder().rebind(kernel.body, names, f"{kernel.type.name}_{kernel.formula}")
 
 
 @functools.cache
-def _kernel(name: str, kind: TensorType | None) -> Any:
-    kernel = cuda.jit(function(name, kind))
+def _compiled(kernel: Kernel) -> Any:
+    compiled = cuda.jit(function(kernel))
     if SIMULATED:
-        return kernel
+        return compiled
     from gguf_mla.codec.cuda_cache import CudaKernelCache  # noqa: PLC0415  # the simulator lacks what it needs
 
-    return keep_on_disk(kernel, CudaKernelCache)
+    return keep_on_disk(compiled, CudaKernelCache)
 
 
-def launch(name: str, kind: TensorType | None, threads: int, stream: Any, *arguments: Any) -> None:
+def launch(kernel: Kernel, threads: int, stream: Any, *arguments: Any) -> None:
     """Queue a kernel of `threads` threads on a stream."""
     with LAUNCHING:
-        _kernel(name, kind)[-(-threads // THREADS), THREADS, stream](*arguments)
+        _compiled(kernel)[-(-threads // THREADS), THREADS, stream](*arguments)

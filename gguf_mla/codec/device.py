@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.codec.encoding import Encoding
     from gguf_mla.ggtypes import TensorType
 
 PREFIX = "on_"
@@ -39,7 +40,7 @@ class Device(Protocol):
 
     def encode(
         self,
-        kind: TensorType,
+        encoding: Encoding,
         x: NDArray[Any],
         source: str,
         importance: NDArray[Any] | None,
@@ -49,10 +50,11 @@ class Device(Protocol):
     ) -> int:
         """Encode rows [rows, cols] of a source format, or [rows, row_bytes] of a block type, into uint8 `out`.
 
+        importance is float32 [cols] if the encoding is weighted, else None.
         Returns -1, or where `check` found NaN or infinity: a position at or before the first, counted in values.
         """
 
-    def decode(self, kind: TensorType, data: NDArray[Any], out: NDArray[Any]) -> None:
+    def decode(self, tensor_type: TensorType, data: NDArray[Any], out: NDArray[Any]) -> None:
         """Decode uint8 rows [rows, row_bytes] into `out`, float32 [rows, cols]."""
 
     def __hash__(self) -> int:
@@ -69,14 +71,16 @@ def names() -> list[str]:
 
 
 @functools.cache
-def open_device(text: str) -> Device:
+def open_device(name_and_number: str) -> Device:
     """Return a device by name, "cuda", or by name and number, "cuda:1".
 
     InputError for an unknown name; MachineError if this machine has no such device or cannot use it.
     """
-    name, _, number = text.partition(":")
-    if name not in names() or not re.fullmatch(r"\w+(:\d{1,4})?", text):
-        raise InputError(f"there is no device {text!r}", expected="cpu, cuda or cuda:N", found=text)
+    name, _, number = name_and_number.partition(":")
+    if name not in names() or not re.fullmatch(r"\w+(:\d{1,4})?", name_and_number):
+        raise InputError(
+            f"there is no device {name_and_number!r}", expected="cpu, cuda or cuda:N", found=name_and_number
+        )
     try:
         module = import_module(f"{__package__}.{PREFIX}{name}")
     except ImportError as error:  # numba without CUDA, as its future versions may come

@@ -1,6 +1,6 @@
-"""How CPU kernels feed the texts: 16 blocks at a time, turned so that one register holds value i of all 16.
+"""How CPU kernels feed the formulas: 16 blocks at a time, turned so that one register holds value i of all 16.
 
-`encode_blocks` and its siblings are compiled once per tensor type, with the globals below replaced by that type's.
+`encode_blocks` and its siblings are compiled once per tensor type and formula, bound over the globals below.
 """
 
 from __future__ import annotations
@@ -11,37 +11,14 @@ import numpy as np
 
 from gguf_mla import lanes
 from gguf_mla.lanes import Lanes, simd, transpose
+from gguf_mla.lanes.binding import unbound
 
 WIDTH = simd.WIDTH
-BLOCK = BYTES = SCRATCH = 0
-ROW_SPREAD = False
 F32, F16 = 0, 1  # any other source is bfloat16
 EXPONENT = 0x7F800000
 
-
-def encode(x: Lanes, scratch: Lanes, tables: Any, out: Lanes) -> None:
-    """Stand in for the type's text."""
-    raise NotImplementedError
-
-
-def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, tables: Any, out: Lanes) -> None:
-    """Stand in for the type's text with importance."""
-    raise NotImplementedError
-
-
-def decode(data: Lanes, tables: Any, y: Lanes) -> None:
-    """Stand in for the type's text."""
-    raise NotImplementedError
-
-
-def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
-    """Stand in for the type's text whose lanes are the values of one block."""
-    raise NotImplementedError
-
-
-def encode_value(value: Lanes) -> Lanes:
-    """Stand in for the text of a type with one value per block."""
-    raise NotImplementedError
+# The type's own, in each kernel: its numbers, and the function of its file that encodes or decodes.
+BLOCK, BYTES, SCRATCH, ROW_SPREAD, formula = map(unbound, ("BLOCK", "BYTES", "SCRATCH", "ROW_SPREAD", "formula"))
 
 
 def aligned(rows: int) -> Any:
@@ -51,31 +28,31 @@ def aligned(rows: int) -> Any:
     return raw[skip : skip + rows * WIDTH].reshape((rows, WIDTH))
 
 
-def fill(x: Lanes, source: Any, kind: int, starts: Any, first: int) -> None:
+def fill(x: Lanes, source: Any, source_code: int, starts: Any, first: int) -> None:
     """x[i] = value first + i of the 16 blocks that begin at source[starts], as float32."""
     for row in range(0, x.shape[0], WIDTH):
-        if kind == F32:
+        if source_code == F32:
             transpose.transpose_f32(source, starts, first + row, x, row)
-        elif kind == F16:
+        elif source_code == F16:
             transpose.transpose_f16(source, starts, first + row, x, row)
         else:
             transpose.transpose_bf16(source, starts, first + row, x, row)
 
 
-def place_rows(scratch: Lanes, spread: Any, first: int, per_row: int) -> None:
+def store_spread(scratch: Lanes, spread: Any, first: int, per_row: int) -> None:
     """scratch[0] = the mean square of each lane's row, for a type that asks."""
     for lane in range(WIDTH):
         lanes.set_item(scratch, 0, lane, spread[(first + lane) // per_row])
 
 
-def place(starts: Any, first: int, period: int, blocks: int, block: int) -> None:
+def block_starts(starts: Any, first: int, period: int, blocks: int, block: int) -> None:
     """Where lane k's block begins: block first + k of a cycle of `period`; past the end the last block again."""
     for lane in range(WIDTH):
         starts[lane] = min(first + lane, blocks - 1) % period * block
 
 
 def copy_blocks(source: Any, first: int, target: Any, to: int, count: int) -> None:
-    """Copy `count` blocks, byte by byte: numpy's assignment would compile a second of code for its error texts."""
+    """Copy `count` blocks, byte by byte: numpy's assignment would compile a second of code for its error messages."""
     for block in range(count):
         for byte in range(source.shape[1]):
             target[to + block, byte] = source[first + block, byte]
@@ -89,54 +66,54 @@ def finite(x: Lanes) -> bool:
     return not lanes.any_lane(special)
 
 
-def encode_blocks(source: Any, kind: int, check: bool, tables: Any, out: Any) -> int:
+def encode_blocks(source: Any, source_code: int, check: bool, tables: Any, out: Any) -> int:
     """Encode out.shape[0] blocks; return -1, or where `check` found NaN or infinity: a block at or just before it."""
     blocks = out.shape[0]
     x, scratch = aligned(BLOCK), aligned(SCRATCH)
     starts, spare = np.empty(WIDTH, np.int64), np.empty((WIDTH, BYTES), np.uint8)
     for first in range(0, blocks, WIDTH):
-        place(starts, first, blocks, blocks, BLOCK)
-        fill(x, source, kind, starts, 0)
+        block_starts(starts, first, blocks, blocks, BLOCK)
+        fill(x, source, source_code, starts, 0)
         if check and not finite(x):
             return first
         whole = first + WIDTH <= blocks
-        encode(x, scratch, tables, out[first : first + WIDTH] if whole else spare)
+        formula(x, scratch, tables, out[first : first + WIDTH] if whole else spare)
         if not whole:
             copy_blocks(spare, 0, out, first, blocks - first)
     return -1
 
 
-def encode_blocks_weighted(source: Any, kind: int, check: bool, importance: Any, tables: Any, out: Any) -> int:
+def encode_blocks_weighted(source: Any, source_code: int, check: bool, importance: Any, tables: Any, out: Any) -> int:
     """Like `encode_blocks`, for whole rows; importance float32 [cols] weighs every row's columns."""
     blocks, per_row = out.shape[0], importance.size // BLOCK
     x, w, scratch, weights = aligned(BLOCK), aligned(BLOCK), aligned(SCRATCH), importance.view(np.uint8)
     starts, spare = np.empty(WIDTH, np.int64), np.empty((WIDTH, BYTES), np.uint8)
-    spread = mean_squares(source, kind, blocks // per_row, importance.size if ROW_SPREAD else 0)
+    spread = mean_squares(source, source_code, blocks // per_row, importance.size if ROW_SPREAD else 0)
     for first in range(0, blocks, WIDTH):
-        place(starts, first, blocks, blocks, BLOCK)
-        fill(x, source, kind, starts, 0)
+        block_starts(starts, first, blocks, blocks, BLOCK)
+        fill(x, source, source_code, starts, 0)
         if check and not finite(x):
             return first
         if ROW_SPREAD:
-            place_rows(scratch, spread, first, per_row)
-        place(starts, first, per_row, blocks, BLOCK)
+            store_spread(scratch, spread, first, per_row)
+        block_starts(starts, first, per_row, blocks, BLOCK)
         fill(w, weights, F32, starts, 0)
         whole = first + WIDTH <= blocks
-        encode_weighted(x, w, scratch, tables, out[first : first + WIDTH] if whole else spare)
+        formula(x, w, scratch, tables, out[first : first + WIDTH] if whole else spare)
         if not whole:
             copy_blocks(spare, 0, out, first, blocks - first)
     return -1
 
 
-def mean_squares(source: Any, kind: int, rows: int, cols: int) -> Any:
+def mean_squares(source: Any, source_code: int, rows: int, cols: int) -> Any:
     """Mean of the squares of each row, summed in order; of nothing if `cols` is 0: the type does not ask."""
     spread = np.empty((rows + WIDTH if cols else WIDTH), np.float32)
     x, starts = aligned(WIDTH), np.empty(WIDTH, np.int64)
     for first in range(0, rows if cols else 0, WIDTH):
-        place(starts, first, rows, rows, cols)
+        block_starts(starts, first, rows, rows, cols)
         total = lanes.full(0.0)
         for column in range(0, cols, WIDTH):
-            fill(x, source, kind, starts, column)
+            fill(x, source, source_code, starts, column)
             for i in range(WIDTH):
                 total = total + lanes.load(x, i) * lanes.load(x, i)
         lanes.write(spread, first, total / lanes.full(cols))
@@ -152,8 +129,8 @@ def decode_blocks(data: Any, tables: Any, out: Any) -> None:
         whole = first + WIDTH <= blocks
         if not whole:
             copy_blocks(data, first, spare, 0, blocks - first)
-        decode(data[first : first + WIDTH] if whole else spare, tables, y)
-        place(starts, first, blocks, blocks, BLOCK)
+        formula(data[first : first + WIDTH] if whole else spare, tables, y)
+        block_starts(starts, first, blocks, blocks, BLOCK)
         for row in range(0, BLOCK, WIDTH):
             transpose.untranspose(y, row, out, starts, row)
 
@@ -161,29 +138,29 @@ def decode_blocks(data: Any, tables: Any, out: Any) -> None:
 def decode_each_block(data: Any, tables: Any, out: Any) -> None:
     """Like `decode_blocks`, one block after the other."""
     for block in range(data.shape[0]):
-        decode_block(data[block], tables, out[block * BLOCK : block * BLOCK + BLOCK])
+        formula(data[block], tables, out[block * BLOCK : block * BLOCK + BLOCK])
 
 
-def encode_values(source: Any, kind: int, check: bool, out: Any) -> int:
+def encode_values(source: Any, source_code: int, check: bool, out: Any) -> int:
     """Encode to a type with one value per block, 16 at a time; what is left over is the caller's.
 
     Return -1, or where `check` found NaN or infinity: a position just before it.
     """
     for at in range(0, out.size // BYTES // WIDTH * WIDTH, WIDTH):
-        value = read_run(source, kind, at)
+        value = read_run(source, source_code, at)
         if check and lanes.any_lane(lanes.bits(value) & EXPONENT == EXPONENT):
             return at
         if BYTES == 2:
-            transpose.write_words16(out, at, encode_value(value))
+            transpose.write_words16(out, at, formula(value))
         else:
-            transpose.write_words32(out, at, encode_value(value))
+            transpose.write_words32(out, at, formula(value))
     return -1
 
 
-def read_run(source: Any, kind: int, at: int) -> Lanes:
+def read_run(source: Any, source_code: int, at: int) -> Lanes:
     """F: values at … at + 16 of a source, as float32."""
-    if kind == F32:
+    if source_code == F32:
         return transpose.run_f32(source, at)
-    if kind == F16:
+    if source_code == F16:
         return transpose.run_f16(source, at)
     return transpose.run_bf16(source, at)

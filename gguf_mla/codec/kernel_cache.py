@@ -1,26 +1,47 @@
-"""Compiled kernels on disk: numba's cache, told that a kernel depends on every text, not only on its own file."""
+"""Compiled kernels on disk: numba's cache, told that a kernel depends on every formula, not only on its own file."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numba.core import caching
+
+from gguf_mla import __version__, lanes
+from gguf_mla.lanes.binding import FORMULA_PACKAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(__file__).parent.parent
 
 
+def sources(package: Path = PACKAGE) -> Iterator[Path]:
+    """Return every file that kernels are compiled from: formulas, their lanes, and this room, which binds them.
+
+    Whole rooms, with all folders in them, so that a new folder is never forgotten.
+    """
+    rooms = {name.split(".")[1] for name in (*FORMULA_PACKAGES, lanes.__name__, __name__)}
+    for room in sorted(rooms):
+        yield from sorted((package / room).rglob("*.py"))
+
+
+def stamp(package: Path) -> str:
+    """Return a stamp that changes when the content of any file changes that kernels are compiled from."""
+    digest = hashlib.sha256(__version__.encode())
+    for path in sources(package):
+        content = path.read_bytes()
+        digest.update(f"\n{path.relative_to(package)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
 @functools.cache
 def source_stamp() -> str:
-    """Return changes when any file a kernel may have been compiled from changes."""
-    digest = hashlib.sha256()
-    for folder in ("codec", "lanes", "ggtypes", "ggtypes/shared"):
-        for path in sorted((PACKAGE / folder).glob("*.py")):
-            state = path.stat()
-            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    """Return the `stamp` of the files that this process runs, taken once."""
+    return stamp(PACKAGE)
 
 
 class _Stamped:
@@ -35,7 +56,7 @@ class _UserProvided(_Stamped, caching.UserProvidedCacheLocator):  # type: ignore
 
 
 class _InTree(_Stamped, caching.InTreeCacheLocator):  # type: ignore[misc]
-    """__pycache__ beside the texts, if writable."""
+    """__pycache__ beside the formulas, if writable."""
 
 
 class _UserWide(_Stamped, caching.UserWideCacheLocator):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import ggtypes
+from gguf_mla.codec.encoding import Encoding
 from gguf_mla.errors import InputError
 from gguf_mla.ggtypes.shared import floats
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from gguf_mla.ggtypes import TensorType
 
 Array = np.ndarray[Any, Any]
-SOURCE_KINDS = {"F32": 0, "F16": 1, "BF16": 2}  # as `feed` numbers them
+SOURCE_CODES = {"F32": 0, "F16": 1, "BF16": 2}  # as `feed` numbers them
 WORTH_A_KERNEL = 1 << 16
 KERNEL_STEP = 16  # values a kernel converts at a time; it leaves the rest
 NUMBER_TYPES = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64}
@@ -32,31 +33,32 @@ class Cpu:
         return (self,)
 
     def encode(
-        self, kind: TensorType, x: Array, source: str, importance: Array | None, out: Array, *, check: bool
+        self, encoding: Encoding, x: Array, source: str, importance: Array | None, out: Array, *, check: bool
     ) -> int:
         """Encode rows."""
-        if source not in SOURCE_KINDS:
+        if source not in SOURCE_CODES:
             x, source = self._decoded(ggtypes.by_name(source), x), "F32"
-        if kind.block == 1:
-            return _encode_values(kind, x.reshape(-1), source, out.reshape(-1), check)
-        bad = _run_encoder(kind, x, source, importance, out.reshape(-1, kind.bytes), check)
-        return bad * kind.block if bad >= 0 else -1
+        if encoding.type.block == 1:
+            return _encode_values(encoding, x.reshape(-1), source, out.reshape(-1), check)
+        bad = _encode_blocks(encoding, x, source, importance, out.reshape(-1, encoding.type.bytes), check)
+        return bad * encoding.type.block if bad >= 0 else -1
 
-    def decode(self, kind: TensorType, data: Array, out: Array) -> None:
+    def decode(self, tensor_type: TensorType, data: Array, out: Array) -> None:
         """Decode rows."""
-        if not kind.text:
-            out[:] = data.view(NUMBER_TYPES[kind.name])
-        elif kind.block == 1:
-            words = data.reshape(-1).view(floats.SOURCES[kind.name])
-            _encode_values(ggtypes.by_name("F32"), words, kind.name, out.reshape(-1).view(np.uint8), check=False)
+        if not tensor_type.module_name:
+            out[:] = data.view(NUMBER_TYPES[tensor_type.name])
+        elif tensor_type.block == 1:
+            words = data.reshape(-1).view(floats.SOURCES[tensor_type.name])
+            to_float32 = Encoding(ggtypes.by_name("F32"))
+            _encode_values(to_float32, words, tensor_type.name, out.reshape(-1).view(np.uint8), check=False)
         else:
             from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
-            cpu_kernels.decoder(kind)(data.reshape(-1, kind.bytes), kind.tables(), out.reshape(-1))
+            cpu_kernels.decoder(tensor_type)(data.reshape(-1, tensor_type.bytes), tensor_type.tables(), out.reshape(-1))
 
-    def _decoded(self, kind: TensorType, data: Array) -> Array:
-        out = np.empty((data.shape[0], data.shape[1] // kind.bytes * kind.block), np.float32)
-        self.decode(kind, data, out)
+    def _decoded(self, tensor_type: TensorType, data: Array) -> Array:
+        out = np.empty((data.shape[0], data.shape[1] // tensor_type.bytes * tensor_type.block), np.float32)
+        self.decode(tensor_type, data, out)
         return out
 
 
@@ -70,26 +72,26 @@ def open_device(number: int | None) -> Cpu:
     return CPU
 
 
-def _encode_values(kind: TensorType, x: Array, source: str, out: Array, check: bool) -> int:
+def _encode_values(encoding: Encoding, x: Array, source: str, out: Array, check: bool) -> int:
     """Convert floats: many with a kernel, few (norms, biases) with numpy, which does not wait for numba's import."""
-    done = 0
-    if x.size >= WORTH_A_KERNEL and source != kind.name:
+    done, tensor_type = 0, encoding.type
+    if x.size >= WORTH_A_KERNEL and source != tensor_type.name:
         from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
-        bad = int(cpu_kernels.value_encoder(kind)(x.view(np.uint8), SOURCE_KINDS[source], check, out))
+        bad = int(cpu_kernels.value_encoder(encoding)(x.view(np.uint8), SOURCE_CODES[source], check, out))
         if bad >= 0:
             return bad
         done = x.size // KERNEL_STEP * KERNEL_STEP
-    bad = floats.encode(x[done:], source, kind.name, out[done * kind.bytes :], check)
+    bad = floats.encode(x[done:], source, tensor_type.name, out[done * tensor_type.bytes :], check)
     return bad + done if bad >= 0 else -1
 
 
-def _run_encoder(kind: TensorType, x: Array, source: str, importance: Array | None, blocks: Array, check: bool) -> int:
+def _encode_blocks(
+    encoding: Encoding, x: Array, source: str, importance: Array | None, blocks: Array, check: bool
+) -> int:
     from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
-    flat = x.reshape(-1).view(np.uint8)
-    if importance is None or not kind.uses_importance:
-        return int(cpu_kernels.encoder(kind)(flat, SOURCE_KINDS[source], check, kind.tables(), blocks))
-    weights = np.ascontiguousarray(importance)
-    run = cpu_kernels.weighted_encoder(kind)
-    return int(run(flat, SOURCE_KINDS[source], check, weights, kind.tables(), blocks))
+    weights = [] if importance is None else [np.ascontiguousarray(importance)]
+    values = x.reshape(-1).view(np.uint8)
+    run = cpu_kernels.encoder(encoding)
+    return int(run(values, SOURCE_CODES[source], check, *weights, encoding.type.tables(), blocks))

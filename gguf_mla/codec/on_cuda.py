@@ -24,21 +24,23 @@ from gguf_mla.errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from gguf_mla.codec.encoding import Encoding
     from gguf_mla.ggtypes import TensorType
 
 Array = np.ndarray[Any, Any]
 PIECE_VALUES = 1 << 24  # at most so many values are on a GPU at a time for one thread
 
 
-class Line:
+class GpuStream:
     """What one thread needs of one GPU: a stream, and memory on both sides that is kept and grows.
 
+    queue  numba's stream: what is queued in it runs in order
     limit  values it takes at a time; less than PIECE_VALUES once the GPU's memory did not suffice
     """
 
     def __init__(self, gpu: int) -> None:
         self.gpu, self.limit = gpu, PIECE_VALUES
-        self.stream = numba_cuda.stream()
+        self.queue = numba_cuda.stream()
         self._memory: dict[str, Any] = {}
         self._pinned: dict[str, Array] = {}
 
@@ -47,7 +49,7 @@ class Line:
         count = math.prod(shape)
         if name not in self._memory or self._memory[name].size < count:
             self._memory.pop(name, None)
-            with cuda_kernels.LAUNCHING:  # numba's allocator is no friend of threads
+            with cuda_kernels.LAUNCHING:  # numba's allocator is not thread-safe
                 self._memory[name] = numba_cuda.device_array(count, dtype)
         return self._memory[name][:count].reshape(*shape)
 
@@ -56,23 +58,23 @@ class Line:
         pinned = self.staged(f"{name} up", array.shape, array.dtype)
         np.copyto(pinned, array)
         target = self.room(name, array.shape, array.dtype)
-        target.copy_to_device(pinned, stream=self.stream)
+        target.copy_to_device(pinned, stream=self.queue)
         return target
 
     def down(self, name: str, array: Any, out: Array) -> None:
         """Bring an array of the GPU down when everything before is done."""
         pinned = self.staged(f"{name} down", out.shape, out.dtype)
-        array.copy_to_host(pinned, stream=self.stream)
-        self.stream.synchronize()
+        array.copy_to_host(pinned, stream=self.queue)
+        self.queue.synchronize()
         np.copyto(out, pinned)
 
-    def launch(self, name: str, kind: TensorType | None, threads: int, *arguments: Any) -> None:
-        """Queue a kernel."""
-        cuda_kernels.launch(name, kind, threads, self.stream, *arguments)
+    def launch(self, kernel: cuda_kernels.Kernel, threads: int, *arguments: Any) -> None:
+        """Queue a kernel of `threads` threads."""
+        cuda_kernels.launch(kernel, threads, self.queue, *arguments)
 
     def shrink(self, values: int) -> None:
         """Give all memory back, and from now on ask for that of `values` at most."""
-        self.stream.synchronize()
+        self.queue.synchronize()
         self._memory.clear()
         self._pinned.clear()
         self.limit = values
@@ -89,7 +91,7 @@ class Line:
 
 
 class Cuda:
-    """A `device.Device` over one or several GPUs: the first thread gets a line to the first, the second to the next."""
+    """A `device.Device` over one or several GPUs: the first thread gets a stream of one, the second of the next."""
 
     takes_blocks = True
 
@@ -97,7 +99,7 @@ class Cuda:
         self.name, self.gpus = name, gpus
         self.title = ", ".join(dict.fromkeys(cuda_driver.title(gpu) for gpu in gpus))
         self._turns = itertools.cycle(gpus)
-        self._idle: list[Line] = []
+        self._idle: list[GpuStream] = []
         self._lock = threading.Lock()
 
     def members(self) -> Sequence[Cuda]:
@@ -105,123 +107,133 @@ class Cuda:
         return (self,) if len(self.gpus) == 1 else [open_device(gpu) for gpu in self.gpus]
 
     def encode(
-        self, kind: TensorType, x: Array, source: str, importance: Array | None, out: Array, *, check: bool
+        self, encoding: Encoding, x: Array, source: str, importance: Array | None, out: Array, *, check: bool
     ) -> int:
         """Encode rows on a GPU."""
-        if kind.block == 1:
-            return CPU.encode(kind, x, source, importance, out, check=check)
-        weights = importance if kind.uses_importance else None
-        cols, found = out.shape[1] // kind.bytes * kind.block, []
+        tensor_type = encoding.type
+        if tensor_type.block == 1:
+            return CPU.encode(encoding, x, source, importance, out, check=check)
+        cols, found = out.shape[1] // tensor_type.bytes * tensor_type.block, []
 
-        def run(line: Line, rows: slice) -> None:
-            values = _values(line, x[rows], source, cols)
-            special = _special(line, values) if check else None
-            line.down("encoded", encoded(line, kind, values, weights), out[rows].reshape(-1, kind.bytes))
-            if special is not None and _is_set(line, special):
+        def run(stream: GpuStream, rows: slice) -> None:
+            values = _values(stream, x[rows], source, cols)
+            special = _special(stream, values) if check else None
+            blocks = encoded(stream, encoding, values, importance)
+            stream.down("encoded", blocks, out[rows].reshape(-1, tensor_type.bytes))
+            if special is not None and _is_set(stream, special):
                 found.append(rows.start * cols)
 
         self._in_pieces(len(out), cols, run)
         return found[0] if found else -1
 
-    def decode(self, kind: TensorType, data: Array, out: Array) -> None:
+    def decode(self, tensor_type: TensorType, data: Array, out: Array) -> None:
         """Decode rows on a GPU."""
-        if kind.block == 1:
-            CPU.decode(kind, data, out)
+        if tensor_type.block == 1:
+            CPU.decode(tensor_type, data, out)
             return
 
-        def run(line: Line, rows: slice) -> None:
-            values = _values(line, data[rows], kind.name, out.shape[1])
-            line.down("decoded", values, out[rows])
+        def run(stream: GpuStream, rows: slice) -> None:
+            values = _values(stream, data[rows], tensor_type.name, out.shape[1])
+            stream.down("decoded", values, out[rows])
 
         self._in_pieces(len(out), out.shape[1], run)
 
-    def _in_pieces(self, rows: int, cols: int, run: Callable[[Line, slice], None]) -> None:
+    def _in_pieces(self, rows: int, cols: int, run: Callable[[GpuStream, slice], None]) -> None:
         """Run on all rows, as many at a time as the GPU has memory for."""
-        with self.line() as line:
+        with self.stream() as stream:
             row = 0
             while row < rows:
-                step = max(1, line.limit // cols)
+                step = max(1, stream.limit // cols)
                 try:
                     with cuda_driver.explained(self.title):
-                        run(line, slice(row, min(row + step, rows)))
+                        run(stream, slice(row, min(row + step, rows)))
                 except cuda_driver.OutOfMemoryError:
                     if step == 1:
                         raise MachineError(
-                            f"{self.title} has not memory enough for one row of {cols} values",
+                            f"{self.title} does not have enough memory for one row of {cols} values",
                             remedy="End what else runs there, use fewer --threads, or --device cpu",
                         ) from None
-                    line.shrink(min(step, rows) * cols // 2)
+                    stream.shrink(min(step, rows) * cols // 2)
                 else:
                     row += step
 
     @contextlib.contextmanager
-    def line(self) -> Iterator[Line]:
-        """Lend a line that nobody else uses, its GPU the current one."""
+    def stream(self) -> Iterator[GpuStream]:
+        """Lend a stream that nobody else uses, its GPU the current one."""
         with self._lock:
-            line = self._idle.pop() if self._idle else None
-            gpu = line.gpu if line else next(self._turns)
+            stream = self._idle.pop() if self._idle else None
+            gpu = stream.gpu if stream else next(self._turns)
         with numba_cuda.gpus[gpu]:
-            line = line or Line(gpu)
-            yield line
+            stream = stream or GpuStream(gpu)
+            yield stream
         with self._lock:
-            self._idle.append(line)
+            self._idle.append(stream)
 
 
-def _values(line: Line, x: Array, source: str, cols: int) -> Any:
+def _values(stream: GpuStream, x: Array, source: str, cols: int) -> Any:
     """Return rows of any source as float32 [rows, cols] on the GPU."""
     if source == "F32":
-        return line.up("values", x)
-    kind = ggtypes.by_name(source)
-    stored = line.up("stored", x.reshape(-1).view(np.uint8))
-    return decoded(line, kind, stored, line.room("values", (len(x), cols), np.dtype(np.float32)))
+        return stream.up("values", x)
+    tensor_type = ggtypes.by_name(source)
+    stored = stream.up("stored", x.reshape(-1).view(np.uint8))
+    return decoded(stream, tensor_type, stored, stream.room("values", (len(x), cols), np.dtype(np.float32)))
 
 
-def decoded(line: Line, kind: TensorType, stored: Any, values: Any) -> Any:
+def decoded(stream: GpuStream, tensor_type: TensorType, stored: Any, values: Any) -> Any:
     """Decode bytes that are on the GPU, uint8 [n], into float32 [rows, cols] there, and return that."""
-    if kind.block == 1:
-        line.launch("decode_value", kind, values.size, stored, values.reshape(values.size))
+    if tensor_type.block == 1:
+        stream.launch(cuda_kernels.decoder(tensor_type), values.size, stored, values.reshape(values.size))
         return values
-    blocks = values.size // kind.block
-    arguments = stored.reshape(blocks, kind.bytes), _tables(kind, line.gpu), values.reshape(blocks, kind.block)
-    line.launch("decode_block", kind, blocks, *arguments)
+    blocks = values.size // tensor_type.block
+    arguments = (
+        stored.reshape(blocks, tensor_type.bytes),
+        _tables(tensor_type, stream.gpu),
+        values.reshape(blocks, tensor_type.block),
+    )
+    stream.launch(cuda_kernels.decoder(tensor_type), blocks, *arguments)
     return values
 
 
-def encoded(line: Line, kind: TensorType, values: Any, importance: Array | None) -> Any:
-    """Return uint8 [blocks, bytes] on the GPU of values that are there, float32 [rows, cols]; importance is [cols]."""
-    rows, blocks = values.shape[0], values.size // kind.block
-    source = values.reshape(blocks, kind.block)
-    out = line.room("encoded", (blocks, kind.bytes), np.dtype(np.uint8))
+def encoded(stream: GpuStream, encoding: Encoding, values: Any, importance: Array | None) -> Any:
+    """Return uint8 [blocks, bytes] on the GPU of values that are there, float32 [rows, cols].
+
+    importance is float32 [cols], on the host, if the encoding is weighted.
+    """
+    tensor_type = encoding.type
+    rows, blocks = values.shape[0], values.size // tensor_type.block
+    source = values.reshape(blocks, tensor_type.block)
+    out = stream.room("encoded", (blocks, tensor_type.bytes), np.dtype(np.uint8))
     if importance is None:
-        line.launch("encode", kind, blocks, source, _tables(kind, line.gpu), out)
+        stream.launch(cuda_kernels.encoder(encoding), blocks, source, _tables(tensor_type, stream.gpu), out)
         return out
-    weights = line.up("importance", importance.reshape(-1, kind.block))
-    spread = line.room("spread", (rows if kind.row_spread else 1,), np.dtype(np.float32))
-    if kind.row_spread:
-        line.launch("spread", None, rows, values, spread)
-    line.launch("encode_weighted", kind, blocks, source, weights, spread, _tables(kind, line.gpu), out)
+    weights = stream.up("importance", importance.reshape(-1, tensor_type.block))
+    spread = stream.room("spread", (rows if tensor_type.row_spread else 1,), np.dtype(np.float32))
+    if tensor_type.row_spread:
+        stream.launch(cuda_kernels.SPREAD, rows, values, spread)
+    tables = _tables(tensor_type, stream.gpu)
+    stream.launch(cuda_kernels.encoder(encoding), blocks, source, weights, spread, tables, out)
     return out
 
 
-def _special(line: Line, values: Any) -> Any:
+def _special(stream: GpuStream, values: Any) -> Any:
     """Look for NaN and infinity."""
-    found = line.up("special", np.zeros(1, np.int32))
-    line.launch("special", None, values.size, values.reshape(values.size), found)
+    found = stream.up("special", np.zeros(1, np.int32))
+    stream.launch(cuda_kernels.SPECIAL, values.size, values.reshape(values.size), found)
     return found
 
 
-def _is_set(line: Line, flag: Any) -> bool:
+def _is_set(stream: GpuStream, flag: Any) -> bool:
     out = np.zeros(1, np.int32)
-    line.down("special", flag, out)
+    stream.down("special", flag, out)
     return bool(out[0])
 
 
 @functools.cache
-def _tables(kind: TensorType, gpu: int) -> tuple[Any, ...]:
+def _tables(tensor_type: TensorType, gpu: int) -> tuple[Any, ...]:
     """Return a type's codebooks on a GPU, the current one."""
     del gpu  # each has its own
     with cuda_kernels.LAUNCHING:
-        return tuple(numba_cuda.to_device(table) for table in kind.tables())
+        return tuple(numba_cuda.to_device(table) for table in tensor_type.tables())
 
 
 @functools.cache

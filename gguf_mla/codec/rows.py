@@ -16,6 +16,7 @@ import numpy as np
 
 from gguf_mla import ggtypes
 from gguf_mla.codec.device import open_device
+from gguf_mla.codec.encoding import GGML, choose
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.errors import InputError
 from gguf_mla.ggtypes.shared import floats
@@ -38,6 +39,7 @@ def encode(
     *,
     source: str = "F32",
     importance: Array | None = None,
+    search: str = GGML,
     out: Array | None = None,
     check: bool = True,
     device: Device = CPU,
@@ -47,46 +49,42 @@ def encode(
     x           float32 or float16, told by its dtype; with source="BF16" uint16 bit patterns of bfloat16; with the name
                 of a block type uint8 [rows, row_bytes] of that
     importance  float32 [cols], non-negative: how much each column's error weighs; ignored by types that do not use it
+    search      whose search for scales and levels; "ggml" gives ggml's bytes, a type's file may have others
     out         where to write, uint8 [rows, row_bytes], C-contiguous
-    check       NaN and infinity raise InputError naming row and column; False encodes them as some bytes or other
+    check       NaN and infinity raise InputError naming row and column; False encodes them as undefined bytes
     """
-    kind = _encodable(type_name)
+    encoding = choose(ggtypes.by_name(type_name), search, weighted=importance is not None)
     x, source = _as_source(x, source)
     cols = x.shape[1] if source in SOURCES else _columns(ggtypes.by_name(source), x)
-    _check_importance(kind, importance, cols)
-    out = _output(out, (x.shape[0], kind.row_bytes(cols)), np.dtype(np.uint8))
-    found = device.encode(kind, x, source, importance, out, check=check) if x.size else -1
+    _check_importance(importance, cols)
+    out = _output(out, (x.shape[0], encoding.type.row_bytes(cols)), np.dtype(np.uint8))
+    weights = importance if encoding.weighted else None
+    found = device.encode(encoding, x, source, weights, out, check=check) if x.size else -1
     if found >= 0:
-        _report_special(*((x, source) if source in SOURCES else (decode(x, source), "F32")), found)
+        values, source = _as_values(x, source)
+        _report_special(values, source, found)
     return out
 
 
 def decode(data: Array, type_name: str, *, out: Array | None = None, device: Device = CPU) -> Array:
     """Decode rows of a ggml type, uint8 [rows, row_bytes], to float32 [rows, cols]."""
-    kind = ggtypes.by_name(type_name)
-    out = _output(out, (len(data), _columns(kind, data)), np.dtype(np.float32))
+    tensor_type = ggtypes.by_name(type_name)
+    out = _output(out, (len(data), _columns(tensor_type, data)), np.dtype(np.float32))
     if data.size:
-        device.decode(kind, np.ascontiguousarray(data), out)
+        device.decode(tensor_type, np.ascontiguousarray(data), out)
     return out
 
 
-def _columns(kind: TensorType, data: Array) -> int:
-    """How many values a row of a type's bytes holds; InputError if these are no such rows."""
-    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] % kind.bytes:
+def _columns(tensor_type: TensorType, data: Array) -> int:
+    """How many values a row of a type's bytes holds; InputError if these are not such rows."""
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] % tensor_type.bytes:
         raise InputError(
-            f"these are not rows of {kind.name}",
-            expected=f"uint8 [rows, a multiple of {kind.bytes}]",
+            f"these are not rows of {tensor_type.name}",
+            expected=f"uint8 [rows, a multiple of {tensor_type.bytes}]",
             found=f"{data.dtype} {list(data.shape)}",
         )
-    cols: int = data.shape[1] // kind.bytes * kind.block
+    cols: int = data.shape[1] // tensor_type.bytes * tensor_type.block
     return cols
-
-
-def _encodable(type_name: str) -> TensorType:
-    kind = ggtypes.by_name(type_name)
-    if not kind.text:
-        raise InputError(f"{kind.name} holds plain numbers; weights are not encoded to it")
-    return kind
 
 
 def _as_source(x: Array, source: str) -> tuple[Array, str]:
@@ -101,14 +99,13 @@ def _as_source(x: Array, source: str) -> tuple[Array, str]:
     return np.ascontiguousarray(x), source
 
 
-def _check_importance(kind: TensorType, importance: Array | None, cols: int) -> None:
-    if importance is None:
-        if kind.needs_importance:
-            raise InputError(
-                f"{kind.name} cannot be encoded without importance weights",
-                remedy="Give an importance matrix, or choose a type of more bits",
-            )
-    elif importance.shape != (cols,) or importance.dtype != np.float32:
+def _as_values(x: Array, source: str) -> tuple[Array, str]:
+    """Rows of numbers, and their format: blocks of a type decoded, what are numbers already as they are."""
+    return (x, source) if source in SOURCES else (decode(x, source), "F32")
+
+
+def _check_importance(importance: Array | None, cols: int) -> None:
+    if importance is not None and (importance.shape != (cols,) or importance.dtype != np.float32):
         raise InputError(
             "the importance weights do not fit the rows",
             expected=f"float32 [{cols}]",
@@ -159,20 +156,23 @@ def quantize(
     *,
     source: str = "F32",
     check: bool = True,
+    search: str = GGML,
 ) -> Array:
     """Encode [rows, cols] or [n, rows, cols] as a ggml type, on `threads` threads (default: one per core).
 
     importance is float32 [cols], or [n, cols] for a 3-D tensor: one row per expert or head ([cols] serves all).
+    search says whose search for scales and levels runs: "ggml", or another that the type's file has.
     Returns uint8 [rows, row_bytes] or [n, rows, row_bytes]; the bytes do not depend on `threads` or `device`.
     """
-    kind, place = _encodable(type), open_device(device)
+    tensor_type, opened = ggtypes.by_name(type), open_device(device)
+    choose(tensor_type, search, weighted=importance is not None)  # an error now rather than in a thread
     slices = x if x.ndim == 3 else x[np.newaxis]
     weights = _importance_rows(importance, slices.shape)
-    out = empty((*slices.shape[:2], kind.row_bytes(slices.shape[2])), np.dtype(np.uint8))
+    out = empty((*slices.shape[:2], tensor_type.row_bytes(slices.shape[2])), np.dtype(np.uint8))
 
     def job(index: int, rows: slice) -> None:
-        piece, room, weighed = slices[index, rows], out[index, rows], weights[index]
-        encode(piece, type, source=source, importance=weighed, out=room, check=check, device=place)
+        piece, room, row = slices[index, rows], out[index, rows], weights[index]
+        encode(piece, type, source=source, importance=row, search=search, out=room, check=check, device=opened)
 
     _run(job, slices.shape, threads)
     return out if x.ndim == 3 else out[0]
@@ -180,13 +180,13 @@ def quantize(
 
 def dequantize(data: Array, type: str, device: str = "cpu", threads: int | None = None) -> Array:  # noqa: A002
     """Decode uint8 [rows, row_bytes] or [n, rows, row_bytes] to float32 of as many rows, on `threads` threads."""
-    kind, place = ggtypes.by_name(type), open_device(device)
+    tensor_type, opened = ggtypes.by_name(type), open_device(device)
     slices = data if data.ndim == 3 else data[np.newaxis]
-    cols = slices.shape[2] // kind.bytes * kind.block
+    cols = slices.shape[2] // tensor_type.bytes * tensor_type.block
     out = empty((*slices.shape[:2], cols), np.dtype(np.float32))
 
     def job(index: int, rows: slice) -> None:
-        decode(slices[index, rows], type, out=out[index, rows], device=place)
+        decode(slices[index, rows], type, out=out[index, rows], device=opened)
 
     _run(job, out.shape, threads)
     return out if data.ndim == 3 else out[0]

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import codec, ggtypes
+from gguf_mla.codec.encoding import GGML, encodings
 from gguf_mla.errors import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gguf_mla.codec.device import Device
+    from gguf_mla.codec.encoding import Encoding
 
 Array = np.ndarray[Any, Any]
 COLS = 512  # two blocks of the largest types, so that a row has a first and a last
@@ -28,15 +30,21 @@ LARGEST = 65000.0  # a half-precision scale holds no more, and what overflows it
 
 @dataclass(frozen=True, order=True)
 class Use:
-    """A type and what is done with it: "decode", "encode", or "encode_weighted", with importance."""
+    """A type and what is done with it: "decode", or the name of the formula that encodes, such as "encode_weighted"."""
 
     type: str
     action: str
 
+    @property
+    def encoding(self) -> Encoding | None:
+        """How the type is encoded; None if it is decoded."""
+        ways = {way.formula: way for way in encodings(ggtypes.by_name(self.type))}
+        return ways.get(self.action)
+
 
 @functools.cache
 def golden_rows() -> Array:
-    """Return the known rows, float32 [rows, COLS]; the same on every machine and run."""
+    """Return the known rows, float32 [rows, COLS]; the same in every run with one version of numpy."""
     rng = np.random.default_rng(2025)
     normal = rng.standard_normal((len(SCALES), COLS)) * np.array(SCALES)[:, np.newaxis]
     position = np.arange(COLS)
@@ -62,14 +70,25 @@ def golden_importance() -> Array:
     return np.where(np.arange(COLS) % 37 == 5, 0.0, rng.random(COLS) ** 2 * 3).astype(np.float32)
 
 
-def uses(type_name: str, actions: Iterable[str] = ("decode", "encode", "encode_weighted")) -> list[Use]:
-    """Return what of `actions` there is for a type; nothing for floats, which stay on the CPU."""
-    kind = ggtypes.by_name(type_name)
-    if kind.block == 1:
-        return []
-    possible = {"decode", *([] if kind.needs_importance else ["encode"])}
-    possible |= {"encode_weighted"} if kind.uses_importance else set()
-    return [Use(kind.name, action) for action in actions if action in possible]
+def uses(type_name: str) -> list[Use]:
+    """Return all that can be done with a type; nothing for floats, which stay on the CPU."""
+    return [*reading(type_name), *_encoded_by(encodings(ggtypes.by_name(type_name)))]
+
+
+def reading(type_name: str) -> list[Use]:
+    """Return what reading rows of a type takes; nothing for floats."""
+    tensor_type = ggtypes.by_name(type_name)
+    return [Use(tensor_type.name, "decode")] if tensor_type.block > 1 else []
+
+
+def writing(type_name: str, *, weighted: bool, search: str = GGML) -> list[Use]:
+    """Return what writing rows of a type may take; nothing for floats. `weighted`: some may have importance."""
+    known = encodings(ggtypes.by_name(type_name))
+    return _encoded_by(way for way in known if way.search == search and (weighted or not way.weighted))
+
+
+def _encoded_by(ways: Iterable[Encoding]) -> list[Use]:
+    return [Use(way.type.name, way.formula) for way in ways if way.type.block > 1]
 
 
 def check(device: Device, wanted: Iterable[Use]) -> list[Use]:
@@ -93,17 +112,18 @@ def report(device: Device, tried: Iterable[Use]) -> str:
 
 @functools.cache
 def _try(device: Device, use: Use) -> None:
-    weighted = use.action == "encode_weighted" or ggtypes.by_name(use.type).needs_importance
-    importance = golden_importance() if weighted else None
-    expected = codec.encode(golden_rows(), use.type, importance=importance)
-    if use.action == "decode":
+    way = use.encoding or encodings(ggtypes.by_name(use.type))[0]
+    importance = golden_importance() if way.weighted else None
+    encode = functools.partial(codec.encode, golden_rows(), use.type, importance=importance, search=way.search)
+    expected = encode()
+    if use.encoding is None:
         values = codec.decode(expected, use.type).view(np.uint32)
         found = np.full(golden_rows().shape, np.nan, np.float32)
         codec.decode(expected, use.type, out=found, device=device)
         _compare(device, use, values, found.view(np.uint32))
     else:
         out = np.full(expected.shape, 0xAA, np.uint8)
-        codec.encode(golden_rows(), use.type, importance=importance, out=out, device=device)
+        encode(out=out, device=device)
         _compare(device, use, expected, out)
 
 
@@ -111,9 +131,9 @@ def _compare(device: Device, use: Use, expected: Array, found: Array) -> None:
     wrong = np.argwhere(expected != found)
     if len(wrong):
         row, at = wrong[0]
-        what = "value" if use.action == "decode" else "byte"
+        action, what = ("decode", "value") if use.encoding is None else ("encode", "byte")
         raise MachineError(
-            f"{device.name} ({device.title}) does not {use.action.replace('_weighted', '')} {use.type} as the CPU does",
+            f"{device.name} ({device.title}) does not {action} {use.type} as the CPU does",
             expected=f"{expected[row, at]:#x} at {what} {at} of known row {row}",
             found=f"{found[row, at]:#x}",
             remedy="Use --device cpu, and report this",

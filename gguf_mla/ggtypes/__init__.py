@@ -1,6 +1,6 @@
 """Every ggml tensor type, one file each: its numbers, and how a block of it is encoded and decoded.
 
-A file that defines `TYPE` is a type; nothing else has to name it. Its texts `encode`, `decode` and, where importance
+A file that defines `TYPE` is a type; nothing else has to name it. Its formulas `encode`, `decode` and, where importance
 weights matter, `encode_weighted` are written over lanes (`gguf_mla.lanes`). Importing this package imports neither
 numpy nor numba nor gguf.
 """
@@ -29,8 +29,10 @@ _NUMBERS = (("I8", 24, 1), ("I16", 25, 2), ("I32", 26, 4), ("I64", 27, 8), ("F64
 def types() -> Mapping[str, TensorType]:
     """Every type that can be encoded and decoded, by name, in the order of ggml's ids."""
     modules = (import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__) if not found.ispkg)
-    kinds = [module.TYPE for module in modules if hasattr(module, "TYPE")]
-    return MappingProxyType({kind.name: kind for kind in sorted(kinds, key=lambda kind: kind.id)})
+    found_types = [module.TYPE for module in modules if hasattr(module, "TYPE")]
+    return MappingProxyType(
+        {tensor_type.name: tensor_type for tensor_type in sorted(found_types, key=lambda tensor_type: tensor_type.id)}
+    )
 
 
 @functools.cache
@@ -49,8 +51,8 @@ def by_name(name: str) -> TensorType:
 
 def by_id(number: int) -> TensorType:
     """Return the type with ggml's id `number`; InputError, listing the ids, if there is none."""
-    known = {kind.id: kind for kind in (*types().values(), *stored().values())}
+    known = {tensor_type.id: tensor_type for tensor_type in (*types().values(), *stored().values())}
     if number not in known:
-        remedy = f"Known ids: {', '.join(f'{kind.id} {kind.name}' for kind in known.values())}"
+        remedy = f"Known ids: {', '.join(f'{tensor_type.id} {tensor_type.name}' for tensor_type in known.values())}"
         raise InputError(f"there is no tensor type with id {number}", remedy=remedy)
     return known[number]

@@ -10,7 +10,7 @@ from gguf_mla.ggtypes.tensor_type import TensorType
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
-TYPE = TensorType("F32", id=0, block=1, bytes=4, text=__name__)
+TYPE = TensorType("F32", id=0, block=1, bytes=4, module_name=__name__)
 
 
 def encode_value(value: Lanes) -> Lanes:

@@ -34,7 +34,7 @@ FOUND = SUMS + 68
 SHIFTS = FOUND + 32
 WEIGHED = SHIFTS + 16
 NOTHING = 1e-7
-TYPE = TensorType("IQ1_M", id=29, block=256, bytes=32 + 16 + 8, scratch=WEIGHED + 256, text=__name__)
+TYPE = TensorType("IQ1_M", id=29, block=256, bytes=32 + 16 + 8, scratch=WEIGHED + 256, module_name=__name__)
 
 
 def tables() -> tuple[Any, ...]:
@@ -194,5 +194,5 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
             half = number >> 3
             bits = high >> half * 4
             point = lanes.splat16(data, POINTS + 2 * j) >> half * 8 & 255 | (bits & 7) << 8
-            magnitude = lanes.values8(tables[MAGNITUDES], point, number) + 1.0
+            magnitude = lanes.gather_group8(tables[MAGNITUDES], point, number) + 1.0
             lanes.write(y, 16 * j + i, step * shifted(magnitude, (bits & 8) == 0))

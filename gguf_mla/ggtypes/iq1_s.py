@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 SCALE, POINTS, HIGH_BITS = 0, 2, 34  # float16; uint8[32]; per sub-block uint16: 4 times 3 bits of point, scale, shift
 SUM_WX, SUM_W = SUMS, SUMS + 33  # rows of scratch
 NOTHING = 1e-12
-TYPE = TensorType("IQ1_S", id=19, block=256, bytes=2 + 32 + 16, needs_importance=True, scratch=SUMS + 66, text=__name__)
+TYPE = TensorType(
+    "IQ1_S", id=19, block=256, bytes=2 + 32 + 16, needs_importance=True, scratch=SUMS + 66, module_name=__name__
+)
 
 
 def tables() -> tuple[Any, ...]:
@@ -124,5 +126,5 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
             number = lanes.numbers() + i
             group = number >> 3
             point = lanes.splat32(data, POINTS + 4 * j) >> group * 8 & 255 | (word >> group * 3 & 7) << 8
-            level = lanes.values8(tables[MAGNITUDES], point, number) + 1.0
+            level = lanes.gather_group8(tables[MAGNITUDES], point, number) + 1.0
             lanes.write(y, 32 * j + i, step * shifted(level, plus))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # float16; uint8[32] low bits of the points; uint8[32] signs; uint8[8] high bits of the points; uint8[8]
 SCALE, POINTS, SIGNS, HIGH_BITS, LEVEL_SCALES = 0, 2, 34, 66, 74
 ROOM = SCRATCH  # rows of scratch: high bits of the points of one sub-block
-TYPE = TensorType("IQ2_S", id=22, block=256, bytes=2 + 64 + 8 + 8, scratch=SCRATCH + 16, text=__name__)
+TYPE = TensorType("IQ2_S", id=22, block=256, bytes=2 + 64 + 8 + 8, scratch=SCRATCH + 16, module_name=__name__)
 NOTHING = 1e-8
 
 
@@ -97,5 +97,5 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
             number = lanes.numbers() + i
             half = number >> 3
             point = lanes.splat16(data, POINTS + 2 * j) >> half * 8 & 255 | (high >> half * 2 & 3) << 8
-            magnitude = lanes.values8(tables[MAGNITUDES], point, number)
+            magnitude = lanes.gather_group8(tables[MAGNITUDES], point, number)
             lanes.write(y, 16 * j + i, step * magnitude * sign_of(lanes.splat16(data, SIGNS + 2 * j), number))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SCALE, POINTS, LEVEL_SCALES = 0, 2, 66  # float16; uint16[32]: 9 bits of point, 7 of signs; uint8[8]
 ROOM = SCRATCH  # rows of scratch: one 32-bit word per sub-block
 TYPE = TensorType(
-    "IQ2_XS", id=17, block=256, bytes=2 + 64 + 8, needs_importance=True, scratch=SCRATCH + 16, text=__name__
+    "IQ2_XS", id=17, block=256, bytes=2 + 64 + 8, needs_importance=True, scratch=SCRATCH + 16, module_name=__name__
 )
 
 
@@ -82,5 +82,5 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
         for i in range(0, 16, lanes.WIDTH):
             number = lanes.numbers() + i
             word = lanes.splat32(data, POINTS + 4 * j) >> (number >> 3) * 16
-            magnitude = lanes.values8(tables[MAGNITUDES], word & 511, number)
+            magnitude = lanes.gather_group8(tables[MAGNITUDES], word & 511, number)
             lanes.write(y, 16 * j + i, step * magnitude * sign_of(with_parity(word >> 9 & 127), number & 7))

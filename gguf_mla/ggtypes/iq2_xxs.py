@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 SCALE, POINTS, SIGNS = 0, 2, 6  # float16; per sub-block uint8[4] and uint32: 4 times 7 sign bits, 4 bits of scale
-TYPE = TensorType("IQ2_XXS", id=16, block=256, bytes=2 + 64, needs_importance=True, scratch=SCRATCH, text=__name__)
+TYPE = TensorType(
+    "IQ2_XXS", id=16, block=256, bytes=2 + 64, needs_importance=True, scratch=SCRATCH, module_name=__name__
+)
 
 
 def tables() -> tuple[Any, ...]:
@@ -85,5 +87,5 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
             number = lanes.numbers() + i
             point = lanes.splat32(data, POINTS + 8 * j) >> (number >> 3) * 8 & 255
             signs = with_parity(word >> (number >> 3) * 7 & 127)
-            magnitude = lanes.values8(tables[MAGNITUDES], point, number)
+            magnitude = lanes.gather_group8(tables[MAGNITUDES], point, number)
             lanes.write(y, 32 * j + i, step * magnitude * sign_of(signs, number & 7))

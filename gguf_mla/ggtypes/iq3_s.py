@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SCALE, POINTS, NINTHS, SIGNS, LEVEL_SCALES = 0, 2, 66, 74, 106
 # Rows of scratch: bytes of points and signs as they are written, how many sub-blocks were, and a row for waste.
 POINT_BYTES, SIGN_BYTES, WRITTEN, SPARE = SCRATCH, SCRATCH + 64, SCRATCH + 96, SCRATCH + 97
-TYPE = TensorType("IQ3_S", id=21, block=256, bytes=2 + 64 + 8 + 32 + 4, scratch=SPARE + 1, text=__name__)
+TYPE = TensorType("IQ3_S", id=21, block=256, bytes=2 + 64 + 8 + 32 + 4, scratch=SPARE + 1, module_name=__name__)
 
 
 def tables() -> tuple[Any, ...]:
@@ -89,7 +89,7 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any, out: Lanes) -> None:
 
 
 def _keep(scratch: Lanes, row: Lanes, byte: Lanes) -> None:
-    lanes.place(scratch, row, lanes.to_float(byte))
+    lanes.scatter(scratch, row, lanes.to_float(byte))
 
 
 def _finish(scratch: Lanes, out: Lanes) -> None:
@@ -116,6 +116,6 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
             group = number >> 2
             ninth = lanes.splat8(data, NINTHS + j) >> group & 1
             point = lanes.splat32(data, POINTS + 8 * j + i // 16 * 4) >> (group & 3) * 8 & 255 | ninth << 8
-            magnitude = lanes.values4(tables[MAGNITUDES], point, number)
+            magnitude = lanes.gather_group4(tables[MAGNITUDES], point, number)
             signs = lanes.splat32(data, SIGNS + 4 * j)
             lanes.write(y, 32 * j + i, step * magnitude * sign_of(signs, number))

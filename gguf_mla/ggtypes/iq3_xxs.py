@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SCALE, POINTS, SIGNS = 0, 2, 66  # float16; uint8[64]; per sub-block uint32: 4 times 7 sign bits, 4 bits of scale
 ROOM = SCRATCH  # rows of scratch: eight points of each sub-block, in two words
 NOTHING = 1e-8
-TYPE = TensorType("IQ3_XXS", id=18, block=256, bytes=2 + 64 + 32, scratch=SCRATCH + 16, text=__name__)
+TYPE = TensorType("IQ3_XXS", id=18, block=256, bytes=2 + 64 + 32, scratch=SCRATCH + 16, module_name=__name__)
 
 
 def tables() -> tuple[Any, ...]:
@@ -100,5 +100,5 @@ def decode_block(data: Lanes, tables: Any, y: Lanes) -> None:
             number = lanes.numbers() + i
             point = lanes.splat32(data, POINTS + 8 * j + i // 16 * 4) >> (number >> 2 & 3) * 8 & 255
             signs = with_parity(word >> (number >> 3) * 7 & 127)
-            magnitude = lanes.values4(tables[MAGNITUDES], point, number)
+            magnitude = lanes.gather_group4(tables[MAGNITUDES], point, number)
             lanes.write(y, 32 * j + i, step * magnitude * sign_of(signs, number & 7))

@@ -18,7 +18,7 @@ __all__ = ["TYPE", "decode_block", "encode", "encode_weighted", "tables"]
 
 SCALE, NIBBLES = 0, 2  # float16, uint8[16]
 WEIGHTS, LEVELS = 0, 32  # rows of scratch
-TYPE = TensorType("IQ4_NL", id=20, block=32, bytes=2 + 16, scratch=64, text=__name__)
+TYPE = TensorType("IQ4_NL", id=20, block=32, bytes=2 + 16, scratch=64, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, tables: Any, out: Lanes) -> None:

@@ -19,7 +19,7 @@ __all__ = ["TYPE", "decode_block", "encode", "encode_weighted", "tables"]
 
 SCALE, HIGH_BITS, LOW_BITS, NIBBLES = 0, 2, 4, 8  # float16, uint16, uint8[4], uint8[128]
 WEIGHTS, SCALES, LEVELS = 0, 32, 40  # rows of scratch
-TYPE = TensorType("IQ4_XS", id=23, block=256, bytes=2 + 2 + 4 + 128, scratch=LEVELS + 256, text=__name__)
+TYPE = TensorType("IQ4_XS", id=23, block=256, bytes=2 + 2 + 4 + 128, scratch=LEVELS + 256, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, tables: Any, out: Lanes) -> None:

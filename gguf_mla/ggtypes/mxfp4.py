@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCALE, NIBBLES = 0, 1  # uint8 exponent, uint8[16]
 ROUNDED_UP = (0, 1, 2, 5, 11, 22, 44, 88)  # floor(2**b * log(2)): for `floor_log2`
-TYPE = TensorType("MXFP4", id=39, block=32, bytes=1 + 16, scratch=32, text=__name__)
+TYPE = TensorType("MXFP4", id=39, block=32, bytes=1 + 16, scratch=32, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

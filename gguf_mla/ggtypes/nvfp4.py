@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 SCALES, NIBBLES = 0, 4  # uint8[4], uint8[32]
-TYPE = TensorType("NVFP4", id=40, block=64, bytes=4 + 32, scratch=16, text=__name__)
+TYPE = TensorType("NVFP4", id=40, block=64, bytes=4 + 32, scratch=16, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

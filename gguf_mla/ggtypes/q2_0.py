@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 SCALE, PAIRS = 0, 2  # float16, uint8[16]
-TYPE = TensorType("Q2_0", id=42, block=64, bytes=2 + 16, text=__name__)
+TYPE = TensorType("Q2_0", id=42, block=64, bytes=2 + 16, module_name=__name__)
 
 
 def encode(x: Lanes, _scratch: Lanes, _tables: Any, out: Lanes) -> None:

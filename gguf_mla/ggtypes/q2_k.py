@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 LEVEL_SCALES, PAIRS, SCALE, MINIMUM = 0, 16, 80, 82  # uint8[16], uint8[64], float16, float16
-TYPE = TensorType("Q2_K", id=10, block=256, bytes=16 + 64 + 2 + 2, scratch=SCRATCH, text=__name__)
+TYPE = TensorType("Q2_K", id=10, block=256, bytes=16 + 64 + 2 + 2, scratch=SCRATCH, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 HIGH_BITS, PAIRS, LEVEL_SCALES, SCALE = 0, 32, 96, 108  # uint8[32], uint8[64], uint8[12], float16
-TYPE = TensorType("Q3_K", id=11, block=256, bytes=32 + 64 + 12 + 2, scratch=SCRATCH, text=__name__)
+TYPE = TensorType("Q3_K", id=11, block=256, bytes=32 + 64 + 12 + 2, scratch=SCRATCH, module_name=__name__)
 
 
 def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SCALE, NIBBLES = 0, 2  # float16, uint8[16]
 SPREAD, WEIGHTS, LEVELS = 0, 1, 33  # rows of scratch
-TYPE = TensorType("Q4_0", id=2, block=32, bytes=2 + 16, scratch=65, row_spread=True, text=__name__)
+TYPE = TensorType("Q4_0", id=2, block=32, bytes=2 + 16, scratch=65, row_spread=True, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

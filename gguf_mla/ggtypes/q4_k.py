@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SCALE, MINIMUM, LEVEL_SCALES, NIBBLES = 0, 2, 4, 16  # float16, float16, uint8[12], uint8[128]
 TOP = 15
-TYPE = TensorType("Q4_K", id=12, block=256, bytes=2 + 2 + 12 + 128, scratch=SCRATCH, text=__name__)
+TYPE = TensorType("Q4_K", id=12, block=256, bytes=2 + 2 + 12 + 128, scratch=SCRATCH, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SCALE, FIFTHS, NIBBLES = 0, 2, 6  # float16, uint32, uint8[16]
 SPREAD, WEIGHTS, LEVELS = 0, 1, 33  # rows of scratch
-TYPE = TensorType("Q5_0", id=6, block=32, bytes=2 + 4 + 16, scratch=65, row_spread=True, text=__name__)
+TYPE = TensorType("Q5_0", id=6, block=32, bytes=2 + 4 + 16, scratch=65, row_spread=True, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

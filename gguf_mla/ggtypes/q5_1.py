@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCALE, MINIMUM, FIFTHS, NIBBLES = 0, 2, 4, 8  # float16, float16, uint32, uint8[16]
 SPREAD, WEIGHTS, LEVELS = 0, 1, 33  # rows of scratch
-TYPE = TensorType("Q5_1", id=7, block=32, bytes=2 + 2 + 4 + 16, scratch=65, row_spread=True, text=__name__)
+TYPE = TensorType("Q5_1", id=7, block=32, bytes=2 + 2 + 4 + 16, scratch=65, row_spread=True, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

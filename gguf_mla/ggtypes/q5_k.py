@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SCALE, MINIMUM, LEVEL_SCALES, FIFTHS, NIBBLES = 0, 2, 4, 16, 48  # float16, float16, uint8[12], uint8[32], uint8[128]
 TOP = 31
-TYPE = TensorType("Q5_K", id=13, block=256, bytes=2 + 2 + 12 + 32 + 128, scratch=SCRATCH, text=__name__)
+TYPE = TensorType("Q5_K", id=13, block=256, bytes=2 + 2 + 12 + 32 + 128, scratch=SCRATCH, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

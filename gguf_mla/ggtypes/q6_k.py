@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 NIBBLES, PAIRS, LEVEL_SCALES, SCALE = 0, 128, 192, 208  # uint8[128], uint8[64], int8[16], float16
-TYPE = TensorType("Q6_K", id=14, block=256, bytes=128 + 64 + 16 + 2, scratch=SCRATCH, text=__name__)
+TYPE = TensorType("Q6_K", id=14, block=256, bytes=128 + 64 + 16 + 2, scratch=SCRATCH, module_name=__name__)
 
 
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:

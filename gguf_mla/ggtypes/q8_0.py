@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 SCALE, VALUES = 0, 2  # float16, int8[32]
-TYPE = TensorType("Q8_0", id=8, block=32, bytes=2 + 32, text=__name__)
+TYPE = TensorType("Q8_0", id=8, block=32, bytes=2 + 32, module_name=__name__)
 
 
 def encode(x: Lanes, _scratch: Lanes, _tables: Any, out: Lanes) -> None:

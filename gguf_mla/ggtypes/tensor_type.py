@@ -1,4 +1,4 @@
-"""What a ggml tensor type is: numbers for the file format and texts for the kernels."""
+"""What a ggml tensor type is: numbers for the file format and formulas for the kernels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TensorType:
     block             values per block; a row is a whole number of blocks
     bytes             bytes per block
     needs_importance  ggml refuses to encode without importance weights
-    scratch           float32 a text needs per lane beside the block itself
-    row_spread        with importance, a text finds the mean square of its whole row in scratch[0]
-    text              the module that holds the texts (its __name__); "" for types that are only stored, not encoded
+    scratch           float32 a formula needs per lane beside the block itself
+    row_spread        with importance, a formula finds the mean square of its whole row in scratch[0]
+    module_name       the module that holds the formulas (its __name__); "" for types that are only stored, not encoded
     """
 
     name: str
@@ -33,14 +33,14 @@ class TensorType:
     needs_importance: bool = False
     scratch: int = field(default=1, repr=False)
     row_spread: bool = field(default=False, repr=False)
-    text: str = field(default="", repr=False)
+    module_name: str = field(default="", repr=False)
 
     def fits(self, cols: int) -> bool:
         """Tell whether a row of `cols` values can have this type."""
         return cols % self.block == 0
 
     def row_bytes(self, cols: int) -> int:
-        """Bytes of a row of `cols` values; InputError if it is no whole number of blocks."""
+        """Bytes of a row of `cols` values; InputError if it is not a whole number of blocks."""
         if not self.fits(cols):
             raise InputError(
                 f"a row of {cols} values cannot be {self.name}",
@@ -53,14 +53,9 @@ class TensorType:
     @property
     def module(self) -> ModuleType:
         """The type's own file."""
-        return import_module(self.text)
-
-    @property
-    def uses_importance(self) -> bool:
-        """Whether importance weights change the bytes."""
-        return hasattr(self.module, "encode_weighted")
+        return import_module(self.module_name)
 
     def tables(self) -> tuple[Any, ...]:
-        """Return the codebooks the texts look up; loaded from the `gguf` package when a kernel first needs them."""
+        """Return the codebooks the formulas look up; loaded from the `gguf` package when a kernel first needs them."""
         load = getattr(self.module, "tables", None)
         return load() if load else ()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIVES, FOURS, SCALE = 0, 48, 52  # uint8[48], uint8[4], float16
 # Runs of bytes: where they begin, how many, the first value they hold (a byte's are that many apart), digits per byte.
 RUNS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
-TYPE = TensorType("TQ1_0", id=34, block=256, bytes=48 + 4 + 2, text=__name__)
+TYPE = TensorType("TQ1_0", id=34, block=256, bytes=48 + 4 + 2, module_name=__name__)
 
 
 def encode(x: Lanes, _scratch: Lanes, _tables: Any, out: Lanes) -> None:

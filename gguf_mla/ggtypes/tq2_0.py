@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 PAIRS, SCALE = 0, 64  # uint8[64], float16
-TYPE = TensorType("TQ2_0", id=35, block=256, bytes=64 + 2, text=__name__)
+TYPE = TensorType("TQ2_0", id=35, block=256, bytes=64 + 2, module_name=__name__)
 
 
 def encode(x: Lanes, _scratch: Lanes, _tables: Any, out: Lanes) -> None:

@@ -1,40 +1,73 @@
-"""Compile a text for lanes: its functions are rebound so that the name `lanes` means the lanes wanted.
+"""Compile a formula for lanes: its functions are rebound so that the name `lanes` means the lanes wanted.
 
-A text function that calls another text function gets that one bound as well. Nothing is generated or parsed: a bound
-function is the same code object with other globals, so line numbers in numba's errors are those of the text.
+A formula that calls another function gets that one bound as well. Nothing is generated or parsed: a bound function is
+the same code object with other globals, so line numbers in numba's errors are those of the formula.
 """
 
 from __future__ import annotations
 
 from types import CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gguf_mla import lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-Text = Any
+Formula = Any
 """A plain function; typing's Callable has no __code__."""
 
-TEXT_PACKAGES = ("gguf_mla.ggtypes", "gguf_mla.codec.feed")
+FORMULA_PACKAGES = ("gguf_mla.ggtypes", "gguf_mla.codec.feed")
+"""Where functions come from that are compiled for lanes."""
+
+
+class Unbound:
+    """What stands for a name that has no value yet. It refuses every use, so that a forgotten one is noticed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"unbound({self.name!r})"
+
+    def refuse(self, *_: Any) -> NoReturn:
+        """Say its name: TypeError."""
+        raise TypeError(f"{self.name} has no value yet: `variant` or a Binder gives it one")
+
+
+REFUSED = (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod", "pow",
+    "rpow", "neg", "pos", "abs", "invert", "lshift", "rlshift", "rshift", "rrshift", "and", "rand", "or", "ror", "xor",
+    "rxor", "eq", "ne", "lt", "le", "gt", "ge", "bool", "int", "float", "index", "len", "iter", "getitem", "setitem",
+    "call",
+)  # fmt: skip
+for _operation in REFUSED:
+    setattr(Unbound, f"__{_operation}__", Unbound.refuse)
+
+
+def unbound(name: str) -> Any:
+    """Return what stands for the global `name` until `variant` or `Binder.rebind` gives it a value."""
+    return Unbound(name)
 
 
 class Binder:
-    """Binds texts to the operations of one kind of lanes and compiles every function it meets once."""
+    """Binds formulas to the operations of one kind of lanes and compiles every function it meets once."""
 
     def __init__(self, operations: ModuleType, compile_function: Callable[[FunctionType], Any]) -> None:
         self.operations, self.compile_function = operations, compile_function
-        self._bound: dict[Text, Any] = {}
+        self._bound: dict[Formula, Any] = {}
 
-    def helper(self, function: Text) -> Any:
-        """Return `function`, compiled for these lanes; the same object for every text that calls it."""
+    def helper(self, function: Formula) -> Any:
+        """Return `function`, compiled for these lanes; the same object for every formula that calls it."""
         if function not in self._bound:
             self._bound[function] = self.compile_function(self.rebind(function, {}))
         return self._bound[function]
 
-    def rebind(self, function: Text, names: Mapping[str, Any], label: str | None = None) -> FunctionType:
-        """Return `function` with `names` and its own helpers in its globals, called `label` from then on."""
+    def rebind(self, function: Formula, names: Mapping[str, Any], label: str | None = None) -> FunctionType:
+        """Return `function` with `names` and its own helpers in its globals, called `label` from then on.
+
+        TypeError if it or a helper uses a name that is still unbound.
+        """
         used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
         bound = {name: self._bound_value(value) for name, value in used.items() if name not in names}
         scope = {**function.__globals__, **bound, **names}
@@ -45,12 +78,14 @@ class Binder:
     def _bound_value(self, value: Any) -> Any:
         if value is lanes:
             return self.operations
-        if isinstance(value, FunctionType) and value.__module__.startswith(TEXT_PACKAGES):
+        if isinstance(value, Unbound):
+            value.refuse()
+        if isinstance(value, FunctionType) and value.__module__.startswith(FORMULA_PACKAGES):
             return self.helper(value)
         return value
 
 
-def variant(function: Text, **names: Any) -> Any:
+def variant(function: Formula, **names: Any) -> Any:
     """Return `function` with other globals, in its helpers of the same module too: one search, several rules.
 
     Functions given as arguments would do, but numba cannot keep kernels on disk that pass functions around.
@@ -68,11 +103,11 @@ def variant(function: Text, **names: Any) -> Any:
     return copy
 
 
-def _copy(function: Text, scope: dict[str, Any]) -> FunctionType:
+def _copy(function: Formula, scope: dict[str, Any]) -> FunctionType:
     return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
 
 
-def _depends(function: Text, module: str, names: Mapping[str, Any]) -> bool:
+def _depends(function: Formula, module: str, names: Mapping[str, Any]) -> bool:
     """Tell whether a function of `module` uses any of `names`, itself or through its helpers."""
     if function.__module__ != module:
         return False

@@ -13,40 +13,42 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 
 from gguf_mla.lanes.memory import (
+    gather_group4,
+    gather_group8,
     get8,
     get16,
     get32,
     item,
     load,
     lookup,
-    place,
     put8,
     put16,
     put32,
     run8,
     run32,
+    scatter,
     set_item,
     splat8,
     splat16,
     splat32,
     store,
-    values4,
-    values8,
     write,
 )
 from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, splat
-from gguf_mla.lanes.transpose import entry, turn
+from gguf_mla.lanes.transpose import gather_entry, transpose_table
 
 __all__ = [
     "WIDTH",
     "any_lane",
     "bits",
-    "entry",
     "fabs",
     "first_least",
     "from_bits",
     "full",
     "full_int",
+    "gather_entry",
+    "gather_group4",
+    "gather_group8",
     "get8",
     "get16",
     "get32",
@@ -55,12 +57,12 @@ __all__ = [
     "load",
     "lookup",
     "numbers",
-    "place",
     "put8",
     "put16",
     "put32",
     "run8",
     "run32",
+    "scatter",
     "set_item",
     "splat8",
     "splat16",
@@ -69,16 +71,14 @@ __all__ = [
     "store",
     "to_float",
     "to_int",
-    "turn",
-    "values4",
-    "values8",
+    "transpose_table",
     "where",
     "write",
 ]  # fmt: skip
 
 
 def _expect(operation: str, wanted: LaneType, found: Any) -> None:
-    """Explain a wrong operand in the text's own terms."""
+    """Explain a wrong operand in the formula's own terms."""
     if found is not wanted:
         raise errors.TypingError(f"lanes.{operation} takes {wanted}, not {found}")
 

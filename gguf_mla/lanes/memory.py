@@ -105,9 +105,9 @@ def lane_by_lane(builder: Any, result: Any, element: Any) -> Any:
 
 
 @intrinsic
-def place(typing: Any, values: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
+def scatter(typing: Any, values: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
     """Write F, in each lane to the row that lane's I names."""
-    _expect_values("place", values)
+    _expect_values("scatter", values)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data, _ = array_data(context, builder, sig.args[0], args[0])
@@ -170,7 +170,7 @@ def _joined(builder: Any, parts: list[Any], size: int) -> Any:
     return parts[0]
 
 
-values4, values8 = _grouped(4), _grouped(8)
+gather_group4, gather_group8 = _grouped(4), _grouped(8)
 
 
 def block_pointers(context: Any, builder: Any, sig: Any, args: Any, word: Any) -> list[Any]:

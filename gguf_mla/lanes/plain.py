@@ -1,20 +1,20 @@
 """Plain lanes: a value is a numpy array of 16; every operation can be watched in a debugger.
 
-The list of what a text may use. F is a float32 value, I an int32 value, M a mask; Python numbers mix with F and I.
+The list of what a formula may use. F is a float32 value, I an int32 value, M a mask; Python numbers mix with F and I.
 
 * operators: F + - * / F, -F; I + - * & | ^ << >> I (>> keeps the sign); F or I < <= > >= == != → M; M & | ~ M
-* `values[index]` arrays, one row per index: `load`, `store`; `place` writes row I[lane] in each lane
+* `values[index]` arrays, one row per index: `load`, `store`; `scatter` writes row I[lane] in each lane
 * block bytes: `get8`, `get16`, `get32` → I, `put8`, `put16`, `put32` (little endian)
-* tables, one for all lanes: `lookup`; of grid points: `values4`, `values8`
+* tables, one for all lanes: `lookup`; of grid points: `gather_group4`, `gather_group8`
 
-Where a lane carries one value of a block instead, as in `decode_block`, a text steps by `WIDTH`:
+Where a lane carries one value of a block instead, as in `decode_block`, a formula steps by `WIDTH`:
 
 * `run8`, `run32` → I: consecutive bytes of one block, entries of a table
 * `splat8`, `splat16`, `splat32` → I: one word of one block in every lane
 * `write` F to consecutive float32; `numbers` → I: 0, 1, … up to WIDTH
 
-Where the lanes are candidates for one block's choice, as in `ggtypes.shared.grid`: `entry` looks up a small table that
-one lane has filled, `turn` prepares those tables, `least_lane` and `first_least` → int decide.
+Where the lanes are candidates for one block's choice, as in `ggtypes.shared.grid`: `gather_entry` looks up a small
+table that one lane has filled, `transpose_table` prepares those tables, `least_lane` and `first_least` → int decide.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def store(values: Array, index: int, value: Array) -> None:
     values[index] = value
 
 
-def place(values: Array, index: Array, value: Array) -> None:
+def scatter(values: Array, index: Array, value: Array) -> None:
     """Write F, in each lane to the row that lane's I names."""
     values[index, np.arange(WIDTH)] = value
 
@@ -67,12 +67,12 @@ def lookup(table: Array, index: Array) -> Array:
     return table[index] if table.dtype == np.float32 else table[index].astype(np.int32)
 
 
-def values4(table: Array, point: Array, number: Array) -> Array:
+def gather_group4(table: Array, point: Array, number: Array) -> Array:
     """F: value number % 4 of each lane's point, from a float32 [points * 4] table; every 4 lanes share a point."""
     return table[point * 4 + number % 4]
 
 
-def values8(table: Array, point: Array, number: Array) -> Array:
+def gather_group8(table: Array, point: Array, number: Array) -> Array:
     """F: value number % 8 of each lane's point, from a float32 [points * 8] table; every 8 lanes share a point."""
     return table[point * 8 + number % 8]
 
@@ -185,11 +185,11 @@ def run32(table: Array, at: int) -> Array:
     return table[at : at + WIDTH].copy()
 
 
-def turn(values: Array, row: int) -> None:
-    """Prepare rows row … row + 16, a table of 16 float32 per lane, for `entry`; nothing to do here."""
+def transpose_table(values: Array, row: int) -> None:
+    """Prepare rows row … row + 16, a table of 16 float32 per lane, for `gather_entry`; nothing to do here."""
 
 
-def entry(values: Array, row: int, lane: int, index: Array) -> Array:
+def gather_entry(values: Array, row: int, lane: int, index: Array) -> Array:
     """F: entry index & 15 of the table that lane `lane` has in rows row … row + 16."""
     return values[row + (index & 15), lane]
 

@@ -31,7 +31,7 @@ class LaneType(types.Type):
 
 
 F = LaneType("float32 lanes", ir.FloatType(), types.float32)
-I = LaneType("int32 lanes", INT32, types.int32)  # noqa: E741  # F, I and M are the three kinds of value, here and in the texts
+I = LaneType("int32 lanes", INT32, types.int32)  # noqa: E741  # F, I and M are the three kinds of value, here and in the formulas
 M = LaneType("lane mask", ir.IntType(1), types.boolean)
 
 

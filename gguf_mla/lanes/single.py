@@ -32,7 +32,7 @@ def store(values: Any, index: int, value: Any) -> None:
     values[index] = value
 
 
-def place(values: Any, index: Any, value: Any) -> None:
+def scatter(values: Any, index: Any, value: Any) -> None:
     """Write F to the value that I names."""
     values[index] = value
 
@@ -54,12 +54,12 @@ def lookup(table: Any, index: Any) -> Any:
     return table[index] if table.dtype == np.float32 else np.int32(table[index])
 
 
-def values4(table: Any, point: Any, number: Any) -> Any:
+def gather_group4(table: Any, point: Any, number: Any) -> Any:
     """F: value number % 4 of a point."""
     return table[point * 4 + number % 4]
 
 
-def values8(table: Any, point: Any, number: Any) -> Any:
+def gather_group8(table: Any, point: Any, number: Any) -> Any:
     """F: value number % 8 of a point."""
     return table[point * 8 + number % 8]
 
@@ -152,11 +152,11 @@ def numbers() -> Any:
     return np.int32(0)
 
 
-def turn(values: Any, row: int) -> None:
-    """Prepare a table of 16 float32 for `entry`; nothing to do for one lane."""
+def transpose_table(values: Any, row: int) -> None:
+    """Prepare a table of 16 float32 for `gather_entry`; nothing to do for one lane."""
 
 
-def entry(values: Any, row: int, lane: int, index: Any) -> Any:
+def gather_entry(values: Any, row: int, lane: int, index: Any) -> Any:
     """F: entry index & 15 of the table at value `row`."""
     del lane
     return values[row + (index & 15)]

@@ -227,13 +227,13 @@ def numbers(typing: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def turn(typing: Any, values: Any, row: Any) -> Any:  # noqa: ARG001
-    """Prepare a table of 16 float32 for `entry`; nothing to do for one lane."""
+def transpose_table(typing: Any, values: Any, row: Any) -> Any:  # noqa: ARG001
+    """Prepare a table of 16 float32 for `gather_entry`; nothing to do for one lane."""
     return types.void(values, row), lambda context, _builder, _sig, _args: context.get_dummy_value()
 
 
 @intrinsic
-def entry(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
+def gather_entry(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
     """F: entry index & 15 of the table at value `row`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -251,8 +251,8 @@ def first_least(typing: Any, value: Any, position: Any) -> Any:  # noqa: ARG001
 
 
 least_lane = _operation(types.int32, F, lambda b, x: INT32(0))  # noqa: ARG005  # the only lane
-place, write, run32 = store, store, lookup
-values4, values8 = _grouped(4), _grouped(8)
+scatter, write, run32 = store, store, lookup
+gather_group4, gather_group8 = _grouped(4), _grouped(8)
 get8, get16, get32 = _reader(1), _reader(2), _reader(4)
 put8, put16, put32 = _writer(1), _writer(2), _writer(4)
 run8, splat8, splat16, splat32 = get8, get8, get16, get32

@@ -43,7 +43,7 @@ def _halves(half: int) -> tuple[Any, Any]:
 
 
 def _widen_f32(builder: Any, row: Any) -> Any:
-    """Return A row of float32 is what it is."""
+    """float32 rows need no widening."""
     del builder
     return row
 
@@ -164,8 +164,8 @@ def untranspose(typing: Any, values: Any, row: Any, target: Any, starts: Any, co
 
 
 @intrinsic
-def turn(typing: Any, values: Any, row: Any) -> Any:  # noqa: ARG001
-    """Transpose rows row … row + 16 in place, for `entry`."""
+def transpose_table(typing: Any, values: Any, row: Any) -> Any:  # noqa: ARG001
+    """Transpose rows row … row + 16 in place, for `gather_entry`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         first = row_pointer(context, builder, sig, args, F.vector)
@@ -192,8 +192,8 @@ def _permute(builder: Any, vector: Any, index: Any) -> Any:
 
 
 @intrinsic
-def entry(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
-    """F: entry index & 15 of a table that lane `lane` has in rows row … row + 16, turned beforehand."""
+def gather_entry(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
+    """F: entry index & 15 of a table that lane `lane` has in rows row … row + 16, transposed beforehand."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         row64, lane64 = (index64(context, builder, sig.args[k], args[k]) for k in (1, 2))

@@ -32,19 +32,19 @@ class GgufPy:
     def __init__(self, path: Path) -> None:
         del path
 
-    def encode(self, x: np.ndarray, kind: TensorType, importance: np.ndarray | None, out: np.ndarray) -> None:
+    def encode(self, x: np.ndarray, tensor_type: TensorType, importance: np.ndarray | None, out: np.ndarray) -> None:
         assert importance is None
-        out[:] = quantize(x, GGMLQuantizationType(kind.id)).view(np.uint8)
+        out[:] = quantize(x, GGMLQuantizationType(tensor_type.id)).view(np.uint8)
 
-    def decode(self, data: np.ndarray, kind: TensorType, out: np.ndarray) -> None:
-        out[:] = dequantize(data, GGMLQuantizationType(kind.id))
+    def decode(self, data: np.ndarray, tensor_type: TensorType, out: np.ndarray) -> None:
+        out[:] = dequantize(data, GGMLQuantizationType(tensor_type.id))
 
 
 class Wrong(GgufPy):
     """A ggml with other bytes."""
 
-    def encode(self, x: np.ndarray, kind: TensorType, importance: np.ndarray | None, out: np.ndarray) -> None:
-        super().encode(x, kind, importance, out)
+    def encode(self, x: np.ndarray, tensor_type: TensorType, importance: np.ndarray | None, out: np.ndarray) -> None:
+        super().encode(x, tensor_type, importance, out)
         out[0, 0] ^= 1
 
 
@@ -86,12 +86,12 @@ def test_other_bytes_are_called_different_with_status_1(monkeypatch: pytest.Monk
 
 def test_a_file_that_is_no_library_is_explained(tmp_path: Path) -> None:
     (tmp_path / "libggml-base.so").write_bytes(b"no library")
-    with pytest.raises(InputError, match=r"no usable libggml-base.*beside llama.cpp's programs"):
+    with pytest.raises(InputError, match=r"not a usable libggml-base.*beside llama.cpp's programs"):
         types.Ggml(tmp_path / "libggml-base.so")
 
 
 def test_every_type_is_measured_by_default() -> None:
-    assert {kind.name for kind in types.kinds(None)} == set(ggtypes.types()) - {"F32"}
+    assert {tensor_type.name for tensor_type in types.wanted_types(None)} == set(ggtypes.types()) - {"F32"}
 
 
 def gpu_report(**changes: Any) -> gpu.Report:
@@ -108,11 +108,11 @@ def gpu_report(**changes: Any) -> gpu.Report:
 
 
 def test_gpu_report_compares_with_a_core_and_with_the_next_limit() -> None:
-    text = gpu.text(gpu_report())
+    text = gpu.as_text(gpu_report())
     assert "encodes Q4_K at 0.50 GB/s; the device is 120 times as fast." in text
     assert "reading the file 7.0 GB/s; 71% of the lower one is reached." in text
     assert "same" in text.splitlines()[-3]
-    assert "Limits" not in gpu.text(gpu_report(files=[]))
+    assert "Limits" not in gpu.as_text(gpu_report(files=[]))
     page = gpu.document(gpu_report(), "gguf-mla bench gpu")
     assert page.startswith("# A GPU (1)\n\nWritten by `gguf-mla bench gpu`.")
     assert gpu.slug("A GPU (1)") == "a-gpu-1"

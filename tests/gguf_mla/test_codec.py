@@ -11,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_mla import codec, ggtypes
+from gguf_mla.codec import encoding, trial
 from gguf_mla.errors import InputError
 
 RNG = np.random.default_rng(3)
+FORMULAS = {  # of a float, of types without and with importance, and of one that needs it
+    "BF16": ["encode_value"],
+    "Q8_0": ["encode"],
+    "Q4_0": ["encode", "encode_weighted"],
+    "IQ2_XXS": ["encode_weighted"],
+    "I32": [],
+}
 SIMPLE = ("Q8_0", "Q4_0", "Q5_1", "Q6_K", "Q4_K")
 
 
@@ -97,12 +105,12 @@ def test_threads_do_not_change_the_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["Q4_0", "BF16", "IQ4_NL"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [(0, 0), (37, 100), (39, 255)])
-def test_nan_and_infinity_are_reported_by_row_and_column(name: str, bad: float, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("position", [(0, 0), (37, 100), (39, 255)])
+def test_nan_and_infinity_are_reported_by_row_and_column(name: str, bad: float, position: tuple[int, int]) -> None:
     x = np.ones((40, 256), np.float32)
-    x[place] = bad
+    x[position] = bad
     x[39, 255] = bad
-    with pytest.raises(InputError, match=rf"row {place[0]}, column {place[1]} is {bad}"):
+    with pytest.raises(InputError, match=rf"row {position[0]}, column {position[1]} is {bad}"):
         codec.encode(x, name)
     codec.encode(x, name, check=False)
 
@@ -158,3 +166,41 @@ def test_plain_numbers_decode_by_their_values() -> None:
         numbers = np.arange(-3, 4).astype({"F64": np.float64}.get(name, f"i{ggtypes.by_name(name).bytes}"))
         decoded = codec.decode(numbers.view(np.uint8)[np.newaxis], name)
         assert decoded.tolist() == [[-3, -2, -1, 0, 1, 2, 3]]
+
+
+def test_the_formula_that_runs_is_a_name_in_the_types_file() -> None:
+    for tensor_type in ggtypes.types().values():
+        found = encoding.encodings(tensor_type)
+        assert len(set(found)) == len(found) > 0
+        assert all(callable(getattr(tensor_type.module, one.formula)) for one in found)
+        assert tensor_type.needs_importance == all(one.weighted for one in found)
+    ways = {name: [one.formula for one in encoding.encodings(ggtypes.by_name(name))] for name in FORMULAS}
+    assert ways == FORMULAS
+
+
+def test_importance_is_used_where_there_is_a_formula_for_it() -> None:
+    q4_0, q8_0, f16 = (ggtypes.by_name(name) for name in ("Q4_0", "Q8_0", "F16"))
+    assert encoding.choose(q4_0, "ggml", weighted=True) == encoding.Encoding(q4_0, True)
+    assert encoding.choose(q8_0, "ggml", weighted=True) == encoding.Encoding(q8_0, False)
+    assert encoding.choose(f16, "ggml", weighted=True).formula == "encode_value"
+    with pytest.raises(InputError, match=r"Q4_0 has no search 'best' \(expected ggml, found best\)"):
+        codec.encode(np.ones((1, 32), np.float32), "Q4_0", search="best")
+    with pytest.raises(InputError, match=r"Q4_0 has no search 'best'"):
+        codec.quantize(np.ones((1, 32), np.float32), "Q4_0", search="best")
+
+
+def test_a_second_search_is_a_function_in_a_types_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    q8_0 = ggtypes.by_name("Q8_0")
+    monkeypatch.setattr(q8_0.module, "encode_negated", negated, raising=False)
+    encoding.encodings.cache_clear()
+    try:
+        assert [one.search for one in encoding.encodings(q8_0)] == ["ggml", "negated"]
+        assert encoding.choose(q8_0, "negated", weighted=True).formula == "encode_negated"
+        assert [use.action for use in trial.uses("Q8_0")] == ["decode", "encode", "encode_negated"]
+        assert [use.action for use in trial.writing("Q8_0", weighted=True)] == ["encode"]
+    finally:
+        encoding.encodings.cache_clear()
+
+
+def negated() -> None:
+    """Stand in for a formula; nothing here runs it."""

@@ -12,6 +12,7 @@ import pytest
 
 from gguf_mla import codec, ggtypes
 from gguf_mla.codec import cuda_driver, device, on_cuda, trial
+from gguf_mla.codec.encoding import encodings
 from gguf_mla.codec.on_cpu import CPU, Cpu
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
@@ -26,7 +27,7 @@ from tests.support.sources import Encoded, Memory
 if TYPE_CHECKING:
     from pathlib import Path
 
-TYPES = [name for name, kind in ggtypes.types().items() if kind.block > 1]
+TYPES = [name for name, tensor_type in ggtypes.types().items() if tensor_type.block > 1]
 
 
 class Other(Cpu):
@@ -37,15 +38,15 @@ class Other(Cpu):
     def __init__(self, lies: str = "") -> None:
         self.lies, self.done = lies, list[str]()
 
-    def encode(self, kind: Any, x: Any, source: str, importance: Any, out: Any, *, check: bool) -> int:
-        found = super().encode(kind, x, source, importance, out, check=check)
-        self.done.append(f"{source} to {kind.name}")
+    def encode(self, encoding: Any, x: Any, source: str, importance: Any, out: Any, *, check: bool) -> int:
+        found = super().encode(encoding, x, source, importance, out, check=check)
+        self.done.append(f"{source} to {encoding.type.name}")
         out[-1, -1] ^= self.lies == "encode"
         return found
 
-    def decode(self, kind: Any, data: Any, out: Any) -> None:
-        super().decode(kind, data, out)
-        self.done.append(f"from {kind.name}")
+    def decode(self, tensor_type: Any, data: Any, out: Any) -> None:
+        super().decode(tensor_type, data, out)
+        self.done.append(f"from {tensor_type.name}")
         if self.lies == "decode":
             out[-1, -1] = -out[-1, -1]
 
@@ -53,7 +54,9 @@ class Other(Cpu):
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose driver finds no GPU, whatever this one has."""
-    fake = SimpleNamespace(is_available=False, initialization_error="Call to cuInit results in CUDA_ERROR_NO_DEVICE")
+    fake = SimpleNamespace(
+        is_available=False, initialization_error="Call to cuInit results in CUDA_ERROR_NO_DEVICE (100)"
+    )
     monkeypatch.setattr(cuda_driver.driver, "driver", fake)
     device.open_device.cache_clear()
     on_cuda.open_device.cache_clear()
@@ -65,11 +68,11 @@ def test_a_device_is_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["tpu", "", "cuda:", "cuda:x", "cuda:1:2", "cuda: 1", "cuda:-1", "lanes", "cuda:12345"]
+    "name", ["tpu", "", "cuda:", "cuda:x", "cuda:1:2", "cuda: 1", "cuda:-1", "lanes", "cuda:12345"]
 )
-def test_an_unknown_device_is_refused(text: str) -> None:
+def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"there is no device .* \(expected cpu, cuda or cuda:N"):
-        device.open_device(text)
+        device.open_device(name)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -132,6 +135,25 @@ def test_what_is_wrong_with_the_machine_is_said(
         cuda_driver.usable(number)
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("Call to cuInit results in CUDA_ERROR_NO_DEVICE (100)", "the driver finds no GPU"),
+        ("Call to cuInit results in UNKNOWN_CUDA_ERROR (35)", "the driver is older than its own library"),
+        ("Error at driver init: Call to cuInit results in UNKNOWN_CUDA_ERROR (803)", "have different versions"),
+        ("Error at driver init: \nCall to cuInit results in UNKNOWN_CUDA_ERROR (804):", "does not support this GPU"),
+        ("CUDA driver library cannot be found.\nIf you are sure …", "no NVIDIA driver is installed"),
+        ("CUDA is disabled due to setting NUMBA_DISABLE_CUDA=1", "NUMBA_DISABLE_CUDA is set"),
+        ("Call to cuInit results in UNKNOWN_CUDA_ERROR (1001)", r"here: Call to cuInit .*UNKNOWN_CUDA_ERROR \(1001\)"),
+    ],
+)
+def test_what_the_driver_says_is_told_by_its_number(said: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(is_available=False, initialization_error=said)
+    monkeypatch.setattr(cuda_driver.driver, "driver", fake)
+    with pytest.raises(MachineError, match=sentence):
+        cuda_driver.usable(None)
+
+
 def test_what_is_right_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, gpus=[(8, 0), (12, 0)], driver=(13, 1))
     assert list(cuda_driver.usable(None)) == [0, 1]
@@ -176,8 +198,8 @@ def raise_inside(failure: Exception) -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_the_known_rows_survive_every_type(name: str) -> None:
     """Overflow would make NaN, whose sign is a device's own choice, and then a trial could not be passed."""
-    for use in trial.uses(name, ("encode", "encode_weighted")):
-        importance = trial.golden_importance() if use.action == "encode_weighted" else None
+    for encoding in encodings(ggtypes.by_name(name)):
+        importance = trial.golden_importance() if encoding.weighted else None
         data = codec.encode(trial.golden_rows(), name, importance=importance)
         assert np.isfinite(codec.decode(data, name)).all()
 
@@ -200,10 +222,10 @@ def test_a_device_that_errs_is_not_trusted(action: str) -> None:
 
 
 def test_a_device_is_tried_once_for_each_use() -> None:
-    place = Other()
+    other = Other()
     for _ in range(2):
-        trial.check(place, [*trial.uses("Q4_0"), *trial.uses("Q4_0"), *trial.uses("BF16")])
-    assert sorted(place.done) == ["F32 to Q4_0", "F32 to Q4_0", "from Q4_0"]
+        trial.check(other, [*trial.uses("Q4_0"), *trial.uses("Q4_0"), *trial.uses("BF16")])
+    assert sorted(other.done) == ["F32 to Q4_0", "F32 to Q4_0", "from Q4_0"]
     assert trial.check(CPU, trial.uses("IQ2_XXS")) == [trial.Use("IQ2_XXS", a) for a in ("decode", "encode_weighted")]
 
 
@@ -211,8 +233,8 @@ def plan_of(*jobs: TensorJob) -> Plan:
     return Plan({"general.architecture": string("deepseek2")}, jobs)
 
 
-def job(kind: str, *parts: Part, via: str | None = None, rows: int = 6) -> TensorJob:
-    return TensorJob(f"{kind}.weight", (rows, 64), kind, parts, "Q8_0", "test", via)
+def job(type_name: str, *parts: Part, via: str | None = None, rows: int = 6) -> TensorJob:
+    return TensorJob(f"{type_name}.weight", (rows, 64), type_name, parts, "Q8_0", "test", via)
 
 
 def test_what_a_run_needs_is_tried_and_no_more() -> None:
@@ -233,11 +255,11 @@ def test_what_a_run_needs_is_tried_and_no_more() -> None:
 def test_quantized_rows_are_handed_over_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_VALUES", 150)
     source = Encoded(codec.encode(np.random.default_rng(0).standard_normal((6, 64), np.float32), "Q8_0"), "Q8_0")
-    place, plan = Other(), plan_of(job("Q4_0", Part("q", 0, 6)), job("F16", Part("q", 0, 6)))
-    for name, where in (("cpu", CPU), ("other", place)):
+    other, plan = Other(), plan_of(job("Q4_0", Part("q", 0, 6)), job("F16", Part("q", 0, 6)))
+    for name, where in (("cpu", CPU), ("other", other)):
         execute.execute([outputs.single(plan, tmp_path / name)], {"q": source}, device=where)
     assert (tmp_path / "cpu").read_bytes() == (tmp_path / "other").read_bytes()
-    assert set(place.done) == {"from Q8_0", "Q8_0 to Q4_0", "F32 to F16"}
+    assert set(other.done) == {"from Q8_0", "Q8_0 to Q4_0", "F32 to F16"}
 
 
 def test_a_special_value_in_handed_over_rows_names_the_tensor(tmp_path: Path) -> None:
@@ -268,7 +290,7 @@ class Ending(Memory):
 
 def test_a_run_that_one_device_began_another_ends(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((4096, 64), np.float32)
-    plan, place = plan_of(job("Q4_0", Part("w", 0, 4096), rows=4096)), Other()
+    plan, other = plan_of(job("Q4_0", Part("w", 0, 4096), rows=4096)), Other()
     source = Ending(x)
     source.out = tmp_path / "out"
 
@@ -282,7 +304,7 @@ def test_a_run_that_one_device_began_another_ends(tmp_path: Path) -> None:
         run("whole", Memory(x), CPU)
         with pytest.raises(MachineError, match="the disk is gone"):
             run("out", source, CPU)
-        result = run("out", Memory(x), place)
+        result = run("out", Memory(x), other)
     assert 0 < result.taken_over < result.nbytes
-    assert 0 < len(place.done) < 8
+    assert 0 < len(other.done) < 8
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()

@@ -53,17 +53,20 @@ def test_encodes_and_decodes_the_golden_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", TYPES)
 def test_numbers_are_those_of_ggml_and_gguf_py(name: str) -> None:
-    kind = ggtypes.by_name(name)
+    tensor_type = ggtypes.by_name(name)
     record = {key: RECORDS[name][key] for key in ("id", "block", "bytes", "needs_importance")}
     assert record == {
-        "id": kind.id,
-        "block": kind.block,
-        "bytes": kind.bytes,
-        "needs_importance": kind.needs_importance,
+        "id": tensor_type.id,
+        "block": tensor_type.block,
+        "bytes": tensor_type.bytes,
+        "needs_importance": tensor_type.needs_importance,
     }
     if name not in GGUF_PY_LACKS:
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind.id)] == (kind.block, kind.bytes)
-        assert gguf.GGMLQuantizationType(kind.id).name == name
+        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(tensor_type.id)] == (
+            tensor_type.block,
+            tensor_type.bytes,
+        )
+        assert gguf.GGMLQuantizationType(tensor_type.id).name == name
 
 
 def test_every_golden_file_has_a_type() -> None:
@@ -79,10 +82,10 @@ def test_encodes_what_gguf_py_encodes(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name not in GGUF_PY_LACKS])
 def test_decodes_what_gguf_py_decodes(name: str) -> None:
-    kind = ggtypes.by_name(name)
+    tensor_type = ggtypes.by_name(name)
     x = np.random.default_rng(8).standard_normal((5, 768)).astype(np.float32)
     data = codec.encode(x, name, importance=np.ones(768, np.float32))
-    expected = dequantize(data, gguf.GGMLQuantizationType(kind.id))
+    expected = dequantize(data, gguf.GGMLQuantizationType(tensor_type.id))
     assert np.allclose(codec.decode(data, name), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -117,17 +120,17 @@ def test_types_are_found_by_name_and_id() -> None:
 
 
 def test_a_row_that_is_no_whole_number_of_blocks_is_refused() -> None:
-    kind = ggtypes.by_name("Q4_K")
-    assert kind.row_bytes(512) == 288
-    assert not kind.fits(100)
+    tensor_type = ggtypes.by_name("Q4_K")
+    assert tensor_type.row_bytes(512) == 288
+    assert not tensor_type.fits(100)
     with pytest.raises(InputError, match="a row of 100 values cannot be Q4_K"):
-        kind.row_bytes(100)
+        tensor_type.row_bytes(100)
 
 
 def test_plain_numbers_are_sized_like_ggml() -> None:
-    for name, kind in ggtypes.stored().items():
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (1, kind.bytes)
-        assert gguf.GGMLQuantizationType[name] == kind.id
+    for name, tensor_type in ggtypes.stored().items():
+        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (1, tensor_type.bytes)
+        assert gguf.GGMLQuantizationType[name] == tensor_type.id
 
 
 def test_importing_the_types_imports_nothing_heavy() -> None:

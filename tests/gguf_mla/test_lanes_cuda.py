@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gguf_mla import ggtypes
+from gguf_mla.codec.encoding import encodings
 from tests.support import cuda_driver, ptx
 from tests.support.hub import REPOSITORY
 
@@ -29,9 +30,9 @@ WITH_LOCAL_ARRAYS = {
 }  # fmt: skip
 IN_A_PROCESS = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
 KERNELS = 2 + sum(
-    1 if kind.block == 1 else 1 + kind.uses_importance + (not kind.needs_importance)
-    for kind in ggtypes.types().values()
-    if kind.bytes != 4 or kind.block > 1
+    len(encodings(tensor_type)) + 1 if tensor_type.block > 1 else 1
+    for tensor_type in ggtypes.types().values()
+    if tensor_type.bytes != 4 or tensor_type.block > 1
 )
 
 
@@ -94,12 +95,12 @@ def test_only_known_encoders_have_local_memory_and_only_their_scratch(
 ) -> None:
     with_arrays = set()
     for name, by_architecture in facts.items():
-        kind, _, action = name.partition(" ")
+        type_name, _, action = name.partition(" ")
         sizes = {found["local_bytes"] for found in by_architecture.values()}
         if sizes != {0}:
             assert action.startswith("encode"), name
-            assert sizes == {4 * ggtypes.by_name(kind).scratch}, name
-            with_arrays.add(kind)
+            assert sizes == {4 * ggtypes.by_name(type_name).scratch}, name
+            with_arrays.add(type_name)
     assert with_arrays == WITH_LOCAL_ARRAYS
 
 
@@ -115,9 +116,9 @@ def test_no_register_is_spilled(facts: dict[str, dict[str, dict[str, Any]]]) -> 
 )
 def test_an_instruction_that_rounds_otherwise_is_noticed(instruction: str) -> None:
     text = f"mad.lo.s32 %r1, %r2, %r3, %r4;\n{instruction} %f1, %f2, %f3;\nadd.rn.f32 %f1, %f2, %f3;"
-    assert ptx.text_facts(text)["inexact"] == [instruction]
+    assert ptx.ptx_facts(text)["inexact"] == [instruction]
 
 
 def test_local_memory_is_noticed() -> None:
     text = ".local .align 16 .b8 \t__local_depot0[1728];\n.local .align 4 .b8 __local_depot1[4];"
-    assert ptx.text_facts(text)["local_bytes"] == 1732
+    assert ptx.ptx_facts(text)["local_bytes"] == 1732

@@ -9,7 +9,8 @@ import pytest
 
 from gguf_mla import codec, ggtypes
 from gguf_mla.bench import gpu
-from gguf_mla.codec import on_cuda, trial
+from gguf_mla.codec import on_cuda, rows, trial
+from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.forward.on_device import form_on
@@ -58,11 +59,11 @@ def test_importance_is_that_of_the_slice(device: Cuda) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
-@pytest.mark.parametrize("place", [(0, 0), (2, 63)])
-def test_special_values_are_found_where_they_are(device: Cuda, bad: float, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("position", [(0, 0), (2, 63)])
+def test_special_values_are_found_where_they_are(device: Cuda, bad: float, position: tuple[int, int]) -> None:
     x = np.ones((3, 64), np.float32)
-    x[place] = bad
-    with pytest.raises(InputError, match=rf"row {place[0]}, column {place[1]} is {bad}"):
+    x[position] = bad
+    with pytest.raises(InputError, match=rf"row {position[0]}, column {position[1]} is {bad}"):
         codec.encode(x, "Q4_0", device=device)
     codec.encode(x, "Q4_0", check=False, device=device)
 
@@ -73,20 +74,20 @@ def test_pieces_are_halved_until_they_fit(simulated: bool) -> None:
     device = on_cuda.Cuda("cuda:0", [0])
     expected = codec.encode(x, "Q4_0")
     assert np.array_equal(codec.encode(x, "Q4_0", device=device), expected)
-    (line,) = device._idle
-    assert line.limit <= x.size // 2
+    (stream,) = device._idle
+    assert stream.limit <= x.size // 2
     assert np.array_equal(codec.decode(expected, "Q4_0", device=device), codec.decode(expected, "Q4_0"))
 
 
 @pytest.mark.usefixtures("small_memory")
 def test_a_row_that_does_not_fit_is_said(simulated: bool) -> None:
     x = np.ones((1, 256 if simulated else 1 << 24), np.float32)
-    with pytest.raises(MachineError, match=r"has not memory enough for one row of \d+ values\. .*--device cpu"):
+    with pytest.raises(MachineError, match=r"does not have enough memory for one row of \d+ values\. .*--device cpu"):
         codec.encode(x, "Q4_0", device=on_cuda.Cuda("cuda:0", [0]))
 
 
 def test_threads_share_the_device(device: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "CHUNK_VALUES", 64)
+    monkeypatch.setattr(rows, "CHUNK_VALUES", 64)
     x = weights(12, 64)
     assert np.array_equal(codec.quantize(x, "Q8_0", device=device.name, threads=4), codec.quantize(x, "Q8_0"))
     assert 1 <= len(device._idle) <= 4
@@ -94,7 +95,7 @@ def test_threads_share_the_device(device: Cuda, monkeypatch: pytest.MonkeyPatch)
 
 def test_gpus_take_turns_and_each_computes(device: Cuda) -> None:
     fresh = on_cuda.Cuda(device.name, device.gpus)
-    with fresh.line() as first, fresh.line() as second:
+    with fresh.stream() as first, fresh.stream() as second:
         assert first is not second
         assert [first.gpu, second.gpu] == [device.gpus[0], device.gpus[1 % len(device.gpus)]]
     x = weights(2, 64)
@@ -103,7 +104,11 @@ def test_gpus_take_turns_and_each_computes(device: Cuda) -> None:
 
 
 def test_known_rows_agree(device: Cuda, simulated: bool) -> None:
-    names = ("Q8_0", "TQ2_0") if simulated else [name for name, kind in ggtypes.types().items() if kind.block > 1]
+    names = (
+        ("Q8_0", "TQ2_0")
+        if simulated
+        else [name for name, tensor_type in ggtypes.types().items() if tensor_type.block > 1]
+    )
     tried = trial.check(device, [use for name in names for use in trial.uses(name)])
     assert {use.type for use in tried} == set(names)
 
@@ -118,7 +123,7 @@ def test_the_types_of_files_to_verify_are_tried(device: Cuda, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["vanilla", "absorbed", "paged"])
 def test_a_proof_attends_on_the_device(device: Cuda, name: str) -> None:
-    found, expected = (form_on(place, name)(inputs(2, 3)) for place in (device.name, "cpu"))
+    found, expected = (form_on(where, name)(inputs(2, 3)) for where in (device.name, "cpu"))
     assert agreement(found, expected).wmape < 1e-5  # 36 products and their sums in float32, in another order
 
 
@@ -146,22 +151,22 @@ def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkey
         return importance.get(tensor)
 
     files = []
-    for name, place, threads in (("cpu", codec.CPU, 1), ("one", device, 1), ("three", device, 3)):
+    for name, where, threads in (("cpu", CPU, 1), ("one", device, 1), ("three", device, 3)):
         output = outputs.single(plan, tmp_path / f"{name}.gguf")
         sources = {**experts, **quantized}
-        execute.execute([output], sources, importance=weigh, threads=threads, device=place)
+        execute.execute([output], sources, importance=weigh, threads=threads, device=where)
         files.append((tmp_path / f"{name}.gguf").read_bytes())
     assert files[1] == files[0]
     assert files[2] == files[0]
 
 
 def test_the_bench_measures_every_kernel(device: Cuda, simulated: bool) -> None:
-    kinds = [ggtypes.by_name("Q8_0"), ggtypes.by_name("Q4_0")]
-    with device.line() as line:
-        rates = gpu.copies(line, 1 << 12, 0.0)
+    tensor_types = [ggtypes.by_name("Q8_0"), ggtypes.by_name("Q4_0")]
+    with device.stream() as stream:
+        rates = gpu.copies(stream, 1 << 12, 0.0)
     assert set(rates) == {"in its memory", "up", "down"}
     assert all(rate > 0 for rate in rates.values())
-    found = gpu.kernels(device, kinds, 1 if simulated else 64, 0.0, rates["in its memory"])
+    found = gpu.kernels(device, tensor_types, 1 if simulated else 64, 0.0, rates["in its memory"])
     lines = [(kernel.type, kernel.action) for kernel in found]
-    assert lines == [(use.type, use.action) for kind in kinds for use in trial.uses(kind.name)]
+    assert lines == [(use.type, use.action) for tensor_type in tensor_types for use in trial.uses(tensor_type.name)]
     assert all(kernel.gb_per_s > 0 and kernel.traffic > kernel.gb_per_s for kernel in found)

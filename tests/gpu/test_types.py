@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-TYPES = [name for name, kind in ggtypes.types().items() if kind.block > 1]
+TYPES = [name for name, tensor_type in ggtypes.types().items() if tensor_type.block > 1]
 
 
 @cache
@@ -29,10 +29,10 @@ def inputs() -> dict[str, np.ndarray]:
 
 def part(name: str, simulated: bool) -> tuple[tuple[str, ...], slice, int]:
     """Which inputs, rows and columns: all, or for the simulator a few blocks."""
-    kind = ggtypes.by_name(name)
+    tensor_type = ggtypes.by_name(name)
     if not simulated:
         return tuple(key for key in inputs() if key != "importance"), slice(None), inputs()["importance"].size
-    return ("heavy", "sparse"), slice(1, 2), 512 if kind.row_spread else max(kind.block, 32)
+    return ("heavy", "sparse"), slice(1, 2), 512 if tensor_type.row_spread else max(tensor_type.block, 32)
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -42,9 +42,9 @@ class Arguments:
         assert (found.size, found.itemsize, found.strides) == (count, size, strides)
         return found
 
-    def tables(self, kind: ggtypes.TensorType) -> None:
+    def tables(self, tensor_type: ggtypes.TensorType) -> None:
         """The next arrays are a type's codebooks."""
-        for table in kind.tables():
+        for table in tensor_type.tables():
             assert np.array_equal(self.array(table.dtype, table.ndim), table)
 
 
@@ -52,36 +52,36 @@ def mean_squares(values: np.ndarray) -> np.ndarray:
     return np.cumsum(values * values, axis=1, dtype=np.float32)[:, -1] / np.float32(values.shape[1])
 
 
-def encode_weighted(arguments: Arguments, kind: ggtypes.TensorType) -> int:
+def encode_weighted(arguments: Arguments, tensor_type: ggtypes.TensorType) -> int:
     source, importance = arguments.array(np.float32, 2), arguments.array(np.float32, 2)
     spread = arguments.array(np.float32, 1)
-    arguments.tables(kind)
+    arguments.tables(tensor_type)
     out = arguments.array(np.uint8, 2)
     rows = source.reshape(-1, importance.size)
-    assert not kind.row_spread or np.array_equal(spread, mean_squares(rows))
-    encoded = codec.encode(rows, kind.name, importance=importance.reshape(-1).copy(), check=False)
+    assert not tensor_type.row_spread or np.array_equal(spread, mean_squares(rows))
+    encoded = codec.encode(rows, tensor_type.name, importance=importance.reshape(-1).copy(), check=False)
     out[:] = encoded.reshape(out.shape)
     return len(out)
 
 
-def encode(arguments: Arguments, kind: ggtypes.TensorType) -> int:
+def encode(arguments: Arguments, tensor_type: ggtypes.TensorType) -> int:
     source = arguments.array(np.float32, 2)
-    arguments.tables(kind)
+    arguments.tables(tensor_type)
     out = arguments.array(np.uint8, 2)
-    out[:] = codec.encode(source, kind.name, check=False)
+    out[:] = codec.encode(source, tensor_type.name, check=False)
     return len(out)
 
 
-def decode_block(arguments: Arguments, kind: ggtypes.TensorType) -> int:
+def decode_block(arguments: Arguments, tensor_type: ggtypes.TensorType) -> int:
     data = arguments.array(np.uint8, 2)
-    arguments.tables(kind)
-    arguments.array(np.float32, 2)[:] = codec.decode(data, kind.name)
+    arguments.tables(tensor_type)
+    arguments.array(np.float32, 2)[:] = codec.decode(data, tensor_type.name)
     return len(data)
 
 
-def decode_value(arguments: Arguments, kind: ggtypes.TensorType) -> int:
+def decode_value(arguments: Arguments, tensor_type: ggtypes.TensorType) -> int:
     data, out = arguments.array(np.uint8, 1), arguments.array(np.float32, 1)
-    out[:] = codec.decode(data[np.newaxis], kind.name)[0]
+    out[:] = codec.decode(data[np.newaxis], tensor_type.name)[0]
     return out.size
 
 
@@ -111,8 +111,8 @@ def launch(name: bytes, threads: int, pointers: Any, device: int) -> None:
     try:
         found = KERNEL.search(name.decode())
         assert found, name
-        kind, action = found.groups()
-        assert threads >= RUN[action](Arguments(pointers), ggtypes.by_name(kind) if kind else None)
+        tensor_type, action = found.groups()
+        assert threads >= RUN[action](Arguments(pointers), ggtypes.by_name(tensor_type) if tensor_type else None)
         launched.add(found.group())
         devices.add(device)
     except BaseException as error:  # nothing may cross the C code

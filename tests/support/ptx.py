@@ -1,6 +1,6 @@
 """Compile every CUDA kernel for several architectures, without a GPU, and say what the machine code is made of.
 
-As a program it prints JSON: kernel → architecture → `text_facts` and, on the last one where there is a ptxas,
+As a program it prints JSON: kernel → architecture → `ptx_facts` and, on the last one where there is a ptxas,
 `spilled_bytes`.
 """
 
@@ -25,26 +25,28 @@ INEXACT = r"\b(?:fma|mad)\.(?!lo|hi|wide)\S+|\S+\.(?:ftz|approx|full)\b\S*"  # m
 
 
 def kernels() -> Iterator[tuple[str, Any, Any]]:
-    """Name, Python function and argument types of every kernel."""
+    """Name, kernel and argument types of every kernel."""
     import numba
     from numba import float32, int32, types, uint8
 
     from gguf_mla.codec import cuda_kernels
+    from gguf_mla.codec.encoding import encodings
 
     arrays = ((float32, 1), (float32, 2), (uint8, 1), (uint8, 2))
-    flat, values, raw, blocks = (types.Array(kind, n, "C") for kind, n in arrays)
-    yield "spread", cuda_kernels.function("spread"), (values, flat)
-    yield "special", cuda_kernels.function("special"), (flat, types.Array(int32, 1, "C"))
-    for kind in ggtypes.types().values():
-        tables = types.BaseTuple.from_types(tuple(numba.typeof(table) for table in kind.tables()))
-        arguments = {
-            "encode": (values, tables, blocks),
-            "encode_weighted": (values, values, flat, tables, blocks),
-            "decode_block": (blocks, tables, values),
-            "decode_value": (raw, flat),
-        }
-        for name in cuda_kernels.kernels_of(kind):
-            yield f"{kind.name} {name}", cuda_kernels.function(name, kind), arguments[name]
+    flat, values, raw, blocks = (types.Array(element, n, "C") for element, n in arrays)
+    yield "spread", cuda_kernels.SPREAD, (values, flat)
+    yield "special", cuda_kernels.SPECIAL, (flat, types.Array(int32, 1, "C"))
+    for tensor_type in ggtypes.types().values():
+        tables = types.BaseTuple.from_types(tuple(numba.typeof(table) for table in tensor_type.tables()))
+        if tensor_type.block == 1:
+            if tensor_type.bytes == 2:  # float32 is what the others are widened to
+                yield f"{tensor_type.name} decode_value", cuda_kernels.decoder(tensor_type), (raw, flat)
+            continue
+        yield f"{tensor_type.name} decode_block", cuda_kernels.decoder(tensor_type), (blocks, tables, values)
+        for encoding in encodings(tensor_type):
+            weights = (values, flat) if encoding.weighted else ()
+            arguments = (values, *weights, tables, blocks)
+            yield f"{tensor_type.name} {encoding.formula}", cuda_kernels.encoder(encoding), arguments
 
 
 def compiled(function: Any, arguments: Any) -> Any:
@@ -62,7 +64,7 @@ def compiled(function: Any, arguments: Any) -> Any:
     return library
 
 
-def text_facts(ptx: str) -> dict[str, Any]:
+def ptx_facts(ptx: str) -> dict[str, Any]:
     """Instructions that round otherwise than the CPU, and bytes of local memory, which is an array in a function."""
     return {
         "inexact": sorted(set(re.findall(INEXACT, ptx))),
@@ -75,7 +77,7 @@ def facts(library: Any, architecture: tuple[int, int]) -> dict[str, Any]:
     """What is to be known of one kernel on one architecture."""
     ptx = library.get_asm_str(cc=architecture)
     assert f".target sm_{architecture[0]}{architecture[1]}" in ptx
-    found = text_facts(ptx)
+    found = ptx_facts(ptx)
     if architecture == ARCHITECTURES[-1] and shutil.which("ptxas"):
         line = ["ptxas", "-v", f"-arch=sm_{architecture[0]}{architecture[1]}", "-o", "/dev/null", "-"]
         said = subprocess.run(line, input=ptx, text=True, capture_output=True, check=True).stderr
@@ -88,12 +90,14 @@ def main() -> None:
     """Compile on this thread, and let two more finish: NVVM and ptxas do not need the interpreter."""
     from numba.cuda import dispatcher
 
+    from gguf_mla.codec import cuda_kernels
+
     # Compiling a helper asks which GPU there is.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=ARCHITECTURES[-1])
     with ThreadPoolExecutor(2) as pool:
         started = {}
-        for name, function, arguments in kernels():
-            library = compiled(function, arguments)
+        for name, kernel, arguments in kernels():
+            library = compiled(cuda_kernels.function(kernel), arguments)
             started[name] = {f"sm_{a}{b}": pool.submit(facts, library, (a, b)) for a, b in ARCHITECTURES}
         found = {name: {arch: future.result() for arch, future in each.items()} for name, each in started.items()}
     json.dump(found, sys.stdout)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.rounding import clamp, nearest, signed_byte, snap
 from gguf_mla.ggtypes.shared.search import reciprocal, span
-from gguf_mla.lanes.binding import variant
+from gguf_mla.lanes.binding import unbound, variant
 
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
@@ -40,7 +40,7 @@ def magnitude(value: Lanes) -> Lanes:
     return lanes.fabs(value)
 
 
-level_of, cost = guarded_level, square  # what `variant` replaces
+level_of, cost = unbound("level_of"), unbound("cost")  # what `variant` gives
 
 
 def weighted_sums(x: Lanes, at: int, w: Lanes, count: int) -> tuple[Lanes, Lanes]:
@@ -88,7 +88,7 @@ def least_squares(sum_w: Lanes, sum_x: Lanes, sum_l: Lanes, sum_l2: Lanes, sum_x
     return lanes.where(positive, sum_xl / sum_l2, scale), lanes.where(positive, 0.0, minimum), determinant
 
 
-def fit(
+def _fit(
     x: Lanes, at: int, w: Lanes, levels: Lanes, count: int, top: int, begin: float, step: float, steps: int
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:  # fmt: skip
     """Return the best of 1 + steps candidates; `levels` is room for `count` rows.
@@ -118,8 +118,9 @@ def fit(
 
 
 # ggml's search with importance (`make_qkx3_quants`), and without (`make_qkx2_quants`), Q2_K's by absolute error.
-fit_exact = variant(fit, level_of=exact_level)
-fit_absolute = variant(fit, level_of=exact_level, cost=magnitude)
+fit = variant(_fit, level_of=guarded_level, cost=square)
+fit_exact = variant(_fit, level_of=exact_level, cost=square)
+fit_absolute = variant(_fit, level_of=exact_level, cost=magnitude)
 
 
 def store_affine_levels(

@@ -1,7 +1,7 @@
 """F32, F16 and BF16 among each other on the CPU: numpy, in pieces that stay in the cache.
 
-The same conversions stand as texts over lanes in their types' files, for kernels and for reading; here numpy does them
-so that a process that only moves floats about need not wait for numba.
+The same conversions stand as formulas over lanes in their types' files, for kernels and for reading; here numpy does
+them so that a process that only moves floats about need not wait for numba.
 """
 
 from __future__ import annotations

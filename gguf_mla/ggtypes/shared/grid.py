@@ -1,8 +1,8 @@
 """What the IQ2 and IQ3 types share: groups of 8 or 4 levels that must form a point of a fixed grid.
 
-Magnitudes are rounded to odd multiples of half a step, 2 l + 1; a group whose levels are no grid point takes the best
-of that point's neighbours. ggml's lists of neighbours (`iq2xs_init_impl`, `iq3xs_init_impl`) are rebuilt from the grids
-in the `gguf` package: the grid points at the smallest two or three distances, nearest first, then by number.
+Magnitudes are rounded to odd multiples of half a step, 2 l + 1; a group whose levels are not a grid point takes the
+best of that point's neighbours. ggml's lists of neighbours (`iq2xs_init_impl`, `iq3xs_init_impl`) are rebuilt from the
+grids in the `gguf` package: the grid points at the smallest two or three distances, nearest first, then by number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.rounding import clamp, nearest
-from gguf_mla.lanes.binding import variant
+from gguf_mla.lanes.binding import unbound, variant
 
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
@@ -26,16 +26,13 @@ TRIAL, TRIAL_ON, CHOSEN, CHOSEN_ON = range(160, 192, 8)
 SCALES, WORDS = 192, 208
 SCRATCH = WORDS + 40
 LARGEST = 3.4028234663852886e38  # float32's
-BEGIN_ON_GRID = (
-    1.0  # does a sub-block where no candidate explains anything count as on the grid? (`variant` replaces it)
-)
+
+# What `variant` gives: values per group and levels per value, over which kernels unroll; which groups are chosen again;
+# whether (1.0 or 0.0) a sub-block where no candidate explains anything counts as on the grid.
+GROUP, TOP, redo, BEGIN_ON_GRID = map(unbound, ("GROUP", "TOP", "redo", "BEGIN_ON_GRID"))
 
 
-# What `variant` replaces: values per group, levels per value, which groups are chosen again; kernels unroll over them.
-GROUP, TOP = 8, 3
-
-
-def redo(on_grid: Lanes, all_on_grid: Lanes) -> Lanes:
+def redo_off_grid(on_grid: Lanes, all_on_grid: Lanes) -> Lanes:
     """Return groups to choose again by the fitted scale: those that were off the grid."""
     return ~(on_grid | all_on_grid)
 
@@ -66,8 +63,8 @@ def tabulate_errors(scratch: Lanes, at: int, scale: Lanes) -> None:
         for level in range(TOP):
             off = scale * (2.0 * level + 1.0) - value
             lanes.store(scratch, TABLE + 32 // GROUP * i + level, weight * off * off)
-    lanes.turn(scratch, TABLE)
-    lanes.turn(scratch, TABLE + 16)
+    lanes.transpose_table(scratch, TABLE)
+    lanes.transpose_table(scratch, TABLE + 16)
 
 
 def best_neighbour(scratch: Lanes, lane: int, codes: Lanes, start: int, stop: int) -> int:
@@ -75,11 +72,11 @@ def best_neighbour(scratch: Lanes, lane: int, codes: Lanes, start: int, stop: in
     best, at = lanes.full(LARGEST), lanes.full_int(start)
     for k in range(start, stop, lanes.WIDTH):
         code, position = lanes.run32(codes, k), lanes.numbers() + k
-        error = lanes.entry(scratch, TABLE, lane, code)
+        error = lanes.gather_entry(scratch, TABLE, lane, code)
         for i in range(1, GROUP // 2):
-            error = error + lanes.entry(scratch, TABLE, lane, code >> 4 * i)
+            error = error + lanes.gather_entry(scratch, TABLE, lane, code >> 4 * i)
         for i in range(GROUP // 2, GROUP):
-            error = error + lanes.entry(scratch, TABLE + 16, lane, code >> 4 * i)
+            error = error + lanes.gather_entry(scratch, TABLE + 16, lane, code >> 4 * i)
         better = (error < best) & (position < stop)
         best, at = lanes.where(better, error, best), lanes.where(better, position, at)
     if stop - start <= lanes.WIDTH:
@@ -87,7 +84,7 @@ def best_neighbour(scratch: Lanes, lane: int, codes: Lanes, start: int, stop: in
     return int(lanes.first_least(best, at))
 
 
-def choose_neighbours(scratch: Lanes, tables: tuple[Lanes, ...], k: int) -> None:
+def _choose_neighbours(scratch: Lanes, tables: tuple[Lanes, ...], k: int) -> None:
     """Replace each list of neighbours in row TRIAL + k by the best of them, by the errors in TABLE."""
     for lane in range(lanes.WIDTH):
         found = int(lanes.item(scratch, TRIAL + k, lane))
@@ -105,7 +102,7 @@ def choose_point(scratch: Lanes, tables: tuple[Lanes, ...], k: int, inverse: Lan
     lanes.store(scratch, TRIAL_ON + k, lanes.where(off_grid, 0.0, lanes.full(1.0)))
     if lanes.any_lane(off_grid):
         tabulate_errors(scratch, GROUP * k, scale)
-        choose_neighbours(scratch, tables, k)
+        _choose_neighbours(scratch, tables, k)
 
 
 def point_sums(scratch: Lanes, tables: tuple[Lanes, ...], row: int, size: int) -> tuple[Lanes, Lanes]:
@@ -139,7 +136,7 @@ def keep_trial(scratch: Lanes, groups: int, better: Lanes) -> None:
             lanes.store(scratch, kept + k, value)
 
 
-def fit_grid(
+def _fit_grid(
     scratch: Lanes, tables: tuple[Lanes, ...], size: int, steps: int, step: float, reach: Lanes, scale: Lanes
 ) -> Lanes:
     """Scale of a sub-block, the best of 2 steps + 1 that map `reach` to about 2 TOP - 1, then refitted.
@@ -178,9 +175,11 @@ def refit(scratch: Lanes, tables: tuple[Lanes, ...], size: int, scale: Lanes) ->
     return lanes.where(changed & (sum_q2 > 0.0), sum_xq / sum_q2, scale)
 
 
-fit_iq2_xxs = variant(fit_grid, redo=redo_always)
-fit_iq3_xxs = variant(fit_grid, GROUP=4, TOP=8)
-fit_iq3_s = variant(fit_grid, GROUP=4, TOP=8, redo=redo_all, BEGIN_ON_GRID=0.0)
+fit_grid = variant(_fit_grid, GROUP=8, TOP=3, redo=redo_off_grid, BEGIN_ON_GRID=1.0)
+fit_iq2_xxs = variant(_fit_grid, GROUP=8, TOP=3, redo=redo_always, BEGIN_ON_GRID=1.0)
+fit_iq3_xxs = variant(_fit_grid, GROUP=4, TOP=8, redo=redo_off_grid, BEGIN_ON_GRID=1.0)
+fit_iq3_s = variant(_fit_grid, GROUP=4, TOP=8, redo=redo_all, BEGIN_ON_GRID=0.0)
+choose_neighbours = variant(_choose_neighbours, GROUP=8)
 
 
 def store_magnitudes(x: Lanes, at: int, size: int, scratch: Lanes) -> Lanes:

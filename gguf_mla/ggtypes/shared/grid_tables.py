@@ -1,4 +1,4 @@
-"""The tables behind `ggtypes.shared.grid`: which grid point a group of levels is, and which ones lie near it."""
+"""The tables of `ggtypes.shared.grid`: which grid point a group of levels is, and which ones lie near it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def grid_tables(name: str, distances: int) -> tuple[Array, ...]:
 
     POINT_OF    int32 [4096 or 65536]: for a number made of levels the grid point, or -1 - n for list n of neighbours
     STARTS      int32 [lists + 1]: where list n begins in the next two
-    CODES       int32: per neighbour its levels, as `entry` wants them: 4 bits each, tables of 16 side by side
+    CODES       int32: per neighbour its levels, as `gather_entry` wants them: 4 bits each, tables of 16 side by side
     POINTS      int32: per neighbour its number
     CODE_OF     int32 [points]: per grid point its levels, coded likewise
     MAGNITUDES  float32 [points * group]: what its levels stand for when decoded

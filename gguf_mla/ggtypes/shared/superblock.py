@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.affine import exact_level, guarded_level
 from gguf_mla.ggtypes.shared.search import mean_square
-from gguf_mla.lanes.binding import variant
+from gguf_mla.lanes.binding import unbound, variant
 
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
@@ -21,7 +21,7 @@ SCALES, MINIMA, INVERSES, OFFSETS, TOTALS, SCALE_LEVELS, MINIMUM_LEVELS = range(
 WEIGHTS, TRIAL, LEVELS = 112, 144, 176
 SCRATCH = LEVELS + 256
 
-level_of = guarded_level  # what `variant` replaces: as the fit rounded
+level_of = unbound("level_of")  # as the fit rounded
 
 
 def store_even_weights(x: Lanes, at: int, count: int, scratch: Lanes) -> None:
@@ -39,7 +39,7 @@ def keep_fit(scratch: Lanes, j: int, scale: Lanes, minimum: Lanes, inverse: Lane
     lanes.store(scratch, OFFSETS + j, offset)
 
 
-def choose_levels(x: Lanes, scratch: Lanes, size: int, top: int, scale: Lanes, minimum: Lanes) -> None:
+def _choose_levels(x: Lanes, scratch: Lanes, size: int, top: int, scale: Lanes, minimum: Lanes) -> None:
     """Levels of all 256 values by the rounded scales, F in rows LEVELS …; where a scale rounded to 0, the fit's own."""
     for j in range(256 // size):
         step = scale * lanes.load(scratch, SCALE_LEVELS + j)
@@ -53,7 +53,8 @@ def choose_levels(x: Lanes, scratch: Lanes, size: int, top: int, scale: Lanes, m
             )
 
 
-choose_levels_exact = variant(choose_levels, level_of=exact_level)
+choose_levels = variant(_choose_levels, level_of=guarded_level)
+choose_levels_exact = variant(_choose_levels, level_of=exact_level)
 
 
 def limit_levels(scratch: Lanes, row: int, count: int, top: int) -> None:

@@ -58,8 +58,8 @@ def sort_into(x: Lanes, at: int, first: int, stop: int, scratch: Lanes, sums_wx:
     for i in range(first, stop):
         row = lanes.to_int(lanes.load(scratch, PLACES + i)) + 1
         weight = lanes.load(scratch, WEIGHTS + i)
-        lanes.place(scratch, row + sums_wx, weight * lanes.load(x, at + i))
-        lanes.place(scratch, row + sums_w, weight)
+        lanes.scatter(scratch, row + sums_wx, weight * lanes.load(x, at + i))
+        lanes.scatter(scratch, row + sums_w, weight)
 
 
 def store_levels(scratch: Lanes, count: int, end: Lanes, begin: Lanes, flip: Lanes) -> None:
@@ -90,8 +90,8 @@ def choose_point(
             for level in range(3):
                 off = scale * shifted(lanes.full(level), plus) - value
                 lanes.store(scratch, TABLE + 4 * i + level, weight * off * off)
-        lanes.turn(scratch, TABLE)
-        lanes.turn(scratch, TABLE + 16)
+        lanes.transpose_table(scratch, TABLE)
+        lanes.transpose_table(scratch, TABLE + 16)
         choose_neighbours(scratch, tables, k)
     return point >= 0
 
