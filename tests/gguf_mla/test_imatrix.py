@@ -263,11 +263,11 @@ def test_values_that_are_no_importance_are_found_before_the_work(tmp_path: Path,
     bad_sum = peer_gguf(tmp_path / "sum.gguf", {GATE: entry([1, value], counts=[1]), "a": entry([1], counts=[1])})
     matrix = read_imatrix([bad_sum])
     matrix.check({"a": (1, 1)})
-    with pytest.raises(InputError, match=rf"sum\.gguf: {GATE}: holds importance that is none.*at position 1"):
+    with pytest.raises(InputError, match=rf"sum\.gguf: {GATE}: holds an invalid importance value.*at position 1"):
         matrix.check({"a": (1, 1), GATE: (8, 2)})
-    with pytest.raises(InputError, match=r"t: holds importance that is none.*at position 2"):
+    with pytest.raises(InputError, match=r"t: holds an invalid importance value.*at position 2"):
         read_imatrix([dat(tmp_path / "m.dat", {"t": (1, [1, 2, value])})]).rows("t", (1, 3))
-    with pytest.raises(InputError, match=rf"count\.gguf: {GATE}\.counts: holds a count that is none"):
+    with pytest.raises(InputError, match=rf"count\.gguf: {GATE}\.counts: holds an invalid count"):
         read_imatrix([peer_gguf(tmp_path / "count.gguf", {GATE: entry([1], counts=[value])})])
 
 
@@ -275,7 +275,7 @@ def test_sums_that_overflow_when_merged_are_refused(tmp_path: Path) -> None:
     paths = [dat(tmp_path / f"{i}.dat", {"t": (1, [3e38])}) for i in range(2)]
     with pytest.raises(InputError, match="merged importance"):
         read_imatrix(paths).rows("t", (1, 1))
-    with pytest.raises(InputError, match="t: holds importance that is none"):
+    with pytest.raises(InputError, match="t: holds an invalid importance value"):
         read_imatrix([paths[0], peer_gguf(tmp_path / "m.gguf", {"a": entry([1], counts=[1])})]).rows("t", (1, 1))
 
 
