@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -256,6 +257,26 @@ def test_rows_are_what_the_codec_takes(tmp_path: Path) -> None:
     assert rows is not None
     encoded = codec.quantize(weights, "Q4_K", importance=rows, threads=1)
     assert np.array_equal(encoded[1], codec.encode(weights[1], "Q4_K", importance=sums[0] / np.float32(3)))
+
+
+def test_the_identity_tells_everything_that_decides_the_weights(tmp_path: Path) -> None:
+    path = dat(tmp_path / "m.dat", {"a": (1, [1, 2]), "b": (1, [3, 4])})
+
+    def identity(**selection: Any) -> str:
+        return json.dumps(read_imatrix([path], **selection).identity)
+
+    assert identity() == identity()
+    before = identity()
+    several = {
+        before,
+        identity(include=["a"]),
+        identity(include=["b"]),
+        identity(exclude=["a"]),
+        identity(stand_ins={}),
+    }
+    assert len(several) == 5
+    dat(path, {"a": (1, [1, 2]), "b": (1, [3, 5])})
+    assert identity() != before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
