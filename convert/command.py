@@ -58,5 +58,4 @@ def convert(
     outputs = [(plan, options.files(plan, destination(out, name, target.name))) for plan, target in plans]
     inputs = (*source.files, *types.imatrix_files)
     others = tuple(source.directory.iterdir())
-    weights = imatrix.rows if imatrix else None
-    launch(Job(outputs, source.tensors, inputs, weights, others, source.remarks), options)
+    launch(Job(outputs, source.tensors, inputs, imatrix, others, source.remarks), options)

@@ -65,7 +65,7 @@ def quantize(
     name = source.name.removesuffix(".gguf")
     outputs = [(plan, options.files(plan, destination(out, name, file_type.name), groups)) for plan, file_type in plans]
     inputs = (*(file.path for file in model.files), *types.imatrix_files)
-    launch(Job(outputs, tensors, inputs, imatrix.rows if imatrix else None), options)
+    launch(Job(outputs, tensors, inputs, imatrix), options)
 
 
 def _out_and_targets(words: tuple[str, ...]) -> tuple[Path | None, list[FileType | Budget]]:

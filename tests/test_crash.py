@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import random
 import re
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gguf_mla.container.reader import open_gguf
 from gguf_mla.files import output
 from gguf_mla.files.output import OutputFile, partial_path
-from gguf_mla.stream import threads
+from gguf_mla.importance.gguf import write_imatrix
+from gguf_mla.stream import threads, worker
 from gguf_mla.stream.journal import journal_room
 from tests.support import bulk, command, crash, damage, hub
 from tests.support.crash import Job, content
@@ -166,8 +169,8 @@ def test_a_disk_with_no_byte_to_spare_is_enough(
 def test_a_disk_that_another_program_fills_stops_the_run_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = itertools.chain([1 << 40], itertools.repeat(1000))
     monkeypatch.setattr(output, "free_bytes", lambda _: next(free))
-    real = threads.process
-    monkeypatch.setattr(threads, "process", lambda *chunk: time.sleep(0.005) or real(*chunk))  # time for a look
+    real = worker.write
+    monkeypatch.setattr(worker, "write", lambda *rows: time.sleep(0.005) or real(*rows))  # time for a look
     status, said = failing(Job(("convert", str(hub.BUNDLED), "{out}/out.gguf")), tmp_path)
     assert status == 3
     assert "found 1000 bytes free" in said
@@ -232,6 +235,47 @@ def test_an_unfinished_output_of_other_options_is_kept_until_it_is_given_up(
     assert content(out) == {"out.gguf": (tmp_path / "fresh.gguf").read_bytes()}
 
 
+@pytest.fixture(scope="module")
+def weighed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The arguments of a quantization by an importance matrix that has as many ffn_up as ffn_down, and attn_kv_b."""
+    directory = tmp_path_factory.mktemp("weighed")
+    model, matrix = directory / "plain.gguf", directory / "matrix.gguf"
+    command.convert(hub.BUNDLED, model, "BF16")
+    shapes = {name: tensor.shape for name, tensor in open_gguf(model).tensors.items() if ".ffn_" in name}
+    entries = {
+        name: (np.random.default_rng(0).random((math.prod(shape[:-2]), shape[-1])) + 1, np.ones(math.prod(shape[:-2])))
+        for name, shape in shapes.items()
+        if re.search(r"ffn_(up|down)(_exps)?\.weight", name)
+    }
+    rank = open_gguf(model).tensors["blk.0.attn_v_b.weight"].shape[-1]
+    entries["blk.0.attn_kv_b.weight"] = np.random.default_rng(1).random((1, rank)) + 1, np.ones(1)
+    write_imatrix(matrix, entries, datasets=["text"], chunk_count=1, chunk_size=512)
+    fixed = ("--pure", "--token-embedding-type", "F32", "--output-tensor-type", "F32", "--threads", "1", "--quiet")
+    return ("quantize", str(model), "{out}/out.gguf", "Q4_0", "--imatrix", str(matrix), *fixed)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("--include-weights", "ffn_up"), ("--include-weights", "ffn_down")),
+        (("--exclude-weights", "ffn_up"), ("--exclude-weights", "ffn_down")),
+        ((), ("--compat", "llama.cpp")),
+    ],
+    ids=["include", "exclude", "compat"],
+)
+def test_an_unfinished_output_of_another_importance_is_not_continued(
+    first: tuple[str, ...], second: tuple[str, ...], weighed: tuple[str, ...], tmp_path: Path
+) -> None:
+    interrupted_at(60, Job((*weighed, *first)), tmp_path)
+    before = content(tmp_path)
+    status, said = failing(Job((*weighed, *second)), tmp_path)
+    assert status == 2
+    assert "an unfinished output is there that was begun with" in said
+    assert content(tmp_path) == before
+    Job((*weighed, *first)).run(tmp_path)
+    assert [*content(tmp_path)] == ["out.gguf"]
+
+
 @pytest.mark.parametrize("change", ["time", "size", "header"])
 def test_an_unfinished_output_of_another_source_is_not_continued(
     change: str, copied: tuple[Path, Job], tmp_path: Path
@@ -279,8 +323,8 @@ def test_a_continued_run_encodes_only_what_is_missing(
     _, job = copied
     interrupted_at(120, job, tmp_path / "out")
     noted = (tmp_path / "out/out.gguf.journal").read_text().count("\n") - 1
-    real, encoded = threads.process, []
-    monkeypatch.setattr(threads, "process", lambda chunk, *rest: encoded.append(chunk.number) or real(chunk, *rest))
+    real, encoded = worker.write, []
+    monkeypatch.setattr(worker, "write", lambda rows, *rest: encoded.append(rows.task.number) or real(rows, *rest))
     job.run(tmp_path / "out")
     assert noted > 0
     assert min(encoded) == noted  # one thread: the chunks are noted in their order
@@ -297,7 +341,7 @@ def test_a_bad_weight_leaves_nothing_to_go_on_with(copied: tuple[Path, Job], tmp
 
 
 SAVING_OFTEN = (
-    "from gguf_mla import __main__; from gguf_mla.stream import threads; threads.SAVE_SECONDS = 0.1; __main__.run()"
+    "from gguf_mla import __main__; from gguf_mla.stream import saving; saving.SAVE_SECONDS = 0.1; __main__.run()"
 )
 
 
@@ -329,19 +373,18 @@ def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_an_interrupt_does_not_wait_for_a_thread_that_is_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release, went_on = threading.Event(), threading.Event()
 
-    def stuck(*_: object) -> tuple[int, ...]:
+    interrupt = iter([signal.SIGINT])
+
+    def stuck(*_: object) -> int:
+        if (number := next(interrupt, None)) is not None:
+            os.kill(os.getpid(), number)
         release.wait(60)
         went_on.set()
-        return (0,)
+        return 0
 
-    monkeypatch.setattr(threads, "process", stuck)
+    monkeypatch.setattr(worker, "write", stuck)
     monkeypatch.setattr(threads, "GRACE_SECONDS", 0.2)
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(threads.Workers, "_wait", interrupt)
-    answer = command.gguf_mla("convert", hub.BUNDLED, tmp_path / "out.gguf")
+    answer = command.gguf_mla("convert", hub.BUNDLED, tmp_path / "out.gguf", "--threads", "2")
     assert not went_on.is_set()
     release.set()
     assert (answer.status, list(tmp_path.iterdir())) == (130, [])

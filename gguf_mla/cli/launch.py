@@ -98,7 +98,7 @@ class RunOptions:
 
             from gguf_mla.plan.measure import errors  # noqa: PLC0415
 
-            found = errors(tensors, types, sources, imatrix.rows if imatrix else None, self.threads)
+            found = errors(tensors, types, sources, imatrix, self.threads)
             yield from tqdm(found, "measuring", len(tensors), unit=" tensors", disable=self.quiet or None)
 
         return measured
@@ -133,7 +133,7 @@ class Job:
     outputs    each plan with the files it becomes
     inputs     the files whose content decides that of the outputs: weights, importance
     protected  further files that no output may replace
-    remarks    asked when all is written: sentences on what reading the sources has shown
+    remarks    turns what reading the sources has shown into sentences, when all is written
     """
 
     outputs: Sequence[tuple[Plan, Output]]
@@ -141,7 +141,7 @@ class Job:
     inputs: Sequence[Path]
     importance: Importance | None = None
     protected: Iterable[Path] = ()
-    remarks: Callable[[], Sequence[str]] = tuple
+    remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()
 
 
 def launch(job: Job, options: RunOptions) -> None:
@@ -158,7 +158,7 @@ def launch(job: Job, options: RunOptions) -> None:
     if options.verify_source:
         _verify_source(job, options)
     result = _run(job, options)
-    for remark in job.remarks():
+    for remark in job.remarks(result.remarks):
         click.echo(f"warning: {remark}", err=True)
     if options.as_json:
         click.echo(json.dumps(_result_json(job, result)))
@@ -217,8 +217,9 @@ def _try_device(job: Job, options: RunOptions) -> None:
 def _run(job: Job, options: RunOptions) -> Result:
     from gguf_mla.cli.main import Interrupted  # noqa: PLC0415
     from gguf_mla.files import checksums  # noqa: PLC0415 - `--help` must not pay for it
+    from gguf_mla.plan.jobs import NO_IMPORTANCE  # noqa: PLC0415
     from gguf_mla.stream.execute import Interrupted as Stopped  # noqa: PLC0415
-    from gguf_mla.stream.execute import Resumption, execute, no_importance  # noqa: PLC0415
+    from gguf_mla.stream.execute import Resumption, execute  # noqa: PLC0415
 
     outputs = [output for _, output in job.outputs]
     total = sum(plan.nbytes for plan, _ in job.outputs)
@@ -227,7 +228,7 @@ def _run(job: Job, options: RunOptions) -> Result:
             return execute(
                 outputs,
                 job.sources,
-                importance=job.importance or no_importance,
+                importance=job.importance or NO_IMPORTANCE,
                 threads=options.threads,
                 device=options.place(),
                 progress=bar.update,
@@ -316,7 +317,7 @@ def _result_json(job: Job, result: Result) -> dict[str, Any]:
         "parameters": first.parameters,
         "bytes_by_type": [plan.bytes_by_type() for plan, _ in job.outputs],
         "dropped": len(first.dropped),
-        "warnings": [*first.warnings, *job.remarks()],
+        "warnings": [*first.warnings, *job.remarks(result.remarks)],
     }
 
 

@@ -210,7 +210,7 @@ def _key(
     sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions
 ) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     heads, nope, value = dims["heads"], dims["nope"], dims["value"]
-    return (heads, shape[1], nope), key_parts(sources[0], heads, nope, value)
+    return (heads, shape[1], nope), key_parts(sources[0], heads, nope, value, shape[1])
 
 
 def _value(

@@ -38,11 +38,11 @@ class StoredSums:
     unit: int = 1
 
     def read(self) -> NDArray[np.float32]:
-        """Return the sums as float32 [length]; InputError for one that is no finite number of at least 0."""
+        """Return the sums as float32 [length]; InputError for one that is not a finite number of at least 0."""
         values = self.file.read(self.offset, 4 * self.length).view(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # found by the check
             values *= np.float32(self.unit)
-        check_values(values, self.file.path, self.name, "importance")
+        check_values(values, self.file.path, self.name, "importance value")
         return values
 
 
@@ -63,7 +63,7 @@ def check_values(values: NDArray[np.float32], path: Path, name: str, what: str) 
     if not sound.all():
         position = int(np.argmin(sound))
         raise InputError(
-            f"holds {what} that is none",
+            f"holds an invalid {what}",
             file=path,
             tensor=name,
             expected="finite numbers of at least 0",

@@ -53,7 +53,7 @@ def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor) -> StoredSums:
             found=length,
         )
     numbers = counts.file.read(counts.offset, counts.nbytes).view(np.float32)
-    check_values(numbers, path, counts.name, "a count")
+    check_values(numbers, path, counts.name, "count")
     # Rounded as llama-quantize does it: a count is a whole number that a file can only store as float32.
     return StoredSums(sums.file, name, sums.offset, length, np.floor(numbers.astype(np.float64) + 0.5))
 

@@ -12,9 +12,9 @@ import math
 import re
 import threading
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gguf_mla.container.values import Value, string, u32
 from gguf_mla.container.writer import MAGIC
 from gguf_mla.errors import InputError
 from gguf_mla.files.input import InputFile
+from gguf_mla.files.stamp import stamp
 from gguf_mla.importance.dat import DatParser
 from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
 from gguf_mla.importance.gguf import open_gguf_matrix
@@ -61,11 +62,20 @@ def read_imatrix(
     contents = [_open(path) for path in paths]
     entries = _merged(contents)
     kept = [name for name in entries if not _matches(name, exclude) and (not include or _matches(name, include))]
-    return Imatrix(contents, {name: entries[name] for name in kept}, exclude, stand_ins)
+    return Imatrix(contents, {name: entries[name] for name in kept}, Selection((*include,), (*exclude,), {**stand_ins}))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which importance serves which tensor; the fields are explained at `read_imatrix`."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    stand_ins: Mapping[str, str]
 
 
 class Imatrix:
-    """One or several importance files as one; made by `read_imatrix`, usable from any number of threads.
+    """One or several importance files as one; made by `read_imatrix`, an Importance usable from any number of threads.
 
     `names` are the tensors it has, without those filtered out; `files` the paths, `datasets` and `chunk_count` what and
     how much of it the matrix was computed on, `chunk_size` the tokens of a chunk.
@@ -75,21 +85,25 @@ class Imatrix:
         self,
         contents: Sequence[Contents],
         entries: Mapping[str, Sequence[StoredSums]],
-        exclude: Sequence[str],
-        stand_ins: Mapping[str, str],
+        selection: Selection,
     ) -> None:
         self.names, self.files = tuple(entries), tuple(content.path for content in contents)
         self.datasets = tuple(dataset for content in contents for dataset in content.datasets)
         self.chunk_count = sum(content.chunk_count for content in contents)
         self.chunk_size = next((size for c in contents if (size := c.chunk_size)), DEFAULT_CHUNK_SIZE)
-        self._entries, self._exclude, self._stand_ins = entries, exclude, stand_ins
+        self._entries, self._selection = entries, selection
         self._lock, self._recent = threading.Lock(), lru_cache(maxsize=RECENT)(self._importance)
 
-    def rows(self, name: str, shape: Sequence[int]) -> NDArray[np.float32] | None:
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: the files with their stamps, in order, and what is chosen from them."""
+        return {"files": [stamp(path) for path in self.files], **asdict(self._selection)}
+
+    def rows(self, name: str, shape: Sequence[int], /) -> NDArray[np.float32] | None:
         """Return the importance of a tensor as float32 [n, cols], one row per expert or head, or None if there is none.
 
         `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n. A row that saw no token is all
-        1. The array is shared: do not change it. InputError for another number of values, or one that is no importance.
+        1. The array is shared: do not change it. InputError for another number of values, or an invalid one.
         """
         entry = self._entry(name)
         if entry is None:
@@ -144,9 +158,9 @@ class Imatrix:
         if name in self._entries:
             return name
         other = name
-        for wanted, stand_in in self._stand_ins.items():
+        for wanted, stand_in in self._selection.stand_ins.items():
             other = other.replace(f".{wanted}.", f".{stand_in}.")
-        return other if other in self._entries and not _matches(name, self._exclude) else None
+        return other if other in self._entries and not _matches(name, self._selection.exclude) else None
 
     def _counts(self, entry: str) -> NDArray[np.float64]:
         """Add up the counts of the files; one count stands for all rows."""
@@ -164,7 +178,7 @@ class Imatrix:
             for other in others:
                 values += other.read()
         if others:
-            check_values(values, first.file.path, name, "merged importance")
+            check_values(values, first.file.path, name, "merged importance value")
         counts = self._counts(name).astype(np.float32)[:, None]
         return values.reshape(len(counts), -1), counts
 

@@ -89,7 +89,7 @@ def _spec(tensor: Untyped, kind: str) -> TensorSpec:
 
 
 def _overhead(metadata: Mapping[str, Value], tensors: Sequence[Untyped]) -> int:
-    """Bytes of the file that are no tensor data: the head, which is as long whatever the types, and padding."""
+    """Bytes of the file that are not tensor data: the head, which is as long whatever the types, and padding."""
     return len(lay_out(metadata, [_spec(t, "F32") for t in tensors]).head) + len(tensors) * ALIGNMENT + LATE_KEYS
 
 

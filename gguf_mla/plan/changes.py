@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def changes(file: GgufFile) -> list[str]:
-    """Return a line for every kind of change, or what stands against an upgrade; [] where none is conceivable."""
+    """Return a line for every kind of change, or what prevents an upgrade; [] for files that no upgrade applies to."""
     foreign = file.metadata.get("general.architecture") != ARCHITECTURE or attention_layout(file.tensors) == "none"
     if foreign or SPLIT_COUNT in file.values:
         return []

@@ -51,7 +51,7 @@ def _joined(file: GgufFile, layer: int, heads: Heads) -> Untyped:
     k_b, v_b = (file.tensors[name.format(layer=layer)] for name in (K_B, V_B))
     check_shape(untyped(k_b), (heads.k_b, flat(heads.k_b)), file)
     check_shape(untyped(v_b), (heads.v_b, flat(heads.v_b)), file)
-    parts = joined_parts(k_b.name, v_b.name, heads.count, heads.rank, heads.value)
+    parts = joined_parts(k_b.name, v_b.name, heads.count, heads.rank, heads.nope, heads.value)
     return Untyped(KV_B.format(layer=layer), heads.kv_b, parts, v_b.type, v_b.type)
 
 

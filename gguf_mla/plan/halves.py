@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from gguf_mla.plan.jobs import Untyped
 
 
-def key_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
+def key_parts(source: str, heads: int, nope: int, value: int, rank: int) -> tuple[Part, ...]:
     """Return the parts of attn_k_b [H, r, n]: per head its first n rows, transposed."""
     step = nope + value
-    return tuple(Part(source, head * step, head * step + nope, transposed=True) for head in range(heads))
+    return tuple(Part(source, head * step, head * step + nope, columns=rank) for head in range(heads))
 
 
 def value_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
@@ -24,13 +24,13 @@ def value_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, .
     return tuple(Part(source, head * step + nope, (head + 1) * step) for head in range(heads))
 
 
-def joined_parts(k_b: str, v_b: str, heads: int, rank: int, value: int) -> tuple[Part, ...]:
+def joined_parts(k_b: str, v_b: str, heads: int, rank: int, nope: int, value: int) -> tuple[Part, ...]:
     """Return the parts of attn_kv_b [H·(n+v), r]: per head r rows of attn_k_b, transposed, and v rows of attn_v_b."""
     return tuple(
         part
         for head in range(heads)
         for part in (
-            Part(k_b, head * rank, (head + 1) * rank, transposed=True),
+            Part(k_b, head * rank, (head + 1) * rank, columns=nope),
             Part(v_b, head * value, (head + 1) * value),
         )
     )

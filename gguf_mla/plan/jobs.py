@@ -6,9 +6,9 @@ Plain data, made before a byte of a tensor is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_mla.container.writer import TensorSpec
 
@@ -20,18 +20,52 @@ if TYPE_CHECKING:
 
     from gguf_mla.container.values import Value
 
-# A tensor's importance weights by name and shape: float32 [n, cols], a row for each expert or head, or one for all.
-Importance = Callable[[str, tuple[int, ...]], "NDArray[np.float32] | None"]
+
+class Importance(Protocol):
+    """How much each input column of every tensor matters when it is rounded."""
+
+    @property
+    def identity(self) -> Any:
+        """What decides the weights, as JSON-ready data: what has the same identity has the same weights."""
+
+    def rows(self, name: str, shape: tuple[int, ...], /) -> NDArray[np.float32] | None:
+        """Return a tensor's weights, float32 [n, cols], a row for each expert or head or one for all; None for none."""
+
+
+class _NoImportance:
+    """The importance of a run without a matrix: none for any tensor."""
+
+    identity = None
+
+    def rows(self, _name: str, _shape: tuple[int, ...], /) -> None:
+        """Return None."""
+
+
+NO_IMPORTANCE: Importance = _NoImportance()
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `start:stop` of a source tensor, transposed or not; an output tensor is its parts, one after the other."""
+    """Rows `start:stop` of a source tensor; an output tensor is its parts, one after the other.
+
+    `columns` is None for rows that are taken as they are. For rows that are transposed it is the number of the source's
+    columns, each of which becomes a row.
+    """
 
     source: str
     start: int
     stop: int
-    transposed: bool = False
+    columns: int | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether columns become rows."""
+        return self.columns is not None
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the output the part gives."""
+        return self.stop - self.start if self.columns is None else self.columns
 
 
 @dataclass(frozen=True)
@@ -98,16 +132,23 @@ class Plan:
         return dict(total.most_common())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as JSON-ready data; arrays of metadata as their length."""
+        """Return the plan as JSON-ready data for people; arrays of metadata as their length."""
         return {
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "bytes_by_type": self.bytes_by_type(),
             "metadata": {key: _short(value.data) for key, value in self.metadata.items()},
-            "tensors": [asdict(job) | {"bytes": job.spec.nbytes} for job in self.tensors],
+            "tensors": [asdict(job) | {"parts": _parts(job), "bytes": job.spec.nbytes} for job in self.tensors],
             "dropped": dict(self.dropped),
             "warnings": list(self.warnings),
         }
+
+
+def _parts(job: TensorJob) -> list[dict[str, Any]]:
+    return [
+        {"source": part.source, "start": part.start, "stop": part.stop, "transposed": part.transposed}
+        for part in job.parts
+    ]
 
 
 def _short(data: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -49,13 +51,14 @@ def _samples(
     tensor: Untyped, sources: Mapping[str, SourceTensor], importance: Importance | None
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
     """Yield runs of rows, float32 [rows, cols], each with its importance [cols]."""
-    weights = importance(tensor.name, tensor.shape) if importance else None
+    weights = importance.rows(tensor.name, tensor.shape) if importance else None
     rows = math.prod(tensor.shape[:-1])
-    of_part = rows // len(tensor.parts)
+    ends = list(itertools.accumulate(part.rows for part in tensor.parts))
     for run in range(RUNS):
         row = rows * (2 * run + 1) // (2 * RUNS)
-        index, start = row // of_part, min(row % of_part, max(0, of_part - ROWS))
+        index = bisect.bisect_right(ends, row)
         part = tensor.parts[index]
+        start = min(row - (ends[index] - part.rows), max(0, part.rows - ROWS))
         source = sources[part.source]
         first, last = (part.start, part.stop) if part.transposed else (part.start + start, part.start + start + ROWS)
         read = source.read(first, min(last, part.stop))

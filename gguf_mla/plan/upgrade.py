@@ -71,7 +71,7 @@ def _halves(tensor: Untyped, layer: int, heads: Heads, file: GgufFile) -> Iterat
     check_shape(tensor, (heads.kv_b,), file)
     sizes = heads.count, heads.nope, heads.value
     if k_b not in file.tensors:
-        yield Untyped(k_b, heads.k_b, key_parts(tensor.name, *sizes), tensor.stored)
+        yield Untyped(k_b, heads.k_b, key_parts(tensor.name, *sizes, heads.rank), tensor.stored)
     if v_b not in file.tensors:
         yield Untyped(v_b, heads.v_b, value_parts(tensor.name, *sizes), tensor.stored, tensor.ggml_type)
 

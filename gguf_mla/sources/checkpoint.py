@@ -1,12 +1,11 @@
 """A Hugging Face checkpoint directory: configuration and tensors, checked before anything is read.
 
 A source format is one module of this package with `QUANT_METHOD` (the value of quantization_config.quant_method it
-answers to), `tensors(stored, quantization)` and, if it learns something while tensors are read, `remarks(tensors)`.
+answers to), `tensors(stored, quantization)` and, if reading tells something of interest, `remarks(found)`.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
@@ -19,30 +18,37 @@ from gguf_mla.sources.folder import read_json
 from gguf_mla.sources.safetensors import StoredTensor, read_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
     from gguf_mla.sources.tensor import SourceTensor
+
+    Remarks = Callable[[Iterable[Any]], list[str]]
 
 TEXT_MODEL = "language_model."  # before the names of text tensors in a model that has others, too
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+def no_remarks(_found: Iterable[Any]) -> list[str]:
+    """Return no sentence: reading most formats tells nothing."""
+    return []
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An open checkpoint.
 
-    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` returns what reading them has shown. Of
-    a model that is more than its text model, `config` is that of the text model but for `architectures`, and the
-    tensors of the text model have the names that they would have alone.
+    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` turns what reading them has shown (see
+    Raw) into sentences. Of a model that is more than its text model, `config` is that of the text model but for
+    `architectures`, and the tensors of the text model have the names that they would have alone.
     """
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor]
     files: tuple[Path, ...]
-    remarks: Callable[[], list[str]] = list
+    remarks: Remarks = no_remarks
 
 
 def open_checkpoint(directory: Path | str) -> Checkpoint:
@@ -59,7 +65,7 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
     shards = _shards(directory)
     found = source_format.tensors(_stored(directory, shards), quantization)
     tensors = _unwrapped(found, directory)
-    remarks = functools.partial(source_format.remarks, tensors) if hasattr(source_format, "remarks") else list
+    remarks = getattr(source_format, "remarks", no_remarks)
     return Checkpoint(directory, config, tensors, tuple(shards), remarks)
 
 

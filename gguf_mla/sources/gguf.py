@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import codec
-from gguf_mla.files.os_copy import copy_range
+from gguf_mla.sources.tensor import FileRange, Raw
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.reader import GgufFile, GgufTensor
-    from gguf_mla.files.output import OutputFile
 
 _FLOATS: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -61,19 +60,17 @@ class GgufSource:
         """Return the stored bytes of rows `start:stop`."""
         return self.tensor.read(start, stop)
 
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """Copy the stored bytes of rows `start:stop` to a file, return how many."""
+    def raw(self, start: int, stop: int) -> Raw:
+        """Return where the stored bytes of rows `start:stop` lie."""
         size = self.tensor.row_bytes
-        nbytes = (stop - start) * size
-        copy_range(self.tensor.file, self.tensor.offset + start * size, target, offset, nbytes)
-        return nbytes
+        return Raw(FileRange(self.tensor.file, self.tensor.offset + start * size, (stop - start) * size))
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.tensor.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.tensor.was_read(start, stop)
 
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gguf_mla.files.output import OutputFile
+    from gguf_mla.files.input import InputFile
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Bytes that lie in a file as they are wanted, so that the OS can copy them: `nbytes` at `offset`."""
+
+    file: InputFile
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Rows as a ggml type stores them; `remarks` is what reading them has shown, as plain data."""
+
+    data: NDArray[np.uint8] | FileRange
+    remarks: tuple[Any, ...] = ()
 
 
 class SourceTensor(Protocol):
@@ -37,14 +55,18 @@ class SourceTensor(Protocol):
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows `start:stop`, by default all: float32, float16, or BF16 bit patterns as uint16, [rows, cols]."""
 
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """Write rows `start:stop` as `raw_type`, undecoded, to a file and return how many bytes that took."""
-
     def will_read(self, start: int, stop: int) -> None:
         """Say that rows `start:stop` are wanted soon."""
 
     def was_read(self, start: int, stop: int) -> None:
         """Say that rows `start:stop` will not be wanted again."""
+
+
+class RawSource(SourceTensor, Protocol):
+    """A tensor whose rows can be had undecoded: those of a ggml type, or rearranged into one."""
+
+    def raw(self, start: int, stop: int) -> Raw:
+        """Return rows `start:stop` as `raw_type`; only where that is set."""
 
 
 @runtime_checkable

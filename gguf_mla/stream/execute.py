@@ -1,20 +1,18 @@
-"""The executor: any plan, in bounded memory, by several threads, into files that appear only when they are complete.
+"""The executor: any plan, in bounded memory, by several workers, into files that appear only when they are complete.
 
-Every output byte has its place before the first is read, so the threads take chunks from one queue, in file order, and
-write each at its offset. Memory depends on the threads and the chunk, never on a tensor. Several outputs that want the
-same tensors in different types are written from one reading. Now and then what was written is brought to the disk and
-noted in a journal; a run that finds one takes over what it says, after a look at the bytes.
+Every output byte has its place before the first is read, so the workers take tasks in file order, and write each at its
+offset. Memory depends on the workers and the task, never on a tensor. Several outputs that want the same tensors in
+different types are written from one reading. Now and then what was written is brought to the disk and noted in a
+journal; a run that finds one takes over what it says, after a look at the bytes.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +20,15 @@ from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files.output import DiskFullError, OutputFile, check_room, no_room, partial_path
-from gguf_mla.stream.chunks import Place, chunks
+from gguf_mla.plan.jobs import NO_IMPORTANCE
+from gguf_mla.stream.chunks import placed, tasks
 from gguf_mla.stream.journal import Journal, NoJournal, check_same, identity, journal_path, journal_room, was_finished
-from gguf_mla.stream.threads import Progress, Workers
+from gguf_mla.stream.saving import Saver
+from gguf_mla.stream.threads import engine_of
+from gguf_mla.stream.worker import TensorWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gguf_mla.codec.device import Device
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
+    from gguf_mla.stream.engine import Engine, Task, Worker
+    from gguf_mla.stream.journal import Identity
+
+    Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Result:
     seconds            until all were on the disk
     threads            how many worked
     stages             seconds by stage of the work, all threads together
+    remarks            what reading the sources has shown: data for Checkpoint.remarks
     """
 
     paths: tuple[Path, ...]
@@ -57,6 +63,7 @@ class Result:
     seconds: float
     threads: int
     stages: Mapping[str, float]
+    remarks: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,11 @@ class Interrupted(KeyboardInterrupt):
         self.done, self.total = done, total
 
 
-def no_importance(_name: str, _shape: tuple[int, ...]) -> None:
-    """Know no importance for any tensor."""
-
-
 def execute(
     outputs: Sequence[Output],
     sources: Mapping[str, SourceTensor],
     *,
-    importance: Importance = no_importance,
+    importance: Importance = NO_IMPORTANCE,
     threads: int | None = None,
     device: Device = CPU,
     progress: Progress = lambda _: None,
@@ -109,27 +112,29 @@ def execute(
     planned = [file for output in outputs for file in output]
     layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
     nbytes, count = sum(layout.size for layout in layouts), threads or default_threads()
+    stated = identity(planned, layouts, resumption.inputs, importance) if resumption else None
     with ExitStack() as stack:
-        files, journal = _open(planned, layouts, len(outputs), resumption, stack)
-        try:
+        fresh = resumption is not None and resumption.fresh
+        files, journal = _lock(planned, layouts, len(outputs), stated, fresh=fresh, stack=stack)
+        saver = Saver(files, journal)
+        worker = TensorWorker(sources, importance, files, device, forgetting=nbytes > _memory() // 4)
+        with _settled(files, journal, nbytes):
             _prepare(files, layouts, journal)
-            queue = chunks(zip(*_places(outputs, files, layouts), strict=True))
-            weights = functools.lru_cache(maxsize=8)(importance)
-            workers = Workers(queue, sources, weights, files, journal, device)
-            workers.work(count, progress)
+            _run(engine_of(count), _claimed(tasks(placed(outputs, layouts)), journal), worker, saver, progress)
             streamed = time.monotonic()
-            workers.save()
+            saver.save()
             _commit(files, journal, finish)
-        except BaseException as error:
-            _settle(error, files, journal)
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(journal.nbytes, nbytes) from None
-            if isinstance(error, DiskFullError):
-                raise no_room(files[0].path.parent, sum(file.missing for file in files)) from None
-            raise
-    paths = tuple(file.path for file in planned)
     ended = time.monotonic()
-    return Result(paths, nbytes, workers.taken_over, streamed - begin, ended - begin, count, dict(workers.seconds))
+    return Result(
+        paths=tuple(file.path for file in planned),
+        nbytes=nbytes,
+        taken_over=saver.taken_over,
+        streaming_seconds=streamed - begin,
+        seconds=ended - begin,
+        threads=count,
+        stages=dict(saver.seconds),
+        remarks=tuple(remark for number in sorted(saver.remarks) for remark in saver.remarks[number]),
+    )
 
 
 def default_threads() -> int:
@@ -137,20 +142,30 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _open(
-    planned: Output, layouts: Sequence[FileLayout], places: int, resumption: Resumption | None, stack: ExitStack
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _lock(
+    planned: Output,
+    layouts: Sequence[FileLayout],
+    outputs: int,
+    stated: Identity | None,
+    *,
+    fresh: bool,
+    stack: ExitStack,
 ) -> tuple[list[OutputFile], Journal | NoJournal]:
     """Lock all outputs, then open the journal; what an earlier run has left is kept until it is known to be of use."""
-    if resumption is None:
+    if stated is None:
         return _locked(planned, layouts, stack), NoJournal()
-    first, stated = planned[0].path, identity(planned, layouts, resumption.inputs)
-    if not resumption.fresh and was_finished(first, places):
-        check_same(first, stated, places)
+    first = planned[0].path
+    if not fresh and was_finished(first, outputs):
+        check_same(first, stated, outputs)
         _take_back(planned)
     files = _locked(planned, layouts, stack)
-    if resumption.fresh:
+    if fresh:
         journal_path(first).unlink(missing_ok=True)
-    return files, stack.enter_context(Journal(first, stated, places))
+    return files, stack.enter_context(Journal(first, stated, outputs))
 
 
 def _locked(planned: Output, layouts: Sequence[FileLayout], stack: ExitStack) -> list[OutputFile]:
@@ -176,17 +191,23 @@ def _prepare(files: Sequence[OutputFile], layouts: Sequence[FileLayout], journal
         file.write(np.frombuffer(layout.head, np.uint8), 0)
 
 
-def _places(
-    outputs: Sequence[Output], files: Sequence[OutputFile], layouts: Sequence[FileLayout]
-) -> Iterator[list[Place]]:
-    """Yield the place of every tensor, output by output."""
-    laid_out = iter(zip(files, layouts, strict=True))
-    for output in outputs:
-        yield [
-            Place(file, job, offset)
-            for planned, (file, layout) in zip(output, itertools.islice(laid_out, len(output)), strict=True)
-            for job, offset in zip(planned.tensors, layout.offsets, strict=True)
-        ]
+def _claimed(queue: Iterable[Task], journal: Journal | NoJournal) -> Iterator[Task]:
+    """Tell every task what an earlier run has noted for it."""
+    for task in queue:
+        sums = journal.claims.of(task.number)
+        yield task if sums is None else replace(task, claimed=sums)
+
+
+def _run(engine: Engine, queue: Iterable[Task], worker: Worker, saver: Saver, progress: Progress) -> None:
+    """Have all tasks done, reporting from this thread."""
+    dones = engine.run(queue, worker)
+    with saver:
+        try:
+            for done in dones:
+                saver.note(done)
+                progress(done.nbytes)
+        except BaseException as error:
+            dones.throw(error)  # the engine ends its workers, and raises it again
 
 
 def _commit(files: Sequence[OutputFile], journal: Journal | NoJournal, finish: Callable[[OutputFile], object]) -> None:
@@ -199,10 +220,19 @@ def _commit(files: Sequence[OutputFile], journal: Journal | NoJournal, finish: C
     journal.remove()
 
 
-def _settle(error: BaseException, files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
-    """Keep what can be gone on with; an input at fault has to change first, and then nothing can."""
-    keep = journal.nbytes > 0 and not isinstance(error, InputError)
-    for file in files:
-        file.kept = keep
-    if not keep:
-        journal.remove()
+@contextmanager
+def _settled(files: Sequence[OutputFile], journal: Journal | NoJournal, nbytes: int) -> Iterator[None]:
+    """Keep what a rerun can continue. After an input error nothing can be: the input has to change first."""
+    try:
+        yield
+    except BaseException as error:
+        keep = journal.nbytes > 0 and not isinstance(error, InputError)
+        for file in files:
+            file.kept = keep
+        if not keep:
+            journal.remove()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(journal.nbytes, nbytes) from None
+        if isinstance(error, DiskFullError):
+            raise no_room(files[0].path.parent, sum(file.missing for file in files)) from None
+        raise

@@ -1,163 +1,90 @@
-"""The threads of a run: chunks from one queue, and one more thread that brings what was written to the disk."""
+"""The engine that does tasks in threads of this process."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from gguf_mla.files import clock
-from gguf_mla.files.output import check_room
-from gguf_mla.stream.chunks import Chunk, Sums, is_written, process
+from gguf_mla.stream.engine import Done, InLine, read_ahead
 
 if TYPE_CHECKING:
-    from gguf_mla.codec.device import Device
-    from gguf_mla.files.output import OutputFile
-    from gguf_mla.plan.jobs import Importance
-    from gguf_mla.sources.tensor import SourceTensor
-    from gguf_mla.stream.journal import Journal, NoJournal
+    from collections.abc import Generator, Iterable, Iterator
 
-Progress = Callable[[int], object]
+    from gguf_mla.stream.engine import Engine, Task, Worker
 
-AHEAD = 16  # chunks the kernel is asked to fetch before a thread takes them
-START_BYTES = 512 << 20  # written bytes after which the disk is started, so that a sync has little left to wait for
-SAVE_SECONDS = 20.0  # the work that a kill can cost; writers are slower during a sync, so it is not done all the time
 GRACE_SECONDS = 1.0  # for threads to end after an interrupt; one that compiles a kernel takes longer
 
 
-class Workers:
-    """The threads of one run and what they share.
+def engine_of(threads: int) -> Engine:
+    """Return the engine for so many threads; one thread is the calling one."""
+    return InLine() if threads == 1 else Threads(threads)
 
-    done        bytes that were written or taken over
-    taken_over  bytes that an earlier run had written
-    seconds     by stage of the work, all threads together
-    """
 
-    def __init__(
-        self,
-        queue: Iterator[Chunk],
-        sources: Mapping[str, SourceTensor],
-        importance: Importance,
-        files: Sequence[OutputFile],
-        journal: Journal | NoJournal,
-        device: Device,
-    ) -> None:
-        self._queue, self._sources, self._importance, self._device = queue, sources, importance, device
-        self._files, self._journal = files, journal
-        self._is_big = sum(file.size for file in files) > _memory() // 4
-        self._ahead: deque[Chunk] = deque()
-        self._lock = threading.Lock()
-        self._wake = threading.Condition()
-        self._stop = threading.Event()
-        self._unsaved: list[tuple[Chunk, Sums]] = []
-        self._started = 0
-        self._error: BaseException | None = None
-        self.done = self.taken_over = 0
-        self.seconds: Counter[str] = Counter()
+class Threads:
+    """An engine of `count` threads, which take tasks from one queue in its order."""
 
-    def work(self, count: int, progress: Progress) -> None:
-        """Run to the end, reporting from this thread. The first error of any thread is raised here."""
-        workers = [threading.Thread(target=self._guarded, args=(self._chunks,), daemon=True) for _ in range(count)]
-        threads = [*workers, threading.Thread(target=self._guarded, args=(self._sync,), daemon=True)]
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def run(self, tasks: Iterable[Task], worker: Worker) -> Generator[Done]:
+        """Do all tasks; what stops the driver, or any thread, ends the others before it is raised here."""
+        pool = _Pool(read_ahead(tasks, worker.expect), worker)
+        threads = [threading.Thread(target=pool.work, daemon=True) for _ in range(self._count)]
         for thread in threads:
             thread.start()
         try:
-            self._wait(workers, progress)
+            yield from pool.results(self._count)
         except BaseException as error:
-            self._end(threads, GRACE_SECONDS if isinstance(error, KeyboardInterrupt) else threading.TIMEOUT_MAX)
+            pool.stopping.set()
+            join(threads, grace_after(error))
             raise
-        self._end(threads, threading.TIMEOUT_MAX)
-        if self._error is not None:
-            raise self._error
+        join(threads, threading.TIMEOUT_MAX)
 
-    def save(self) -> None:
-        """Bring what was written to the disk and note it; MachineError if the rest will not fit."""
-        with self._wake:
-            batch, self._unsaved = self._unsaved, []
-        for file in self._files:
-            file.sync()
-        self._journal.record(batch)
-        check_room(self._files, max(self.done, self._journal.nbytes))
 
-    def _wait(self, workers: Sequence[threading.Thread], progress: Progress) -> None:
-        reported = 0
-        while any(thread.is_alive() for thread in workers):
-            for thread in workers:
-                thread.join(0.05)
-            progress(self.done - reported)
-            reported = self.done
-        progress(self.done - reported)
+class _Pool:
+    """What the threads of one run share: the tasks, and a queue of what was done, of errors, and a None at each end."""
 
-    def _end(self, threads: Sequence[threading.Thread], grace: float) -> None:
-        self._stop.set()
-        with self._wake:
-            self._wake.notify_all()
-        deadline = time.monotonic() + grace
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    def __init__(self, tasks: Iterator[Task], worker: Worker) -> None:
+        self._tasks, self._worker = tasks, worker
+        self._lock = threading.Lock()
+        self._results: SimpleQueue[Done | BaseException | None] = SimpleQueue()
+        self.stopping = threading.Event()
 
-    def _guarded(self, task: Callable[[], None]) -> None:
+    def work(self) -> None:
+        """Do tasks until none is left or the run is stopping."""
         try:
-            task()
+            while (task := self._next()) is not None:
+                self._results.put(self._worker.do(task))
         except BaseException as error:
-            self._error = self._error or error
-            self._stop.set()
-        with self._wake:
-            self.seconds.update(clock.take())
+            self.stopping.set()
+            self._results.put(error)
+        self._results.put(None)
 
-    def _chunks(self) -> None:
-        while (chunk := self._next()) is not None:
-            claimed = self._journal.claims.of(chunk.number)
-            source = self._sources[chunk.part.source]
-            if claimed is not None and is_written(chunk, source, claimed):
-                with self._wake:
-                    self.done += chunk.nbytes
-                    self.taken_over += chunk.nbytes
+    def results(self, count: int) -> Iterator[Done]:
+        """Yield what is done until `count` threads have ended; the first error that one of them had is raised."""
+        while count:
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            if result is None:
+                count -= 1
             else:
-                self._process(chunk, source, claimed)
+                yield result
 
-    def _process(self, chunk: Chunk, source: SourceTensor, claimed: Sums | None) -> None:
-        sums = process(chunk, source, self._importance, self._device)
-        if self._is_big:
-            source.was_read(chunk.start, chunk.stop)
-        with self._wake:
-            self.done += chunk.nbytes
-            if sums != claimed:
-                self._unsaved.append((chunk, sums))
-            if self.done - self._started >= START_BYTES:
-                self._wake.notify_all()
-
-    def _next(self) -> Chunk | None:
-        """Take a chunk, and ask for the one that comes AHEAD places later."""
+    def _next(self) -> Task | None:
         with self._lock:
-            if self._stop.is_set():
-                return None
-            for chunk in itertools.islice(self._queue, AHEAD + 1 - len(self._ahead)):
-                if self._journal.claims.of(chunk.number) is None:
-                    self._sources[chunk.part.source].will_read(chunk.start, chunk.stop)
-                self._ahead.append(chunk)
-            return self._ahead.popleft() if self._ahead else None
-
-    def _sync(self) -> None:
-        """Keep the disk busy while the others compute, and save now and then."""
-        due = time.monotonic() + SAVE_SECONDS
-        while not self._stop.is_set():
-            with self._wake:
-                self._wake.wait_for(self._has_news, max(0.0, due - time.monotonic()))
-                self._started = self.done
-            for file in () if self._stop.is_set() else self._files:
-                file.start_sync()
-            if time.monotonic() >= due and not self._stop.is_set():
-                self.save()
-                due = time.monotonic() + SAVE_SECONDS
-
-    def _has_news(self) -> bool:
-        return self._stop.is_set() or self.done - self._started >= START_BYTES
+            return None if self.stopping.is_set() else next(self._tasks, None)
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def grace_after(error: BaseException | None) -> float:
+    """Return how many seconds to wait for threads when this has ended a run."""
+    return GRACE_SECONDS if isinstance(error, KeyboardInterrupt) else threading.TIMEOUT_MAX
+
+
+def join(threads: Iterable[threading.Thread], grace: float) -> None:
+    """Wait for threads to end, for so many seconds all together."""
+    deadline = time.monotonic() + grace
+    for thread in threads:
+        thread.join(min(threading.TIMEOUT_MAX, max(0.0, deadline - time.monotonic())))

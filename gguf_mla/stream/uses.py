@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from gguf_mla.codec import trial
-from gguf_mla.stream.chunks import is_copied, is_handed_over
+from gguf_mla.stream.worker import is_copied, is_handed_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

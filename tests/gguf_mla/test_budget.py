@@ -119,7 +119,7 @@ def test_a_transposed_part_is_measured_as_it_will_be_stored() -> None:
             rows[:, ::2] = np.linspace(-1, 1, 128)[:, None]  # columns, rows once transposed, are 0 or a ramp
             return rows[start:stop]
 
-    tensor = Untyped("blk.0.attn_k_b.weight", (1, 512, 128), (Part("kv_b", 0, 128, transposed=True),), "F32")
+    tensor = Untyped("blk.0.attn_k_b.weight", (1, 512, 128), (Part("kv_b", 0, 128, columns=512),), "F32")
     sources: Any = {"kv_b": Source()}
     [found] = measure.errors([tensor], [["Q4_1"]], sources)
     assert 1e-4 < found["Q4_1"] < 1e-2  # a ramp in 4-bit steps; rows as read would be two values, without any error

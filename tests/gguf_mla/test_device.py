@@ -240,7 +240,7 @@ def job(type_name: str, *parts: Part, via: str | None = None, rows: int = 6) -> 
 def test_what_a_run_needs_is_tried_and_no_more() -> None:
     rows = np.ones((6, 64), np.float32)
     sources = {"f": Memory(rows), "q": Encoded(codec.encode(rows, "Q8_0"), "Q8_0")}
-    part, quantized, turned = Part("f", 0, 6), Part("q", 0, 6), Part("q", 0, 6, transposed=True)
+    part, quantized, turned = Part("f", 0, 6), Part("q", 0, 6), Part("q", 0, 6, columns=64)
     plans = [plan_of(job("Q4_0", part), job("F16", part), job("Q8_0", quantized), job("Q5_1", quantized))]
     encoding = {trial.Use("Q4_0", "encode"), trial.Use("Q5_1", "encode")}
     assert uses.uses_in(plans, sources, Other(), weighted=False) == {*encoding, trial.Use("Q8_0", "decode")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -258,16 +259,36 @@ def test_rows_are_what_the_codec_takes(tmp_path: Path) -> None:
     assert np.array_equal(encoded[1], codec.encode(weights[1], "Q4_K", importance=sums[0] / np.float32(3)))
 
 
+def test_the_identity_tells_everything_that_decides_the_weights(tmp_path: Path) -> None:
+    path = dat(tmp_path / "m.dat", {"a": (1, [1, 2]), "b": (1, [3, 4])})
+
+    def identity(**selection: Any) -> str:
+        return json.dumps(read_imatrix([path], **selection).identity)
+
+    assert identity() == identity()
+    before = identity()
+    several = {
+        before,
+        identity(include=["a"]),
+        identity(include=["b"]),
+        identity(exclude=["a"]),
+        identity(stand_ins={}),
+    }
+    assert len(several) == 5
+    dat(path, {"a": (1, [1, 2]), "b": (1, [3, 5])})
+    assert identity() != before
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
 def test_values_that_are_no_importance_are_found_before_the_work(tmp_path: Path, value: float) -> None:
     bad_sum = peer_gguf(tmp_path / "sum.gguf", {GATE: entry([1, value], counts=[1]), "a": entry([1], counts=[1])})
     matrix = read_imatrix([bad_sum])
     matrix.check({"a": (1, 1)})
-    with pytest.raises(InputError, match=rf"sum\.gguf: {GATE}: holds importance that is none.*at position 1"):
+    with pytest.raises(InputError, match=rf"sum\.gguf: {GATE}: holds an invalid importance value.*at position 1"):
         matrix.check({"a": (1, 1), GATE: (8, 2)})
-    with pytest.raises(InputError, match=r"t: holds importance that is none.*at position 2"):
+    with pytest.raises(InputError, match=r"t: holds an invalid importance value.*at position 2"):
         read_imatrix([dat(tmp_path / "m.dat", {"t": (1, [1, 2, value])})]).rows("t", (1, 3))
-    with pytest.raises(InputError, match=rf"count\.gguf: {GATE}\.counts: holds a count that is none"):
+    with pytest.raises(InputError, match=rf"count\.gguf: {GATE}\.counts: holds an invalid count"):
         read_imatrix([peer_gguf(tmp_path / "count.gguf", {GATE: entry([1], counts=[value])})])
 
 
@@ -275,7 +296,7 @@ def test_sums_that_overflow_when_merged_are_refused(tmp_path: Path) -> None:
     paths = [dat(tmp_path / f"{i}.dat", {"t": (1, [3e38])}) for i in range(2)]
     with pytest.raises(InputError, match="merged importance"):
         read_imatrix(paths).rows("t", (1, 1))
-    with pytest.raises(InputError, match="t: holds importance that is none"):
+    with pytest.raises(InputError, match="t: holds an invalid importance value"):
         read_imatrix([paths[0], peer_gguf(tmp_path / "m.gguf", {"a": entry([1], counts=[1])})]).rows("t", (1, 1))
 
 

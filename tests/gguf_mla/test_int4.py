@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.input import InputFile
-from gguf_mla.files.output import OutputFile
 from gguf_mla.sources.checkpoint import Checkpoint, open_checkpoint
-from gguf_mla.sources.formats.int4_pack import remarks
+from gguf_mla.sources.formats.int4_pack import Rounding, remarks
 from tests.support import hub
 from tests.support.kinds import INT4
 
@@ -67,14 +66,11 @@ def definition(tensors: Tensors, group: int) -> np.ndarray:
     return out
 
 
-def as_q4_0(tensor: Any, path: Path, start: int, stop: int) -> np.ndarray:
-    """What gguf decodes from the Q4_0 that the source writes."""
-    size = (stop - start) * tensor.shape[1] // 32 * 18
-    with OutputFile(path, size + 7) as file:
-        file.write(np.full(size + 7, 0xAA, np.uint8), 0)
-        assert tensor.copy_raw(start, stop, file, 7) == size
-        data = file.read(7, size)
-    return gguf.quants.dequantize(data.reshape(stop - start, -1), gguf.GGMLQuantizationType.Q4_0)
+def as_q4_0(tensor: Any, start: int, stop: int) -> tuple[np.ndarray, tuple[Rounding, ...]]:
+    """What gguf decodes from the Q4_0 that the source gives, and what it remarks."""
+    raw = tensor.raw(start, stop)
+    rows = raw.data.reshape(stop - start, tensor.shape[1] // 32 * 18)
+    return gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q4_0), raw.remarks
 
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float16, torch.float32])
@@ -110,16 +106,16 @@ def test_rows_as_q4_0_decode_to_the_very_values(
     tensor = checkpoint.tensors[BASE]
     assert tensor.raw_type == "Q4_0"
     for start, stop in ((0, rows), (rows // 2, rows)):
-        decoded = as_q4_0(tensor, tmp_path / "out", start, stop)
+        decoded, remarked = as_q4_0(tensor, start, stop)
         assert decoded.tobytes() == definition(tensors, group)[start:stop].tobytes()
-    assert checkpoint.remarks() == []
+        assert remarked == ()
 
 
 def test_a_group_larger_than_a_row_is_the_row(tmp_path: Path) -> None:
     tensors = random(3, 64, 64)
     tensor = checkpoint_of(tmp_path, tensors, 1 << 70).tensors[BASE]
     assert tensor.read().tobytes() == definition(tensors, 64).tobytes()
-    assert as_q4_0(tensor, tmp_path / "out", 0, 3).tobytes() == definition(tensors, 64).tobytes()
+    assert as_q4_0(tensor, 0, 3)[0].tobytes() == definition(tensors, 64).tobytes()
 
 
 @pytest.mark.parametrize(("cols", "group"), [(48, 32), (64, 16), (96, 48), (33, 32)])
@@ -133,7 +129,7 @@ def test_only_the_rows_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pyt
     original = InputFile.read
     monkeypatch.setattr(InputFile, "read", lambda file, at, count: read.append(count) or original(file, at, count))
     tensor.read(500, 503)
-    as_q4_0(tensor, tmp_path / "out", 500, 503)
+    as_q4_0(tensor, 500, 503)
     assert read == [3 * 32, 3 * 4] * 2
 
 
@@ -159,14 +155,14 @@ def test_a_scale_that_float16_does_not_hold_becomes_the_nearest_and_is_told(
     scales = torch.full((3, 2), 0.5, dtype=torch.bfloat16)
     scales[:2, 1] = scale
     checkpoint = checkpoint_of(tmp_path, packed(integers, scales))
-    found = as_q4_0(checkpoint.tensors[BASE], tmp_path / "out", 0, 3)
-    as_q4_0(checkpoint.tensors[BASE], tmp_path / "out", 0, 3)  # for another file; counted once
+    found, remarked = as_q4_0(checkpoint.tensors[BASE], 0, 3)
+    _, again = as_q4_0(checkpoint.tensors[BASE], 0, 3)  # for another file; counted once
     assert found[0, 32:].tolist() == [5 * nearest] * 32
     assert found[2].tolist() == [2.5] * 64
     if nearest == scale:
-        assert checkpoint.remarks() == []
+        assert checkpoint.remarks(remarked) == []
     else:
-        [said] = checkpoint.remarks()
+        [said] = checkpoint.remarks((*remarked, *again))
         assert said.startswith("1 blocks of 32 weights in 1 tensors")
         assert f"{8 * abs(scale - nearest):.1e}" in said
         assert f"{100 * abs(1 - nearest / scale):.3g} %" in said
@@ -179,7 +175,7 @@ def test_a_scale_that_is_no_number_stops_the_copy(tmp_path: Path, value: float) 
     tensors[f"{BASE}_scale"][2, 1] = value
     tensor = checkpoint_of(tmp_path, tensors).tensors[BASE]
     with pytest.raises(InputError, match="NaN or Inf at row 2, group 1"):
-        as_q4_0(tensor, tmp_path / "out", 1, 4)
+        as_q4_0(tensor, 1, 4)
 
 
 def without(suffix: str) -> Callable[[Tensors], object]:
@@ -262,13 +258,11 @@ def test_of_many_tensors_the_most_changed_are_named(tmp_path: Path) -> None:
         one = packed(integers, scales.to(torch.bfloat16))
         stored |= {name.replace(BASE, f"x{number}.weight"): tensor for name, tensor in one.items()}
     checkpoint = checkpoint_of(tmp_path, stored)
-    for tensor in checkpoint.tensors.values():
-        as_q4_0(tensor, tmp_path / "out", 0, 1)
-    [said] = checkpoint.remarks()
+    [said] = checkpoint.remarks([one for tensor in checkpoint.tensors.values() for one in as_q4_0(tensor, 0, 1)[1]])
     # float16's steps are 8/128 there: 8 is one of them, and 4 and 12 are the farthest from any, 4 relatively more
     assert "They are in x3.weight, " in said
     assert said.endswith(" and 3 more.")
 
 
 def test_a_checkpoint_without_packed_tensors_has_nothing_to_remark() -> None:
-    assert remarks({}) == []
+    assert remarks([]) == []

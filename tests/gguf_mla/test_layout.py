@@ -41,8 +41,8 @@ def test_parts_name_the_rows_that_split_takes(sizes: tuple[int, int, int, int]) 
     heads, nope, value, rank = sizes
     kv_b = np.arange(heads * (nope + value) * rank).reshape(-1, rank)
     k_b, v_b = split_kv_b(kv_b, heads, nope)
-    assert all(part.transposed for part in key_parts("w", heads, nope, value))
-    assert np.array_equal(k_b, [kv_b[part.start : part.stop].T for part in key_parts("w", heads, nope, value)])
+    assert all(part.transposed for part in key_parts("w", heads, nope, value, rank))
+    assert np.array_equal(k_b, [kv_b[part.start : part.stop].T for part in key_parts("w", heads, nope, value, rank)])
     assert np.array_equal(v_b, [kv_b[part.start : part.stop] for part in value_parts("w", heads, nope, value)])
 
 

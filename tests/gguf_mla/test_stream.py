@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla import codec
+from gguf_mla import codec, ggtypes
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
@@ -16,8 +16,7 @@ from gguf_mla.plan import outputs
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 from gguf_mla.stream import chunks
 from gguf_mla.stream import execute as executor
-from gguf_mla.stream import threads as workers
-from tests.support.sources import Encoded, Memory
+from tests.support.sources import Encoded, Memory, Weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +51,7 @@ def test_any_number_of_threads_writes_the_same_right_bytes(tmp_path: Path, kind:
     a, b = weights(37, 96), weights(64, 96, 1)
     jobs = (
         job("stack.weight", kind, (2, 37, 96), Part("a", 0, 37), Part("b", 3, 40)),
-        job("turned.weight", kind, (2, 96, 32), Part("b", 0, 32, transposed=True), Part("b", 32, 64, transposed=True)),
+        job("turned.weight", kind, (2, 96, 32), Part("b", 0, 32, columns=96), Part("b", 32, 64, columns=96)),
         job("vector", "F32", (96,), Part("a", 5, 6)),
     )
     result = execute(plan_of(*jobs), {"a": Memory(a), "b": Memory(b)}, tmp_path / "out.gguf", threads=threads)
@@ -73,16 +72,19 @@ def test_chunks_tile_every_tensor_of_every_file_without_gap_or_overlap() -> None
     small, large = tensors("Q8_0"), tensors("F32")
     starts = [(1024, 4096), (1024 + small[0].spec.nbytes, 4096 + large[0].spec.nbytes)]
     placed = [
-        [chunks.Place(None, pair[0], at[0]), chunks.Place(None, pair[1], at[1])]
+        [chunks.PlacedTensor(0, pair[0], at[0]), chunks.PlacedTensor(1, pair[1], at[1])]
         for pair, at in zip(zip(small, large, strict=True), starts, strict=True)
     ]
     position = list(starts[0])
-    for chunk in chunks.chunks(placed):
-        assert [offset for offset, _ in chunk.spans] == position
-        assert (chunk.stop - chunk.start) * chunk.places[0].job.shape[-1] <= 1000
-        for i, place in enumerate(chunk.places):
-            assert chunk.spans[i][1] == (chunk.stop - chunk.start) * place.job.spec.row_bytes
-            position[i] += chunk.spans[i][1]
+    for number, task in enumerate(chunks.tasks(placed)):
+        assert task.number == number
+        assert [target.offset for target in task.targets] == position
+        assert (task.stop - task.start) * task.shape[-1] <= 1000
+        for i, target in enumerate(task.targets):
+            assert target.file == i
+            row_bytes = ggtypes.by_name(target.type).row_bytes(task.shape[-1])
+            assert target.nbytes == (task.stop - task.start) * row_bytes
+            position[i] += target.nbytes
     assert position == [starts[1][0] + 28, starts[1][1] + 28]
 
 
@@ -117,8 +119,7 @@ def test_each_part_is_encoded_with_its_own_importance(tmp_path: Path) -> None:
     rows = np.random.default_rng(2).random((3, 256)).astype(np.float32)
     parts = [Part("w", 20 * i, 20 * i + 20) for i in range(3)]
     plan = plan_of(job("t.weight", "Q4_K", (3, 20, 256), *parts), job("u.weight", "Q4_K", (60, 256), Part("w", 0, 60)))
-    weighed = {"t.weight": rows}
-    execute(plan, {"w": Memory(array)}, tmp_path / "out.gguf", importance=lambda name, _: weighed.get(name))
+    execute(plan, {"w": Memory(array)}, tmp_path / "out.gguf", importance=Weights({"t.weight": rows}))
     file = open_gguf(tmp_path / "out.gguf")
     expected = b"".join(
         codec.encode(array[20 * i : 20 * i + 20], "Q4_K", importance=rows[i]).tobytes() for i in range(3)
@@ -194,7 +195,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) 
 def test_a_run_that_would_flood_the_page_cache_drops_what_it_has_read(
     memory: int, dropped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_memory", lambda: memory)
+    monkeypatch.setattr(executor, "_memory", lambda: memory)
     source = Memory(weights(500, 96))
     execute(plan_of(job("t.weight", "Q8_0", (500, 96), Part("w", 0, 500))), {"w": source}, tmp_path / "out.gguf")
     assert source.rows_dropped == dropped

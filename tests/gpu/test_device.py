@@ -17,7 +17,7 @@ from gguf_mla.forward.on_device import form_on
 from gguf_mla.plan import outputs
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 from gguf_mla.stream import chunks, execute
-from tests.support.sources import Encoded, Memory
+from tests.support.sources import Encoded, Memory, Weights
 from tests.verify.cuda_cases import inputs
 from verify.device import check_device
 from verify.measures import agreement
@@ -139,22 +139,19 @@ def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkey
     parts = (Part("w0", 0, 5), Part("w1", 0, 5))
     jobs = (
         TensorJob("experts.weight", (2, 5, 64), "Q4_1", parts, "F32", "test"),
-        TensorJob("transposed.weight", (64, 4), "F16", (Part("w0", 1, 5, transposed=True),), "F32", "test"),
+        TensorJob("transposed.weight", (64, 4), "F16", (Part("w0", 1, 5, columns=64),), "F32", "test"),
         TensorJob("again.weight", (6, 64), "Q4_0", (Part("q", 0, 6),), "Q8_0", "test"),
         TensorJob("rounded.weight", (5, 64), "Q5_1", (Part("w1", 0, 5),), "F32", "test", via="BF16"),
         TensorJob("same.weight", (6, 64), "Q8_0", (Part("q", 0, 6),), "Q8_0", "test"),
     )
     plan = Plan({"general.architecture": string("deepseek2")}, jobs)
-    importance = {"experts.weight": np.random.default_rng(2).random((2, 64), np.float32)}
-
-    def weigh(tensor: str, _shape: tuple[int, ...]) -> np.ndarray | None:
-        return importance.get(tensor)
+    importance = Weights({"experts.weight": np.random.default_rng(2).random((2, 64), np.float32)})
 
     files = []
     for name, where, threads in (("cpu", CPU, 1), ("one", device, 1), ("three", device, 3)):
         output = outputs.single(plan, tmp_path / f"{name}.gguf")
         sources = {**experts, **quantized}
-        execute.execute([output], sources, importance=weigh, threads=threads, device=where)
+        execute.execute([output], sources, importance=importance, threads=threads, device=where)
         files.append((tmp_path / f"{name}.gguf").read_bytes())
     assert files[1] == files[0]
     assert files[2] == files[0]

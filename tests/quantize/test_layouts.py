@@ -18,7 +18,7 @@ from gguf_mla.container.values import Value, boolean, string, u32
 from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.plan import halves, upgrade
-from gguf_mla.stream import chunks
+from gguf_mla.stream import worker
 from tests.support import hub, legacy
 
 if TYPE_CHECKING:
@@ -165,25 +165,25 @@ def test_halves_that_are_there_are_kept_as_they_are(floats: dict[str, Path], var
         assert len(after.tensors[name].shape) == 3
 
 
-def rows_of_values(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return tuple(replace(part, transposed=True) for part in halves.value_parts(source, heads, nope, value))
+def rows_of_values(source: str, heads: int, nope: int, value: int, rank: int) -> tuple[Part, ...]:
+    return tuple(replace(part, columns=rank) for part in halves.value_parts(source, heads, nope, value))
 
 
 def rows_of_keys(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return tuple(replace(part, transposed=False) for part in halves.key_parts(source, heads, nope, value))
+    return tuple(replace(part, columns=None) for part in halves.key_parts(source, heads, nope, value, 0))
 
 
-def reversed_keys(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
-    return halves.key_parts(source, heads, nope, value)[::-1]
+def reversed_keys(source: str, heads: int, nope: int, value: int, rank: int) -> tuple[Part, ...]:
+    return halves.key_parts(source, heads, nope, value, rank)[::-1]
 
 
 def reversed_values(source: str, heads: int, nope: int, value: int) -> tuple[Part, ...]:
     return halves.value_parts(source, heads, nope, value)[::-1]
 
 
-def not_transposed(data: Any) -> NDArray[Any]:
+def not_transposed(rows: Any) -> NDArray[Any]:
     """The rows as they are, in the shape that the transposed ones have."""
-    values = data._source.read(data._chunk.start, data._chunk.stop)
+    values = rows.source.read(rows.task.start, rows.task.stop)
     return values.reshape(values.shape[::-1])
 
 
@@ -191,7 +191,7 @@ def not_transposed(data: Any) -> NDArray[Any]:
 @pytest.mark.parametrize(
     ("place", "what", "fault"),
     [
-        (chunks._Data, "_decoded", not_transposed),
+        (worker.Rows, "_decoded", not_transposed),
         (upgrade, "key_parts", rows_of_values),
         (upgrade, "value_parts", rows_of_keys),
         (upgrade, "key_parts", reversed_keys),

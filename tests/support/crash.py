@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.cli.main import main
-from gguf_mla.stream import chunks, threads
+from gguf_mla.stream import chunks, saving
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.hub import BUNDLED
@@ -62,12 +62,12 @@ def content(directory: Path) -> dict[str, bytes]:
 @contextmanager
 def small_steps() -> Iterator[None]:
     """Small chunks and constant saving, so that a model of a few megabytes has many instants to die at."""
-    before = chunks.CHUNK_VALUES, threads.SAVE_SECONDS
-    chunks.CHUNK_VALUES, threads.SAVE_SECONDS = 1 << 15, 0.0
+    before = chunks.CHUNK_VALUES, saving.SAVE_SECONDS
+    chunks.CHUNK_VALUES, saving.SAVE_SECONDS = 1 << 15, 0.0
     try:
         yield
     finally:
-        chunks.CHUNK_VALUES, threads.SAVE_SECONDS = before
+        chunks.CHUNK_VALUES, saving.SAVE_SECONDS = before
 
 
 def forked(task: Callable[[], object]) -> int:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import codec
+from gguf_mla.sources.tensor import Raw
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
-
-    from gguf_mla.files.output import OutputFile
 
 
 @dataclass
@@ -55,6 +56,19 @@ class Encoded(Memory):
     def read_raw(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         return self.rows[start:stop]
 
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        target.write(self.rows[start:stop].copy(), offset)
-        return self.rows[start:stop].nbytes
+    def raw(self, start: int, stop: int) -> Raw:
+        return Raw(self.rows[start:stop].copy())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Importance in memory: rows by tensor."""
+
+    known: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def identity(self) -> dict[str, list[list[float]]]:
+        return {name: rows.tolist() for name, rows in self.known.items()}
+
+    def rows(self, name: str, _shape: tuple[int, ...], /) -> NDArray[np.float32] | None:
+        return self.known.get(name)

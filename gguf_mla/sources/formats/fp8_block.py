@@ -8,7 +8,6 @@ column may be partial. Source: quantization_config.weight_block_size and DeepSee
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.output import OutputFile
     from gguf_mla.sources.safetensors import StoredTensor
     from gguf_mla.sources.tensor import SourceTensor
 
@@ -32,17 +30,14 @@ _FORMATS = (None, "e4m3", "float8_e4m3fn")
 _SCALE_DTYPES = ("F32", "BF16", "F8_E8M0", "U8")
 
 
-@dataclass(frozen=True)
 class Fp8BlockTensor:
     """A SourceTensor over FP8 rows; `scale` is [block rows, block columns], each of `block` values."""
 
-    weight: StoredTensor
-    scale: StoredTensor
-    block: tuple[int, int]
-    _table: list[NDArray[np.float32]] = field(default_factory=list, repr=False, compare=False)
-
-    raw_type = None
+    raw_type = None  # no ggml type's rows
     values = "F32"
+
+    def __init__(self, weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) -> None:
+        self.weight, self.scale, self.block = weight, scale, block
 
     @property
     def name(self) -> str:
@@ -65,26 +60,21 @@ class Fp8BlockTensor:
 
         codes = self.weight.read(start, stop)
         out = np.empty(codes.shape, np.float32)
-        kernels.decode_blocks(codes, _e4m3_values(), self._scales(), start, *self.block, out)
+        kernels.decode_blocks(codes, _e4m3_values(), self._scales, start, *self.block, out)
         return out
 
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """FP8 rows are no ggml type's rows."""
-        raise NotImplementedError
-
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.weight.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.weight.was_read(start, stop)
 
+    @functools.cached_property
     def _scales(self) -> NDArray[np.float32]:
-        # Kept after the first chunk: a scale is 1/16384 of its weights. Two threads may both read it; they agree.
-        if not self._table:
-            self._table.append(_decode_scales(self.scale))
-        return self._table[0]
+        """All scales, float32, kept after the first rows: they take 1/16384 of the space of their weights."""
+        return _decode_scales(self.scale)
 
 
 def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:

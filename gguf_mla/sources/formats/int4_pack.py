@@ -11,21 +11,21 @@ the nearest that it does hold, and `remarks` says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.sources.formats.plain import PlainTensor, plain
+from gguf_mla.sources.tensor import Raw
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.output import OutputFile
     from gguf_mla.sources.safetensors import StoredTensor
     from gguf_mla.sources.tensor import SourceTensor
 
@@ -44,10 +44,19 @@ _DEFAULTS = {"type": "int", "symmetric": True}
 _INTEGERS: dict[str, Any] = {"I32": np.int32, "I64": np.int64}
 
 
-# Where blocks got another scale because float16 does not hold theirs: tensor and first row → how many, without those
-# whose weights are all zero, and the largest change of a weight, absolute and relative. One for a checkpoint; rows that
-# are written twice count once.
-Rounded = dict[tuple[str, int], tuple[int, float, float]]
+class Rounding(NamedTuple):
+    """That blocks of some rows got another scale because float16 does not hold theirs.
+
+    tensor, row       whose, and the first of the rows
+    blocks            how many, without those whose weights are all zero
+    change, relative  the largest change of a weight, absolute and as a part of itself
+    """
+
+    tensor: str
+    row: int
+    blocks: int
+    change: float
+    relative: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,6 @@ class Int4Tensor:
     packed: StoredTensor
     scale: PlainTensor
     group: int
-    rounded: Rounded = field(repr=False, compare=False)
 
     values = "F32"
 
@@ -82,24 +90,24 @@ class Int4Tensor:
         kernels.decode_groups(codes, scales, self.group, out)
         return out
 
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """Write rows `start:stop` as Q4_0; InputError for a scale that is not a finite number."""
+    def raw(self, start: int, stop: int) -> Raw:
+        """Return rows `start:stop` as Q4_0 and a Rounding as remark; InputError for a scale that is not finite."""
         from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - as above
 
         codes = self.packed.read(start, stop).reshape(-1, BLOCK // 2)
-        scales = self._halves(codes, self._of_blocks(start, stop), start)
+        scales = self._of_blocks(start, stop)
+        halves = np.clip(scales, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
         out = np.empty((len(codes), 2 + BLOCK // 2), np.uint8)
-        kernels.repack_q4_0(codes, scales.view(np.uint8).reshape(-1, 2), out)
-        target.write(out.reshape(-1), offset)
-        return out.nbytes
+        kernels.repack_q4_0(codes, halves.view(np.uint8).reshape(-1, 2), out)
+        return Raw(out.reshape(-1), self._roundings(codes, scales, halves, start))
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.packed.will_read(start, stop)
         self.scale.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.packed.was_read(start, stop)
         self.scale.was_read(start, stop)
 
@@ -122,15 +130,17 @@ class Int4Tensor:
             )
         return scales.repeat(self.group // BLOCK, axis=1)[:, : self.shape[1] // BLOCK].reshape(-1)
 
-    def _halves(self, codes: NDArray[np.uint8], scales: NDArray[np.float32], row: int) -> NDArray[np.float16]:
-        """Return scales as the nearest float16 and note those that are another number; `codes` [blocks, 16]."""
-        halves = np.clip(scales, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+    def _roundings(
+        self, codes: NDArray[np.uint8], scales: NDArray[np.float32], halves: NDArray[np.float16], row: int
+    ) -> tuple[Rounding, ...]:
+        """Return what the scales of blocks from `row` on have lost as float16, () for nothing; `codes` [blocks, 16]."""
         [lost] = np.nonzero(halves != scales)
-        if lost.size and (lost := lost[(codes[lost] != IDLE).any(axis=1)]).size:
-            change = np.abs(halves[lost] - scales[lost].astype(np.float64))
-            relative = change / np.abs(scales[lost])
-            self.rounded[self.name, row] = int(lost.size), 8 * float(change.max()), float(relative.max())
-        return halves
+        lost = lost[(codes[lost] != IDLE).any(axis=1)]
+        if not lost.size:
+            return ()
+        change = np.abs(halves[lost] - scales[lost].astype(np.float64))
+        relative = change / np.abs(scales[lost])
+        return (Rounding(self.name, row, int(lost.size), 8 * float(change.max()), float(relative.max())),)
 
 
 def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:
@@ -138,31 +148,31 @@ def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any])
 
     What is packed is told by the tensors' names; `ignore` and `targets` only say how it came about.
     """
-    group, rounded = _group_size(quantization), Rounded()
+    group = _group_size(quantization)
     suffixes = (PACKED, SCALE, SHAPE)
     named = [name.rpartition("_") for name in stored if name.endswith(tuple(".weight" + suffix for suffix in suffixes))]
     bases = list(dict.fromkeys(base for base, _, _ in named))
     for base in bases:
         if (shape := stored.get(base + SHAPE)) is not None:
             shape.will_read(0, 1)  # a hundred thousand reads of a few bytes: asked for together, not one by one
-    found: dict[str, SourceTensor] = {base: _int4(base, stored, group, rounded) for base in bases}
+    found: dict[str, SourceTensor] = {base: _int4(base, stored, group) for base in bases}
     parts = {base + suffix for base in bases for suffix in suffixes}
     return found | {name: plain(tensor) for name, tensor in stored.items() if name not in parts}
 
 
-def remarks(tensors: Mapping[str, SourceTensor]) -> list[str]:
-    """Return what was found while rows were written as Q4_0: how many blocks were changed, and by how much."""
-    rounded = next((tensor.rounded for tensor in tensors.values() if isinstance(tensor, Int4Tensor)), Rounded())
-    if not rounded:
+def remarks(found: Iterable[Rounding]) -> list[str]:
+    """Return in a sentence how many blocks were changed, and by how much; rows that were written twice count once."""
+    roundings = sorted(dict.fromkeys(found), key=lambda rounding: rounding.relative, reverse=True)
+    if not roundings:
         return []
-    blocks, changes, relative = zip(*rounded.values(), strict=True)
-    ordered = sorted(rounded, key=lambda place: rounded[place][2], reverse=True)
-    names = list(dict.fromkeys(name for name, _ in ordered))
+    names = list(dict.fromkeys(rounding.tensor for rounding in roundings))
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    blocks = sum(rounding.blocks for rounding in roundings)
+    change = max(rounding.change for rounding in roundings)
     said = (
-        f"{sum(blocks)} blocks of 32 weights in {len(names)} tensors have a scale that no float16 equals, as a Q4_0 "
-        f"file needs; the nearest is written, which changes a weight by at most {max(changes):.1e}, and by up to "
-        f"{100 * max(relative):.3g} % of itself. They are in {shown}."
+        f"{blocks} blocks of 32 weights in {len(names)} tensors have a scale that no float16 equals, as a Q4_0 "
+        f"file needs; the nearest is written, which changes a weight by at most {change:.1e}, and by up to "
+        f"{100 * roundings[0].relative:.3g} % of itself. They are in {shown}."
     )
     return [said]
 
@@ -200,7 +210,7 @@ def _check(key: str, found: Any, expected: object) -> None:
         )
 
 
-def _int4(base: str, stored: Mapping[str, StoredTensor], group: int, rounded: Rounded) -> Int4Tensor:
+def _int4(base: str, stored: Mapping[str, StoredTensor], group: int) -> Int4Tensor:
     at = next(stored[base + suffix] for suffix in (PACKED, SCALE, SHAPE) if base + suffix in stored)
 
     def refuse(what: str, expected: object, found: object, remedy: str | None = None) -> InputError:
@@ -223,7 +233,7 @@ def _int4(base: str, stored: Mapping[str, StoredTensor], group: int, rounded: Ro
         if tensor.shape != (rows, -(-cols // width)):
             expected = [rows, -(-cols // width)]
             raise refuse(f"{tensor.name} has the wrong shape", expected, list(tensor.shape))
-    return Int4Tensor(base, (rows, cols), packed, plain(scale), min(group, cols), rounded)
+    return Int4Tensor(base, (rows, cols), packed, plain(scale), min(group, cols))
 
 
 def _shape(tensor: StoredTensor) -> tuple[int, int]:
@@ -231,7 +241,7 @@ def _shape(tensor: StoredTensor) -> tuple[int, int]:
     values = tensor.read().view(kind).reshape(-1).tolist() if kind and tensor.nbytes <= 16 else []
     if len(values) != 2 or min(values) < 1:
         raise InputError(
-            "is no shape of a matrix",
+            "is not the shape of a matrix",
             file=tensor.file.path,
             tensor=tensor.name,
             expected="two numbers above zero, as I32 or I64",

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.output import OutputFile
     from gguf_mla.sources.safetensors import StoredTensor
 
 QUANT_METHOD = None  # the value of quantization_config.quant_method this format answers to
@@ -45,7 +44,7 @@ class PlainTensor:
 
     @property
     def raw_type(self) -> None:
-        """Floats are no blocks."""
+        """Floats are read and checked, never copied."""
         return
 
     @property
@@ -57,21 +56,17 @@ class PlainTensor:
         """Return rows `start:stop` as stored; BF16 as uint16 bit patterns."""
         return self.weight.read(start, stop).view(_VIEWS[self.weight.dtype])
 
-    def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """Floats are read and checked."""
-        raise NotImplementedError
-
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.weight.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.weight.was_read(start, stop)
 
 
 def tensors(stored: Mapping[str, StoredTensor], _quantization: Mapping[str, Any]) -> dict[str, PlainTensor]:
-    """Return every stored tensor as a SourceTensor; InputError for a dtype that is no plain float."""
+    """Return every stored tensor as a SourceTensor; InputError for a dtype other than a plain float."""
     return {name: plain(tensor) for name, tensor in stored.items()}
 
 
