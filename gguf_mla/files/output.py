@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
 from gguf_mla.files.input import read_into
+from gguf_mla.files.platform import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ class OutputFile:
     @property
     def missing(self) -> int:
         """How many bytes the file still needs on the disk."""
-        return max(0, self.size - os.fstat(self._fd).st_blocks * 512)
+        return max(0, self.size - platform.allocated_bytes(self._fd)) if self._fd >= 0 else 0
 
     def clear(self) -> None:
         """Forget what an earlier run has left."""
@@ -59,24 +60,24 @@ class OutputFile:
         with stage("write"):
             while done < len(view):
                 try:
-                    done += os.pwrite(self._fd, view[done:], offset + done)
+                    done += platform.write_at(self._fd, view[done:], offset + done)
                 except OSError as error:
                     raise unwritable(self.path, error) from None
 
     def sync(self) -> None:
         """Wait until everything written so far is on the disk."""
         try:
-            os.fdatasync(self._fd)
+            platform.sync_data(self._fd)
         except OSError as error:
             raise unwritable(self.path, error) from None
 
     def fileno(self) -> int:
-        """Return the descriptor, for the kernel to copy to."""
+        """Return the descriptor, for the OS to copy to."""
         return self._fd
 
     def start_sync(self) -> None:
-        """Let the kernel begin to write what it holds, and drop what is on the disk already; does not wait."""
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Let the OS begin to write what it holds, and drop what is on the disk already; does not wait."""
+        platform.start_sync(self._fd)
 
     def finish(self) -> None:
         """Give the file its size and wait until all of it is on the disk."""
@@ -89,9 +90,10 @@ class OutputFile:
     def commit(self) -> None:
         """Give the finished file its name; after this it survives a power cut."""
         try:
+            self._let_go()
             self.path.replace(self.final)
             self.kept = True
-            _sync_directory(self.final.parent)
+            platform.sync_directory(self.final.parent)
         except OSError as error:
             raise unwritable(self.final, error) from None
 
@@ -99,32 +101,35 @@ class OutputFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Unlinked before it is closed: the lock holds until the name is gone.
+        # Unlinked before it is closed, where that can be: the lock holds until the name is gone.
+        self._let_go()
         if not self.kept:
             self.path.unlink(missing_ok=True)
+        self._close()
+
+    def _let_go(self) -> None:
+        if not platform.renames_open_files():
+            self._close()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        os.close(fd)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _create(path: Path) -> int:
     while True:
         try:
-            fd = no_follow(str(path), os.O_RDWR | os.O_CREAT)
+            fd = platform.open_no_follow(str(path), os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise InputError(
                 f"the output cannot be created ({error.strerror})",
                 file=path,
                 remedy="Choose a directory that exists and can be written",
             ) from None
-        _lock(fd, path)
+        if not platform.lock(fd):
+            os.close(fd)
+            raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it")
         if _is_named(fd, path):
             return fd
         os.close(fd)  # another process finished between our opening and our lock: this is its file under its final name
@@ -135,27 +140,6 @@ def _is_named(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it") from None
-    except OSError:
-        return  # a file system without locks: the rest of the safety does not depend on them
-
-
-def free_bytes(directory: Path) -> int:
-    """Return how many bytes an ordinary user may still write there."""
-    space = os.statvfs(directory)
-    return space.f_bavail * space.f_frsize
-
-
-def no_follow(path: str, flags: int) -> int:
-    """Open a file that we write beside an output: a link that somebody has put there is not followed."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 class DiskFullError(MachineError):

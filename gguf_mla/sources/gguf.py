@@ -69,11 +69,11 @@ class GgufSource:
         return nbytes
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.tensor.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.tensor.was_read(start, stop)
 
 

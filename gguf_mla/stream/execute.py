@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
 from gguf_mla.files.output import DiskFullError, OutputFile, check_room, no_room, partial_path
 from gguf_mla.stream.chunks import Place, chunks
 from gguf_mla.stream.journal import Journal, NoJournal, check_same, identity, journal_path, journal_room, was_finished
@@ -134,7 +134,7 @@ def execute(
 
 def default_threads() -> int:
     """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return platform.cores()
 
 
 def _open(

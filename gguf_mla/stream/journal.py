@@ -21,8 +21,9 @@ import numpy as np
 
 from gguf_mla import __version__
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files import platform
 from gguf_mla.files.input import unreadable
-from gguf_mla.files.output import no_follow, unwritable
+from gguf_mla.files.output import unwritable
 from gguf_mla.stream import chunks
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Journal:
         self.claims = Claims(past, places)
         self.nbytes = self.claims.nbytes
         try:
-            self._file = open(self.path, "ab", opener=no_follow)  # noqa: SIM115 - takes an opener, and is kept
+            self._file = open(self.path, "ab", opener=platform.open_no_follow)  # noqa: SIM115 - takes an opener, and is kept
             self._file.truncate(past.end)
         except OSError as error:
             raise unwritable(self.path, error) from None
@@ -141,7 +142,6 @@ class Journal:
         try:
             self._append([json.dumps(asdict(stated))])
         except MachineError:
-            self.__exit__()
             self.remove()
             raise
 
@@ -157,14 +157,15 @@ class Journal:
         self._append([FINISHED])
 
     def remove(self) -> None:
-        """Delete the journal."""
+        """Close and delete the journal, in this order, because not every system deletes an open file."""
+        self.__exit__()
         self.path.unlink(missing_ok=True)
 
     def _append(self, lines: Iterable[str]) -> None:
         try:
             self._file.write("".join(f"{line}\n" for line in lines).encode())
             self._file.flush()
-            os.fdatasync(self._file.fileno())
+            platform.sync_data(self._file.fileno())
         except OSError as error:
             raise unwritable(self.path, error) from None
 

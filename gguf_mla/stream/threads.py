@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gguf_mla.files import clock
+from gguf_mla.files import clock, platform
 from gguf_mla.files.output import check_room
 from gguf_mla.stream.chunks import Chunk, Sums, is_written, process
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], object]
 
-AHEAD = 16  # chunks the kernel is asked to fetch before a thread takes them
+AHEAD = 16  # chunks the OS is asked to fetch before a thread takes them
 START_BYTES = 512 << 20  # written bytes after which the disk is started, so that a sync has little left to wait for
 SAVE_SECONDS = 20.0  # the work that a kill can cost; writers are slower during a sync, so it is not done all the time
 GRACE_SECONDS = 1.0  # for threads to end after an interrupt; one that compiles a kernel takes longer
@@ -48,7 +47,7 @@ class Workers:
     ) -> None:
         self._queue, self._sources, self._importance, self._device = queue, sources, importance, device
         self._files, self._journal = files, journal
-        self._is_big = sum(file.size for file in files) > _memory() // 4
+        self._is_big = sum(file.size for file in files) > platform.physical_memory() // 4
         self._ahead: deque[Chunk] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Condition()
@@ -157,7 +156,3 @@ class Workers:
 
     def _has_news(self) -> bool:
         return self._stop.is_set() or self.done - self._started >= START_BYTES
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

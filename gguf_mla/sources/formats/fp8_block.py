@@ -73,11 +73,11 @@ class Fp8BlockTensor:
         raise NotImplementedError
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.weight.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.weight.was_read(start, stop)
 
     def _scales(self) -> NDArray[np.float32]:

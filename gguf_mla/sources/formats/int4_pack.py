@@ -94,12 +94,12 @@ class Int4Tensor:
         return out.nbytes
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`."""
         self.packed.will_read(start, stop)
         self.scale.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.packed.was_read(start, stop)
         self.scale.was_read(start, stop)
 
