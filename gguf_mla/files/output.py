@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# FAT, or `ulimit -f`.
+SMALLER = "Files of that size are not allowed there: give --split-max-size 4G, or choose another place"
+
 
 def partial_path(path: Path) -> Path:
     """Return the name of an output while it is unfinished."""
@@ -47,7 +50,12 @@ class OutputFile:
 
     def clear(self) -> None:
         """Forget what an earlier run has left."""
-        os.ftruncate(self._fd, 0)
+        self._truncate(0)
+
+    def check_size(self) -> None:
+        """Raise MachineError if the file is known to become larger than it may."""
+        if not platform.may_grow_to(self._fd, self.size):
+            raise unwritable(self.path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`, fewer where the file ends; MachineError on I/O errors."""
@@ -81,11 +89,14 @@ class OutputFile:
 
     def finish(self) -> None:
         """Give the file its size and wait until all of it is on the disk."""
+        self._truncate(self.size)
+        self.sync()
+
+    def _truncate(self, size: int) -> None:
         try:
-            os.ftruncate(self._fd, self.size)
+            os.ftruncate(self._fd, size)
         except OSError as error:
             raise unwritable(self.path, error) from None
-        self.sync()
 
     def commit(self) -> None:
         """Give the finished file its name; after this it survives a power cut."""
@@ -149,8 +160,12 @@ class DiskFullError(MachineError):
 def check_room(files: Sequence[OutputFile], written: int, extra: int = 0) -> None:
     """Raise MachineError unless there is room for what is missing of files with `written` bytes, and `extra` more.
 
+    Nor may a file be larger than it can become there.
+
     The space that files take counts too: `written` lags behind, and where files are compressed they take less.
     """
+    for file in files:
+        file.check_size()
     directory = files[0].path.parent
     free = free_bytes(directory)  # before the rest: what others write meanwhile must not count twice
     needed = extra + min(sum(file.size for file in files) - written, sum(file.missing for file in files))
@@ -173,4 +188,5 @@ def unwritable(path: Path, error: OSError) -> MachineError:
     """Return the error for a file that cannot be written; a DiskFullError when that is the reason."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError("the disk is full", file=path, remedy="Free some space and run the command again")
-    return MachineError(f"writing failed ({error.strerror or error})", file=path)
+    remedy = SMALLER if error.errno == errno.EFBIG else None
+    return MachineError(f"writing failed ({error.strerror or error})", file=path, remedy=remedy)

@@ -239,6 +239,22 @@ def allocated_bytes(fd: int) -> int:
     return status.st_size if blocks is None else blocks * 512
 
 
+def may_grow_to(fd: int, size: int) -> bool:
+    """Whether the process and the file system allow a file of that size, as far as they say; portable: always True.
+
+    FAT ends at 4 GiB. Linux does not let a position lie beyond what the file system can hold.
+    """
+    resource = _module("resource")
+    if resource is None:
+        return True
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    try:
+        os.lseek(fd, size, os.SEEK_SET)  # reads and writes have positions of their own
+    except OSError:
+        return False
+    return bool(limit == resource.RLIM_INFINITY or size <= limit)
+
+
 def free_bytes(directory: Path) -> int:
     """Return how many bytes an ordinary user may still write to a directory."""
     return shutil.disk_usage(directory).free

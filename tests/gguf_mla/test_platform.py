@@ -7,6 +7,7 @@ import errno
 import fcntl
 import gc
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -28,15 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGES = ("gguf_mla", "convert", "quantize", "verify")
-EVERYWHERE = {
-    "O_CREAT",
-    "O_RDWR",
-    "close",
-    "environ",
-    "fstat",
-    "ftruncate",
-    "path",
-}  # what other modules may use of `os`
+# What other modules may use of `os`.
+EVERYWHERE = {"O_CREAT", "O_RDWR", "close", "environ", "fstat", "ftruncate", "path"}
 NOT_EVERYWHERE = {"fcntl", "grp", "mmap", "msvcrt", "posix", "pwd", "resource", "syslog", "termios"}
 OF_A_STATUS = {"st_blksize", "st_blocks", "st_flags", "st_rdev"}
 PLACES = ("/proc", "/sys/", "/dev/", "/etc/")
@@ -320,6 +314,28 @@ def test_bytes_are_read_and_written_where_the_os_does_not_copy(
 def test_memory_may_be_unknown(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", failing(number))
     assert platform.physical_memory() == platform.MEMORY
+
+
+@pytest.mark.parametrize("limit", [4000, None])
+def test_a_file_that_would_be_too_large_is_said_at_once(
+    limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    else:
+        monkeypatch.setattr(os, "lseek", failing(errno.EINVAL))  # as on FAT beyond 4 GiB
+    monkeypatch.setattr(platform, "write_at", failing(errno.EIO))
+    answer = command.gguf_mla("convert", BUNDLED, tmp_path / "out.gguf", "--type", "Q8_0")
+    assert answer.status == 3
+    assert "File too large" in answer.output
+    assert "give --split-max-size 4G" in answer.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_became_too_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "write_at", failing(errno.EFBIG))
+    with pytest.raises(MachineError, match="--split-max-size 4G"):
+        written(tmp_path / "out")
 
 
 # -------------------------------------------------------------------------------------------- who closes an input
