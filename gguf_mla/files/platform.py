@@ -1,4 +1,4 @@
-"""Everything that not every operating system has, each with a portable way that does without it.
+"""Every call that some operating systems lack, each with a portable way that does without it.
 
 The portable way is taken where the call is missing, and for all calls when the environment variable GGUF_MLA_PORTABLE
 is set. It gives the same bytes; what it gives up is said by each function. No other module calls such things itself.
@@ -84,7 +84,10 @@ def wait(process: subprocess.Popen[Any]) -> int:
 
 
 def open_input(path: Path) -> int:
-    """Open a file for reading; a pipe is not waited for. Portable: it is, so look at the path first."""
+    """Open a file for reading, without waiting for a writer if it is a pipe.
+
+    Portable: a pipe that was not one when its path was looked at is waited for.
+    """
     return os.open(path, os.O_RDONLY | _flags("O_NONBLOCK"))
 
 
@@ -99,7 +102,10 @@ def open_no_follow(path: str, flags: int) -> int:
 
 
 def renames_open_files() -> bool:
-    """Whether a file can be renamed and deleted while it is open. Portable: not, so a lock is let go before."""
+    """Whether a file can be renamed and deleted while it is open.
+
+    Portable: it cannot, so it is closed first, and its lock is gone a moment before its name.
+    """
     return not PORTABLE and os.name == "posix"
 
 
@@ -158,7 +164,10 @@ def copy_range(source: int, start: int, target: int, offset: int, count: int) ->
 
 
 def sync_data(fd: int) -> None:
-    """Wait until what was written to a file is on the disk, if its file system has a way to; portable: times too."""
+    """Wait until what was written to a file is on the disk, where its file system can say so.
+
+    Portable: the time of the last change is brought to the disk too, which takes longer.
+    """
     sync = _native("fdatasync") or os.fsync
     try:
         sync(fd)

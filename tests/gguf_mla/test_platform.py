@@ -41,8 +41,14 @@ CALLS = (
 SENTENCE = "a sentence of thirty bytes, now"
 
 
+@pytest.fixture(autouse=True)
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of this system, also where the whole test run asks for the portable way."""
+    monkeypatch.setattr(platform, "PORTABLE", False)
+
+
 @pytest.fixture(params=["native", "portable"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, native: None) -> str:  # noqa: ARG001
     """Both ways of each function."""
     monkeypatch.setattr(platform, "PORTABLE", request.param == "portable")
     return request.param
