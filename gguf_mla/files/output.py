@@ -164,13 +164,13 @@ def check_room(files: Sequence[OutputFile], written: int, extra: int = 0) -> Non
 
     The space that files take counts too: `written` lags behind, and where files are compressed they take less.
     """
-    for file in files:
-        file.check_size()
     directory = files[0].path.parent
     free = free_bytes(directory)  # before the rest: what others write meanwhile must not count twice
     needed = extra + min(sum(file.size for file in files) - written, sum(file.missing for file in files))
     if needed > free:
         raise no_room(directory, needed)
+    for file in files:
+        file.check_size()
 
 
 def no_room(directory: Path, needed: int) -> MachineError:
