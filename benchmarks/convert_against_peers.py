@@ -24,6 +24,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gguf_mla.files import platform
 from tests.support import bulk
 from tests.support.command import Measured, command, environment, measure
 
@@ -229,7 +230,7 @@ def memory_rows(bench: Bench) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--peer", type=click.Path(exists=True, path_type=Path), help="llama.cpp's convert_hf_to_gguf.py")
 @click.option("--runs", default=3, show_default=True, help="measurements per figure")
-@click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True)
+@click.option("--threads", default=platform.cores(), show_default=True)
 @click.option("--without-memory", is_flag=True, help="leave out the large checkpoints")
 def main(directory: Path, peer: Path | None, runs: int, threads: int, without_memory: bool) -> None:
     """Measure and print a table."""

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.files import output
+from gguf_mla.files import output, platform
 from gguf_mla.files.output import OutputFile, partial_path
 from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.stream import threads, worker
@@ -196,17 +196,17 @@ def test_a_shard_that_fails_in_the_middle_stops_the_run_and_it_is_continued(
     directory, job = copied
     shard = sorted(directory.glob("*.safetensors"))[4]
     whole, times = shard.read_bytes(), shard.stat()
-    real, reads = os.preadv, iter(range(1_000_000))
+    real, reads = platform.read_at, iter(range(1_000_000))
 
-    def preadv(fd: int, buffers: Any, offset: int) -> int:
+    def read_at(fd: int, view: memoryview, offset: int) -> int:
         if next(reads) > 120 and os.path.samestat(os.fstat(fd), times):
             if trouble != "truncated":
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             os.truncate(shard, 100_000)
-        return real(fd, buffers, offset)
+        return real(fd, view, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "preadv", preadv)
+        patch.setattr(platform, "read_at", read_at)
         status, said = failing(job, tmp_path / "out")
     assert status == 3
     assert str(shard) in said
@@ -394,15 +394,15 @@ def test_the_lock_of_a_file_that_got_its_name_meanwhile_is_not_taken_for_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.gguf"
-    real, calls = output.fcntl.flock, iter(range(9))
+    real, calls = platform.lock, iter(range(9))
 
-    def flock(fd: int, operation: int) -> None:
+    def lock(fd: int) -> bool:
         if next(calls) == 0:  # the other process finishes between our opening and our lock
             partial_path(out).write_bytes(b"complete")
             partial_path(out).rename(out)
-        real(fd, operation)
+        return real(fd)
 
-    monkeypatch.setattr(output.fcntl, "flock", flock)
+    monkeypatch.setattr(platform, "lock", lock)
     with OutputFile(out, 4) as file:
         file.write(np.frombuffer(b"ours", np.uint8), 0)
         assert out.read_bytes() == b"complete"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import re
 import tempfile
 import time
@@ -27,6 +26,7 @@ from gguf_mla.codec import on_cuda, trial
 from gguf_mla.codec.cuda_kernels import SIMULATED
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
 from gguf_mla.synthetic import checkpoints, shapes
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def core_rate(seconds: float) -> float:
 def read_rate(path: Path) -> float:
     """Return bytes per second of reading a file and doing nothing with it, from the disk where that can be had."""
     with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        platform.was_read(file.fileno(), 0, 0)
         buffer, begin = bytearray(16 << 20), time.perf_counter()
         while file.readinto(buffer):
             pass
@@ -168,7 +168,7 @@ def measure(
     files = end_to_end(source, directory, ("cpu", device.name)) if source else []
     return Report(
         device=device.title,
-        cores=len(os.sched_getaffinity(0)),
+        cores=platform.cores(),
         copies=copied,
         kernels=kernels(one, wanted, rows, seconds, copied["in its memory"]),
         core_gb_per_s=core_rate(seconds),

@@ -8,7 +8,6 @@ the whole; the plan gives its size, and memory depends on neither.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from gguf_mla import units
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files import platform
 from gguf_mla.files.output import unwritable
 from gguf_mla.stream.execute import default_threads
 from gguf_mla.synthetic import checkpoints, shapes
@@ -66,12 +66,11 @@ def measure(*arguments: object) -> Measured:
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=said, text=True)  # noqa: S603 - our own command
         with process.stdout as stdout:  # type: ignore[union-attr]  # it is a pipe
             output = stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = platform.wait(process)
         if process.returncode:
             said.seek(0)
             raise MachineError(f"the rehearsal failed: {said.read().strip().removesuffix('.')}")
-    return Measured(json.loads(output), time.monotonic() - begin, usage.ru_maxrss * 1024)
+    return Measured(json.loads(output), time.monotonic() - begin, peak)
 
 
 def rehearse(

@@ -268,7 +268,7 @@ def _show(job: Job, options: RunOptions) -> None:
 
 def _plan_text(plan: Plan, output: Output, options: RunOptions) -> str:
     from gguf_mla import units  # noqa: PLC0415 - `--help` must not pay for it
-    from gguf_mla.files.output import free_bytes  # noqa: PLC0415
+    from gguf_mla.files.platform import free_bytes  # noqa: PLC0415
     from gguf_mla.stream.execute import default_threads  # noqa: PLC0415
 
     parent = output[0].path.parent

@@ -8,7 +8,6 @@ when the first kernel is needed, and only the kernels of the types in use are co
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import GGML, choose
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.ggtypes.shared.floats import SOURCES
 
@@ -215,7 +215,7 @@ def _row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
 
 def _run(job: Callable[[int, slice], None], shape: tuple[int, ...], threads: int | None) -> None:
     """Run `job` on every piece; one thread needs no pool, which keeps a debugger's view simple."""
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or platform.cores()
     pieces = list(_row_chunks(shape))
     if count == 1 or len(pieces) < 2:
         for piece in pieces:

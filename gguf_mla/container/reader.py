@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from gguf_mla import ggtypes
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
 from gguf_mla.container.writer import ALIGNMENT, MAGIC
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
 from gguf_mla.files.input import InputFile, unreadable
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ class GgufTensor:
         return data.reshape(count, self.row_bytes)
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop` in the background."""
+        """Ask the OS to fetch rows `start:stop` in the background."""
         self.file.will_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
     def dequantize(self) -> NDArray[np.float32]:
@@ -111,7 +111,7 @@ def open_gguf(path: Path | str) -> GgufFile:
     if file.size == 0:
         raise InputError("the file is empty", file=path)
     try:
-        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as head:
+        with platform.mapped(path, MAX_HEAD) as head:
             return _Parser(file, head).parse()
     except OSError as error:
         raise unreadable(path, error) from None
@@ -167,7 +167,7 @@ def _text(data: bytes, path: Path) -> str:
 class _Parser:
     """A cursor over the head of one file."""
 
-    def __init__(self, file: InputFile, head: mmap.mmap) -> None:
+    def __init__(self, file: InputFile, head: bytes) -> None:
         self._file, self._head, self._at = file, head, 0
         self._size = min(file.size, MAX_HEAD)
         self._items = 0

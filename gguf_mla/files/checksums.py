@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.input import InputFile, unreadable
-from gguf_mla.files.output import no_follow, unwritable
+from gguf_mla.files.output import unwritable
+from gguf_mla.files.platform import open_no_follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ _LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>.+)")
 
 
 def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
-    """Return the SHA-256 of a file; `progress` gets the number of bytes since its last call."""
+    """Return the SHA-256 of a file; `progress` gets the number of bytes read since its last call."""
     digest = hashlib.sha256()
     with InputFile(path) as file:
         for offset in range(0, file.size, BLOCK):
@@ -37,7 +38,7 @@ def write(file: OutputFile) -> None:
     path = beside(file.final)
     draft = path.with_name(path.name + ".partial")
     try:
-        with open(draft, "w", encoding="utf-8", opener=no_follow) as note:
+        with open(draft, "w", encoding="utf-8", opener=open_no_follow) as note:
             note.write(f"{sha256(file.path)}  {file.final.name}\n")
         draft.replace(path)
     except OSError as error:
@@ -45,12 +46,12 @@ def write(file: OutputFile) -> None:
 
 
 def remove(file: OutputFile) -> None:
-    """Delete the checksum of an older file of the same name, which would not be true any more."""
+    """Delete the checksum of an older file of the same name, which would no longer be true."""
     beside(file.final).unlink(missing_ok=True)
 
 
 def stated(path: Path) -> str:
-    """Return what the file beside `path` says; InputError when it is missing or says nothing of this file."""
+    """Return the checksum noted beside `path`; InputError when there is none for this file."""
     note = beside(path)
     if not note.exists():
         raise InputError(
@@ -67,5 +68,5 @@ def stated(path: Path) -> str:
 
 
 def beside(path: Path) -> Path:
-    """Return where the checksum of a file is."""
+    """Return the path of the note that holds the checksum of a file."""
     return path.with_name(path.name + SUFFIX)

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: seconds per stage of the work, counted for each thread and added up."""
+"""Where the time of a run goes: seconds per stage of the work, counted in each thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES = ("read", "decode", "encode", "write", "checksum", "copy")
 
 
 class _Clock(threading.local):
-    """The seconds of the current thread, and those that stages inside the current stage have taken."""
+    """A thread's seconds by stage, and how many of the current stage were spent in stages inside it."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -26,7 +26,7 @@ _clock = _Clock()
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Count the time inside for a stage; what a stage inside it counts is not counted twice."""
+    """Count the time inside for a stage; the time of a stage inside it counts for that one alone."""
     before, _clock.inner = _clock.inner, 0.0
     begin = time.perf_counter()
     try:
@@ -38,6 +38,6 @@ def stage(name: str) -> Iterator[None]:
 
 
 def take() -> dict[str, float]:
-    """Return the current thread's seconds since it last asked."""
+    """Return this thread's seconds by stage since its last call, and begin again at zero."""
     seconds, _clock.seconds = _clock.seconds, dict.fromkeys(STAGES, 0.0)
     return seconds

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import weakref
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
+from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
 
 if TYPE_CHECKING:
@@ -21,21 +23,23 @@ if TYPE_CHECKING:
 class InputFile:
     """A file opened for positioned reads from any number of threads.
 
-    Reads go through `pread`, not a memory map: a file that is truncated while it is read then fails with a sentence,
-    where a mapping would kill the process.
+    Reads are positioned, not through a memory map: a file that is truncated while it is read then fails with a
+    sentence, where a mapping would kill the process.
+
+    Tensors share the file that they lie in, and plans, threads and reports share tensors: nobody knows to be the last.
+    So a file that nobody has closed is closed when the last of them is gone.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # Opening a pipe would wait for a writer; with O_NONBLOCK it does not, and a file takes no notice.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            status = os.fstat(self._fd)
+            _check_regular(path)
+            self._fd = platform.open_input(path)
         except OSError as error:
             raise unreadable(path, error) from None
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("is no regular file", file=path, remedy="Check the path")
-        self.size = status.st_size
+        self._close = weakref.finalize(self, os.close, self._fd)
+        self._close.atexit = False  # then the OS closes it, and a thread may still be reading
+        self.size = os.fstat(self._fd).st_size
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`; InputError when the file is shorter, MachineError on I/O errors."""
@@ -64,22 +68,21 @@ class InputFile:
         )
 
     def will_read(self, offset: int, count: int) -> None:
-        """Ask the kernel to fetch a range in the background."""
-        os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_WILLNEED)
+        """Ask the OS to fetch a range in the background."""
+        platform.will_read(self._fd, offset, count)
 
     def fileno(self) -> int:
-        """Return the descriptor, for the kernel to copy from."""
+        """Return the descriptor, for the OS to copy from."""
         return self._fd
 
     def was_read(self, offset: int, count: int) -> None:
-        """Let the kernel forget a range that will not be wanted again."""
-        os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_DONTNEED)
+        """Let the OS forget a range that will not be wanted again."""
+        platform.was_read(self._fd, offset, count)
 
     def close(self) -> None:
         """Close the file; reading is an error afterwards."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._fd = -1
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -87,9 +90,11 @@ class InputFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            self.close()
+
+def _check_regular(path: Path) -> None:
+    """Look before opening: opening a pipe may wait for a writer, and opening a device may do something."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError("is no regular file", file=path, remedy="Check the path")
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: Path) -> int:
@@ -97,7 +102,7 @@ def read_into(fd: int, view: memoryview, offset: int, path: Path) -> int:
     done = 0
     while done < len(view):
         try:
-            got = os.preadv(fd, [view[done:]], offset + done)
+            got = platform.read_at(fd, view[done:], offset + done)
         except OSError as error:
             raise MachineError(f"reading failed ({error.strerror})", file=path) from None
         if got == 0:

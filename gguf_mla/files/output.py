@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
 from gguf_mla.files.input import read_into
+from gguf_mla.files.platform import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+# FAT, or `ulimit -f`.
+SMALLER = "Files of that size are not allowed there: give --split-max-size 4G, or choose another place"
 
 
 def partial_path(path: Path) -> Path:
@@ -42,11 +46,16 @@ class OutputFile:
     @property
     def missing(self) -> int:
         """How many bytes the file still needs on the disk."""
-        return max(0, self.size - os.fstat(self._fd).st_blocks * 512)
+        return max(0, self.size - platform.allocated_bytes(self._fd)) if self._fd >= 0 else 0
 
     def clear(self) -> None:
         """Forget what an earlier run has left."""
-        os.ftruncate(self._fd, 0)
+        self._truncate(0)
+
+    def check_size(self) -> None:
+        """Raise MachineError if the file is known to become larger than it may."""
+        if not platform.may_grow_to(self._fd, self.size):
+            raise unwritable(self.path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`, fewer where the file ends; MachineError on I/O errors."""
@@ -59,39 +68,43 @@ class OutputFile:
         with stage("write"):
             while done < len(view):
                 try:
-                    done += os.pwrite(self._fd, view[done:], offset + done)
+                    done += platform.write_at(self._fd, view[done:], offset + done)
                 except OSError as error:
                     raise unwritable(self.path, error) from None
 
     def sync(self) -> None:
         """Wait until everything written so far is on the disk."""
         try:
-            os.fdatasync(self._fd)
+            platform.sync_data(self._fd)
         except OSError as error:
             raise unwritable(self.path, error) from None
 
     def fileno(self) -> int:
-        """Return the descriptor, for the kernel to copy to."""
+        """Return the descriptor, for the OS to copy to."""
         return self._fd
 
     def start_sync(self) -> None:
-        """Let the kernel begin to write what it holds, and drop what is on the disk already; does not wait."""
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Let the OS begin to write what it holds, and drop what is on the disk already; does not wait."""
+        platform.start_sync(self._fd)
 
     def finish(self) -> None:
         """Give the file its size and wait until all of it is on the disk."""
+        self._truncate(self.size)
+        self.sync()
+
+    def _truncate(self, size: int) -> None:
         try:
-            os.ftruncate(self._fd, self.size)
+            os.ftruncate(self._fd, size)
         except OSError as error:
             raise unwritable(self.path, error) from None
-        self.sync()
 
     def commit(self) -> None:
         """Give the finished file its name; after this it survives a power cut."""
         try:
+            self._let_go()
             self.path.replace(self.final)
             self.kept = True
-            _sync_directory(self.final.parent)
+            platform.sync_directory(self.final.parent)
         except OSError as error:
             raise unwritable(self.final, error) from None
 
@@ -99,32 +112,35 @@ class OutputFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Unlinked before it is closed: the lock holds until the name is gone.
+        # Unlinked before it is closed, where that can be: the lock holds until the name is gone.
+        self._let_go()
         if not self.kept:
             self.path.unlink(missing_ok=True)
+        self._close()
+
+    def _let_go(self) -> None:
+        if not platform.renames_open_files():
+            self._close()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        os.close(fd)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _create(path: Path) -> int:
     while True:
         try:
-            fd = no_follow(str(path), os.O_RDWR | os.O_CREAT)
+            fd = platform.open_no_follow(str(path), os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise InputError(
                 f"the output cannot be created ({error.strerror})",
                 file=path,
                 remedy="Choose a directory that exists and can be written",
             ) from None
-        _lock(fd, path)
+        if not platform.lock(fd):
+            os.close(fd)
+            raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it")
         if _is_named(fd, path):
             return fd
         os.close(fd)  # another process finished between our opening and our lock: this is its file under its final name
@@ -137,33 +153,14 @@ def _is_named(fd: int, path: Path) -> bool:
         return False
 
 
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it") from None
-    except OSError:
-        return  # a file system without locks: the rest of the safety does not depend on them
-
-
-def free_bytes(directory: Path) -> int:
-    """Return how many bytes an ordinary user may still write there."""
-    space = os.statvfs(directory)
-    return space.f_bavail * space.f_frsize
-
-
-def no_follow(path: str, flags: int) -> int:
-    """Open a file that we write beside an output: a link that somebody has put there is not followed."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-
-
 class DiskFullError(MachineError):
     """A write has failed for lack of room; who knows how much is still to be written says it with `no_room`."""
 
 
 def check_room(files: Sequence[OutputFile], written: int, extra: int = 0) -> None:
     """Raise MachineError unless there is room for what is missing of files with `written` bytes, and `extra` more.
+
+    Nor may a file be larger than it can become there.
 
     The space that files take counts too: `written` lags behind, and where files are compressed they take less.
     """
@@ -172,6 +169,8 @@ def check_room(files: Sequence[OutputFile], written: int, extra: int = 0) -> Non
     needed = extra + min(sum(file.size for file in files) - written, sum(file.missing for file in files))
     if needed > free:
         raise no_room(directory, needed)
+    for file in files:
+        file.check_size()
 
 
 def no_room(directory: Path, needed: int) -> MachineError:
@@ -189,4 +188,5 @@ def unwritable(path: Path, error: OSError) -> MachineError:
     """Return the error for a file that cannot be written; a DiskFullError when that is the reason."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError("the disk is full", file=path, remedy="Free some space and run the command again")
-    return MachineError(f"writing failed ({error.strerror or error})", file=path)
+    remedy = SMALLER if error.errno == errno.EFBIG else None
+    return MachineError(f"writing failed ({error.strerror or error})", file=path, remedy=remedy)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from typing import TYPE_CHECKING, Any, Self
 
 from gguf_mla.errors import MachineError
+from gguf_mla.files import platform
 from gguf_mla.files.input import unreadable
-from gguf_mla.files.output import no_follow, unwritable
+from gguf_mla.files.output import unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,7 +75,7 @@ class Records:
     def __init__(self, path: Path, end: int = 0) -> None:
         self.path = path
         try:
-            self._file = open(path, "ab", opener=no_follow)  # noqa: SIM115 - takes an opener, and is kept
+            self._file = open(path, "ab", opener=platform.open_no_follow)  # noqa: SIM115 - takes an opener, and is kept
             self._file.truncate(end)
         except OSError as error:
             raise unwritable(path, error) from None
@@ -94,12 +94,13 @@ class Records:
         try:
             self._file.write("".join(f"{line}\n" for line in lines).encode())
             self._file.flush()
-            os.fdatasync(self._file.fileno())
+            platform.sync_data(self._file.fileno())
         except OSError as error:
             raise unwritable(self.path, error) from None
 
     def remove(self) -> None:
-        """Delete the log."""
+        """Close and delete the log, in this order, because not every system deletes an open file."""
+        self.__exit__()
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

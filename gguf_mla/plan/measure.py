@@ -5,13 +5,13 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gguf_mla import codec
+from gguf_mla.files import platform
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.sources.finite import check_finite
 
@@ -43,7 +43,7 @@ def errors(
         samples = list(_samples(job[0], sources, importance))
         return {kind: _error(samples, kind) for kind in job[1]}
 
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or platform.cores()) as pool:
         yield from pool.map(measure, zip(tensors, types, strict=True))
 
 

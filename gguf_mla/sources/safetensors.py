@@ -54,11 +54,11 @@ class StoredTensor:
         return data.reshape(last - first, self.row_bytes)
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the kernel to fetch rows `start:stop` in the background."""
+        """Ask the OS to fetch rows `start:stop` in the background."""
         self.file.will_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
     def was_read(self, start: int, stop: int) -> None:
-        """Let the kernel forget rows `start:stop`."""
+        """Let the OS forget rows `start:stop`."""
         self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
 

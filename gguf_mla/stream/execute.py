@@ -8,7 +8,6 @@ journal; a run that finds one takes over what it says, after a look at the bytes
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import numpy as np
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
 from gguf_mla.files.output import DiskFullError, OutputFile, check_room, no_room, partial_path
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed, tasks
@@ -117,7 +117,7 @@ def execute(
         fresh = resumption is not None and resumption.fresh
         files, journal = _lock(planned, layouts, len(outputs), stated, fresh=fresh, stack=stack)
         saver = Saver(files, journal)
-        worker = TensorWorker(sources, importance, files, device, forgetting=nbytes > _memory() // 4)
+        worker = TensorWorker(sources, importance, files, device, forgetting=nbytes > platform.physical_memory() // 4)
         with _settled(files, journal, nbytes):
             _prepare(files, layouts, journal)
             _run(engine_of(count), _claimed(tasks(placed(outputs, layouts)), journal), worker, saver, progress)
@@ -139,11 +139,7 @@ def execute(
 
 def default_threads() -> int:
     """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return platform.cores()
 
 
 def _lock(

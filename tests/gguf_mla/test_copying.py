@@ -1,4 +1,4 @@
-"""Bytes copied between files, by the kernel or, where it refuses, by reading and writing."""
+"""Bytes copied between files, by the OS or, where it refuses, by reading and writing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def refuses_after_a_while(source: int, target: int, count: int, start: int, offs
     return copy_file_range(source, target, min(count, 1000), start, offset)
 
 
-@pytest.mark.parametrize("kernel", [copy_file_range, refuses, refuses_after_a_while])
+@pytest.mark.parametrize("copy", [copy_file_range, refuses, refuses_after_a_while])
 def test_the_bytes_arrive_and_nothing_else_changes(
-    kernel: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "source").write_bytes(DATA)
-    monkeypatch.setattr(os, "copy_file_range", kernel)
+    monkeypatch.setattr(os, "copy_file_range", copy)
     with InputFile(tmp_path / "source") as source, OutputFile(tmp_path / "target", 20000) as target:
         target.write(np.full(20000, 0x5A, np.uint8), 0)
         copy_range(source, 4097, target, 33, 12345)

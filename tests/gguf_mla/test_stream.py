@@ -12,6 +12,7 @@ from gguf_mla import codec, ggtypes
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files import platform
 from gguf_mla.plan import outputs
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 from gguf_mla.stream import chunks
@@ -195,7 +196,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) 
 def test_a_run_that_would_flood_the_page_cache_drops_what_it_has_read(
     memory: int, dropped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "_memory", lambda: memory)
+    monkeypatch.setattr(platform, "physical_memory", lambda: memory)
     source = Memory(weights(500, 96))
     execute(plan_of(job("t.weight", "Q8_0", (500, 96), Part("w", 0, 500))), {"w": source}, tmp_path / "out.gguf")
     assert source.rows_dropped == dropped

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.cli.main import main
+from gguf_mla.files import platform
 from gguf_mla.stream import chunks, saving
 from tests.support import hub
 from tests.support.command import convert
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# What touches the disk, but fdatasync: how often that is called depends on the clock.
-OPERATIONS = ("pwrite", "copy_file_range", "ftruncate", "fsync", "replace", "unlink")
+# What touches the disk, but sync_data: how often that is called depends on the clock.
+OPERATIONS = (
+    (platform, "write_at"),
+    (platform, "copy_range"),
+    (platform, "sync_directory"),
+    (os, "ftruncate"),
+    (os, "replace"),
+    (os, "unlink"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,9 +128,9 @@ def killed_after(seconds: float, task: Callable[[], object]) -> int:
 @contextmanager
 def full_after(nbytes: int) -> Iterator[None]:
     """A disk that takes so many bytes more and then is full."""
-    left, write, lock = nbytes, os.pwrite, threading.Lock()
+    left, write, lock = nbytes, platform.write_at, threading.Lock()
 
-    def pwrite(fd: int, data: Any, offset: int) -> int:
+    def write_at(fd: int, data: Any, offset: int) -> int:
         nonlocal left
         with lock:
             count = min(left, len(data))
@@ -131,25 +139,22 @@ def full_after(nbytes: int) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(fd, data[:count], offset)
 
-    def no_copy(*_: int) -> int:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    copy, os.pwrite, os.copy_file_range = os.copy_file_range, pwrite, no_copy
+    copy, platform.write_at, platform.copy_range = platform.copy_range, write_at, lambda *_: 0
     try:
         yield
     finally:
-        os.pwrite, os.copy_file_range = write, copy
+        platform.write_at, platform.copy_range = write, copy
 
 
 @contextmanager
 def _watched(watch: Callable[[int], object]) -> Iterator[None]:
     """Call `watch` in the middle of every write and before every other touch of the disk."""
-    real = {name: getattr(os, name) for name in OPERATIONS}
+    real = {name: getattr(module, name) for module, name in OPERATIONS}
 
-    def pwrite(fd: int, data: Any, offset: int) -> int:
-        half = real["pwrite"](fd, data[: len(data) // 2], offset)
+    def write_at(fd: int, data: Any, offset: int) -> int:
+        half = real["write_at"](fd, data[: len(data) // 2], offset)
         watch(fd)
-        return half + real["pwrite"](fd, data[half:], offset + half)
+        return half + real["write_at"](fd, data[half:], offset + half)
 
     def before(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -159,9 +164,9 @@ def _watched(watch: Callable[[int], object]) -> Iterator[None]:
         return call
 
     try:
-        for name in OPERATIONS:
-            setattr(os, name, pwrite if name == "pwrite" else before(name))
+        for module, name in OPERATIONS:
+            setattr(module, name, write_at if name == "write_at" else before(name))
         yield
     finally:
-        for name, function in real.items():
-            setattr(os, name, function)
+        for module, name in OPERATIONS:
+            setattr(module, name, real[name])
