@@ -36,6 +36,12 @@ class InputFile:
         if not stat.S_ISREG(status.st_mode):
             raise InputError("is no regular file", file=path, remedy="Check the path")
         self.size = status.st_size
+        self.identity = f"{status.st_size} bytes, changed {status.st_mtime_ns}"
+
+    @property
+    def name(self) -> str:
+        """The path, as errors name the file."""
+        return str(self.path)
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`; InputError when the file is shorter, MachineError on I/O errors."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.safetensors import StoredTensor
     from gguf_mla.sources.tensor import SourceTensor
 
-QUANT_METHOD = "fp8"
+METHOD = "fp8"
 SCALE_SUFFIX = "_scale_inv"
 
 _FORMATS = (None, "e4m3", "float8_e4m3fn")
@@ -61,7 +61,7 @@ class Fp8BlockTensor:
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return rows `start:stop` as float32 [rows, cols]."""
-        from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - only FP8 checkpoints pay for numba
+        from gguf_mla.sources.formats.shared import kernels  # noqa: PLC0415 - only FP8 checkpoints pay for numba
 
         codes = self.weight.read(start, stop)
         out = np.empty(codes.shape, np.float32)
@@ -69,7 +69,7 @@ class Fp8BlockTensor:
         return out
 
     def copy_raw(self, start: int, stop: int, target: OutputFile, offset: int) -> int:
-        """FP8 rows are no ggml type's rows."""
+        """FP8 rows are not the rows of a ggml type."""
         raise NotImplementedError
 
     def will_read(self, start: int, stop: int) -> None:
@@ -85,6 +85,11 @@ class Fp8BlockTensor:
         if not self._table:
             self._table.append(_decode_scales(self.scale))
         return self._table[0]
+
+
+def answers(quantization: Mapping[str, Any]) -> bool:
+    """Whether the weights are FP8 in blocks."""
+    return quantization.get("quant_method") == METHOD
 
 
 def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:
@@ -120,7 +125,7 @@ def _block_size(quantization: Mapping[str, Any]) -> tuple[int, int]:
 def _scale_of(weight: StoredTensor, stored: Mapping[str, StoredTensor], block: tuple[int, int]) -> StoredTensor:
     def refuse(what: str, expected: object, found: object, remedy: str | None = None) -> InputError:
         return InputError(
-            what, file=weight.file.path, tensor=weight.name, expected=expected, found=found, remedy=remedy
+            what, file=weight.file.name, tensor=weight.name, expected=expected, found=found, remedy=remedy
         )
 
     name = weight.name + SCALE_SUFFIX
