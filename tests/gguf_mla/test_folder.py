@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,8 @@ from tests.support import hub
 from tests.support.memory import MemoryFolder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gguf_mla.files.readable import Readable
 
 
@@ -56,7 +57,7 @@ def test_errors_name_the_full_path(tmp_path: Path, content: bytes | None, said: 
         assert str(error.value).startswith(f"{folder.path / 'x.json'}: ")
 
 
-def test_text_that_is_not_utf_8_is_said(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_said() -> None:
     with pytest.raises(InputError, match=r"x\.jinja: is not UTF-8 text"):
         MemoryFolder("m", {"x.jinja": b"\xff"}).text("x.jinja")
 
