@@ -54,32 +54,39 @@ def tokenizer_metadata(
     Raises InputError for a tokenizer other than byte-level BPE, an unknown pre-tokenizer, and files that are damaged or
     contradict each other.
     """
-    tokenizer, warnings = files.tokenizer, list[str]()
-    if tokenizer is None:
-        tokenizer, warnings = tokenizer_of_ranks(files, vocab_size, pre)
+    tokenizer, warnings = _tokenizer(files, vocab_size, pre)
     splitter = _pre_tokenizer(tokenizer, files.path, pre)
     vocabulary = read_vocabulary(tokenizer, files.config, files.path)
-    tokens, types, more = token_table(vocabulary, vocab_size)
-    warnings = [*more, *warnings, *_normalizer_warning(tokenizer), *_name_warning(splitter)]
+    table, found = _table(vocabulary, vocab_size, splitter)
+    warnings = [*found, *warnings, *_normalizer_warning(tokenizer), *_name_warning(splitter)]
     special = _Special(files, tokenizer, vocabulary, vocab_size, splitter, family.bos_first if family else "", warnings)
-    templates, more = chat_templates(files)
-    metadata = {
+    ids = special.metadata()
+    templates, found = chat_templates(files)
+    metadata = table | ids | templates | (_named_by(family, table["tokenizer.ggml.tokens"].data) if family else {})
+    _check_text(metadata, files.path.parent)
+    return metadata, warnings + found
+
+
+def _tokenizer(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[dict[str, Any], list[str]]:
+    if files.tokenizer is None:
+        return tokenizer_of_ranks(files, vocab_size, pre)
+    return files.tokenizer, []
+
+
+def _table(vocabulary: Vocabulary, vocab_size: int, splitter: PreTokenizer) -> tuple[dict[str, Value], list[str]]:
+    tokens, types, warnings = token_table(vocabulary, vocab_size)
+    return {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string(splitter.name),
         "tokenizer.ggml.tokens": array(Kind.STRING, tokens),
         "tokenizer.ggml.token_type": array(Kind.I32, types),
         "tokenizer.ggml.merges": array(Kind.STRING, vocabulary.merges),
-        **special.metadata(),
-        **templates,
-        **_named_by_family(family, tokens),
-    }
-    _check_text(metadata, files.path.parent)
-    return metadata, warnings + more
+    }, warnings
 
 
-def _named_by_family(family: Family | None, tokens: list[str]) -> dict[str, Value]:
-    ids = {role: tokens.index(text) for role, text in family.specials.items() if text in tokens} if family else {}
-    return {f"tokenizer.ggml.{role}_token_id": u32(number) for role, number in ids.items()}
+def _named_by(family: Family, tokens: list[str]) -> dict[str, Value]:
+    ids = {role: tokens.index(text) for role, text in family.specials.items() if text in tokens}
+    return {f"tokenizer.ggml.{KEYS[role]}": u32(number) for role, number in ids.items()}
 
 
 def _pre_tokenizer(tokenizer: dict[str, Any], file: PurePath, pre: str | None) -> PreTokenizer:

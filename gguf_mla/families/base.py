@@ -118,7 +118,7 @@ class Family:
     drops         what a file of this configuration does without, given the names of the source tensors
     metadata      the architecture's keys, for a file of so many layers
     warnings      sentences on what an engine will compute otherwise
-    specials      special tokens that the family has under names of its own: a role (bos, eot) and the token's text
+    specials      special tokens that the family has under names of its own: a role (bos, unk, eot) and the token's text
     bos_first     what to call a model whose prompts begin with bos whatever the tokenizer's files say; "" for others
     light         the family as whose model it can be written with less, for engines that do not know this one
     """

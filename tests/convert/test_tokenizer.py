@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gguf_mla.container.values import Kind
-from gguf_mla.families import deepseek2, deepseek32
+from gguf_mla.families import deepseek2, deepseek32, glm4_moe_lite
 from gguf_mla.text.ranks import byte_values
 from tests.convert.tokenizer_files import BOS, EOS, Json, added, convert, converted, small, warnings
 from tests.support import hub
@@ -200,6 +200,14 @@ def test_a_family_that_begins_with_bos_needs_one(tmp_path: Path) -> None:
     del files["tokenizer_config.json"]["bos_token"]
     assert convert(tmp_path, files, family=deepseek32.FAMILY)["add_bos_token"] is False
     assert "no bos token" in warnings(tmp_path, files, deepseek32.FAMILY)
+
+
+def test_what_a_family_names_is_written_under_the_keys_that_readers_know(tmp_path: Path) -> None:
+    files = small()
+    told = replace(deepseek2.FAMILY, specials=dict.fromkeys(glm4_moe_lite.SPECIALS, BOS))
+    ids = {key: data for key, data in convert(tmp_path, files, family=told).items() if key.endswith("_token_id")}
+    assert ids.keys() == {f"{role}_token_id" for role in ("bos", "eos", "eot", "eom", "unknown")}
+    assert {ids[f"{role}_token_id"] for role in ("bos", "eot", "eom", "unknown")} == {ids["bos_token_id"]}
 
 
 def test_the_families_special_tokens_win_over_the_files(tmp_path: Path) -> None:
