@@ -54,8 +54,8 @@ def convert(
     plans = plan_conversion(
         source, names, pre, types.overrides, imatrix, measure, light=light, keep_prediction=not no_mtp
     )
-    name = source.directory.resolve().name
+    name = Path(source.folder.path).resolve().name
     outputs = [(plan, options.files(plan, destination(out, name, target.name))) for plan, target in plans]
-    inputs = (*source.files, *types.imatrix_files)
-    others = tuple(source.directory.iterdir())
+    inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
+    others = tuple(Path(source.folder.path, name) for name in source.folder.names())
     launch(Job(outputs, source.tensors, inputs, imatrix, others, source.remarks), options)

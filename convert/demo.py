@@ -58,7 +58,7 @@ def _small(family: str, size: str, directory: Path | None) -> None:
     parameters = write_small(family, parse_parameters(size), out)
     written = open_checkpoint(out)
     formats = dict.fromkeys(tensor.stored for tensor in written.tensors.values())
-    nbytes = units.size(sum(path.stat().st_size for path in written.files))
+    nbytes = units.size(sum(file.size for file in written.files))
     click.echo(
         f"{out}: {units.count(parameters)} parameters, {len(written.files)} shards, {nbytes}, {', '.join(formats)}"
     )
@@ -70,7 +70,7 @@ def _bundled(directory: Path) -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     source = open_checkpoint(bundled_checkpoint())
-    click.echo(f"{source.directory.name}: {len(source.files)} shards, {len(source.tensors)} tensors\n")
+    click.echo(f"{source.folder.path.name}: {len(source.files)} shards, {len(source.tensors)} tensors\n")
     outputs = [_convert(source, kind, directory) for kind in TYPES]
     click.echo(_table(outputs))
     if find_spec("xllamacpp") is None:

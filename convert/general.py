@@ -12,16 +12,18 @@ import logging
 import re
 from dataclasses import dataclass
 from datetime import date
+from itertools import takewhile
 from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.values import Kind, Value, array
 from gguf_mla.errors import InputError
-from gguf_mla.sources.folder import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from gguf_mla.sources.folder import Folder
 
 # Metadata's field ← generation_config.json's key. gguf 0.19 does not know `repetition_penalty`, newer versions do.
 SAMPLING = {
@@ -46,6 +48,7 @@ INTEGERS = {
     Kind.U8: (0, 2**8), Kind.I8: (-(2**7), 2**7), Kind.U16: (0, 2**16), Kind.I16: (-(2**15), 2**15),
     Kind.U32: (0, 2**32), Kind.I32: (-(2**31), 2**31), Kind.U64: (0, 2**64), Kind.I64: (-(2**63), 2**63),
 }  # fmt: skip
+CARD, GENERATION = "README.md", "generation_config.json"
 HUB_SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 
 
@@ -83,22 +86,23 @@ def count_parameters(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> Paramete
     return Parameters(total, shared, expert, sum(counts) // len(counts) if counts else 0)
 
 
-def general_metadata(directory: Path, architecture: str, parameters: Parameters) -> tuple[dict[str, Value], list[str]]:
+def general_metadata(folder: Folder, architecture: str, parameters: Parameters) -> tuple[dict[str, Value], list[str]]:
     """Return the `general.*` metadata of a checkpoint in writing order, and warnings as sentences.
 
-    Taken from README.md's front matter, config.json, generation_config.json and the name of the directory.
+    Taken from README.md's front matter, config.json, generation_config.json and the name of the folder.
     `general.file_type` and `general.quantization_version` depend on the output and are not here.
 
-    Raises InputError when config.json is no JSON object; everything else that is unsound is left out with a warning.
+    Raises InputError when config.json is not a JSON object; everything else that is unsound is left out with a warning.
     """
     import gguf  # noqa: PLC0415 - a fifth of a second that --help must not pay
 
     warnings: list[str] = []
-    place = Path(directory).absolute()
-    card, config = _model_card(place, warnings), _config(place)
+    place, names = Path(folder.path).absolute(), frozenset(folder.names())
+    card = _model_card(folder, warnings) if CARD in names else {}
+    config = _config(folder.json("config.json") if "config.json" in names else {}, place)
     with _logged("metadata", warnings):
         found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, place, parameters.total)
-    _set_sampling(found, _generation(place, warnings))
+    _set_sampling(found, _generation(folder, warnings) if GENERATION in names else {})
     found.name = found.name or place.name or "model"
     if found.size_label is None and parameters.total > 0:
         counts = (parameters.total, parameters.shared, parameters.expert, parameters.expert_count)
@@ -109,31 +113,42 @@ def general_metadata(directory: Path, architecture: str, parameters: Parameters)
     return _values(writer.kv_data[0], warnings), warnings
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def _config(config: dict[str, Any], place: Path) -> dict[str, Any]:
     """Return config.json as the heuristics need it: the model's name in it, or the one a hub cache keeps it under."""
-    path = directory / "config.json"
-    config = read_json(path) if path.is_file() else {}
     name = config.get("_name_or_path")
     if not isinstance(name, str):
         config.pop("_name_or_path", None)
-    cached = HUB_SNAPSHOT.fullmatch(directory.parent.parent.name) if directory.parent.name == "snapshots" else None
+    cached = HUB_SNAPSHOT.fullmatch(place.parent.parent.name) if place.parent.name == "snapshots" else None
     if cached and not name:
-        # models--OWNER--NAME/snapshots/COMMIT: the directory's own name is a hash, which names nothing.
+        # models--OWNER--NAME/snapshots/COMMIT: the folder's own name is a hash, which names nothing.
         config["_name_or_path"] = f"{cached['owner']}/{cached['name']}"
     return config
 
 
-def _model_card(directory: Path, warnings: list[str]) -> dict[str, Any]:
-    import gguf.metadata  # noqa: PLC0415
+def _model_card(folder: Folder, warnings: list[str]) -> dict[str, Any]:
+    """Return the front matter of README.md, read as gguf reads it."""
+    from gguf.metadata import yaml  # noqa: PLC0415 - as gguf
 
     try:
-        with _logged("metadata", warnings):
-            card = gguf.Metadata.load_model_card(directory)
-    except (gguf.metadata.yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        text = _front_matter(folder.data(CARD).decode("utf-8"))
+        # "no" in a list is Norwegian, not false; and YAML indents by spaces alone.
+        card = yaml.safe_load(text.replace("- no\n", '- "no"\n').replace("\t", "  ")) if text else {}
+    except (yaml.YAMLError, InputError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
         warnings.append(f"README.md: the model card cannot be read ({line}); it is left out.")
         return {}
+    if not isinstance(card, dict):
+        warnings.append(
+            f"README.md: the front matter is of type {type(card).__name__} instead of dict; it is left out."
+        )
+        return {}
     return {key: plain for key, value in card.items() if (plain := _plain(key, value, warnings)) is not None}
+
+
+def _front_matter(text: str) -> str:
+    """Return the lines between a first and a next line of ---, "" where the text does not begin so."""
+    first, *rest = text.splitlines() or [""]
+    return "\n".join(takewhile(lambda line: line != "---", rest)) + "\n" if first == "---" else ""
 
 
 def _plain(key: object, value: Any, warnings: list[str]) -> Any:
@@ -143,7 +158,7 @@ def _plain(key: object, value: Any, warnings: list[str]) -> Any:
     items = value if isinstance(value, list) else [value]
     kept = [plain for item in items if (plain := _text(item) or (key in ORIGINS and _origin(item)))]
     if len(kept) < len(items):
-        warnings.append(f"README.md: {key!s:.40} holds something that is no text; that part is left out.")
+        warnings.append(f"README.md: {key!s:.40} holds something that is not text; that part is left out.")
     if not kept:
         return None
     return kept if isinstance(value, list) else kept[0]
@@ -160,10 +175,9 @@ def _origin(value: Any) -> dict[str, str]:
     return {key: text for key, text in found.items() if text is not None}
 
 
-def _generation(directory: Path, warnings: list[str]) -> dict[str, Any]:
-    path = directory / "generation_config.json"
+def _generation(folder: Folder, warnings: list[str]) -> dict[str, Any]:
     try:
-        return read_json(path) if path.is_file() else {}
+        return folder.json(GENERATION)
     except InputError as error:
         warnings.append(f"{error} Its sampling defaults are left out.")
         return {}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convert.general import count_parameters, general_metadata
 from convert.tokenizer.metadata import tokenizer_metadata
-from gguf_mla.container.values import QUANTIZATION_VERSION, Value, boolean, u32
-from gguf_mla.families import family_of, prediction
-from gguf_mla.families.base import outputs
+from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
+from gguf_mla.families import family_of
+from gguf_mla.families.base import Layers, outputs
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan
 from gguf_mla.recipes import FILE_TYPES, Choice, FileType, Overrides, target
 from gguf_mla.recipes.file_types import PLAIN
 from gguf_mla.sources.config import Config
+from gguf_mla.sources.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 # Written straight from the checkpoint, as llama.cpp's converter does. Everything else is made from a BF16 file there,
 # whose rounding is part of the result, so we round the same way on the fly.
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model as a GGUF file without types: its metadata, its tensors, what is dropped and why, and warnings."""
+
+    metadata: Mapping[str, Value]
+    tensors: tuple[Untyped, ...]
+    dropped: Mapping[str, str]
+    warnings: tuple[str, ...]
 
 
 def plan_conversion(
@@ -51,50 +62,55 @@ def plan_conversion(
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
-    overrides = overrides or Overrides()
-    config = Config(checkpoint.config, checkpoint.directory / "config.json")
+    config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
     family = _light(family_of(config), config) if light else family_of(config)
-    layers = prediction.layers_in(config, checkpoint.tensors) if keep_prediction else []
-    config = config.changed(num_nextn_predict_layers=len(layers))
-    targets = [own_type(checkpoint) if name == "auto" else target(name) for name in type_names]
-    architecture = family.metadata(config)
-    wanted, dropped = outputs(family, config, checkpoint)
-    tokens, token_warnings = tokenizer_metadata(checkpoint.directory, config.positive("vocab_size"), pre)
-    parameters = count_parameters((output.name, output.shape) for output in wanted)
-    general, general_warnings = general_metadata(checkpoint.directory, family.architecture, parameters)
+    layers = family.layers_in(config, checkpoint.tensors)
+    wishes = [own_type(checkpoint) if name == "auto" else target(name) for name in type_names]
+    described = describe(checkpoint, family, config, layers if keep_prediction else Layers(layers.ordinary), pre)
+    return [plan_for(described, wish, overrides or Overrides(), imatrix, measure) for wish in wishes]
+
+
+def describe(checkpoint: Checkpoint, family: Family, config: Config, layers: Layers, pre: str | None) -> Described:
+    """Return what every file of a checkpoint with these layers holds; InputError as `plan_conversion`."""
+    architecture = family.metadata(config, layers)
+    tensors, dropped = outputs(family, config, checkpoint, layers)
+    files = read_tokenizer(checkpoint.folder)
+    tokens, token_warnings = tokenizer_metadata(files, config.positive("vocab_size"), pre, family)
+    parameters = count_parameters((tensor.name, tensor.shape) for tensor in tensors)
+    general, general_warnings = general_metadata(checkpoint.folder, family.architecture, parameters)
     metadata: dict[str, Value] = {
         **general,
         **architecture,
         "general.file_type": u32(0),  # keeps its place; each plan has its own
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **tokens,
-        **_family_tokens(family, tokens),
     }
     warnings = (*family.warnings(config), *general_warnings, *token_warnings)
-    base = Plan(metadata, (), dropped, warnings)
-    plans = []
-    for wish in targets:
-        via = None if isinstance(wish, FileType) and wish.default in DIRECT else "BF16"
-        kept = _kept(wanted, wish, overrides)
-        got, jobs, found = assign(wanted, wish, metadata, overrides, imatrix, via, measure, kept)
-        importance = imatrix.metadata() if imatrix and not got.plain else {}
-        stated = metadata | {"general.file_type": u32(got.id)} | importance
-        plans.append((replace(base, metadata=stated, tensors=jobs, warnings=(*warnings, *found)), got))
-    return plans
+    return Described(metadata, tuple(tensors), dropped, warnings)
+
+
+def plan_for(
+    described: Described,
+    wish: FileType | Budget,
+    overrides: Overrides,
+    imatrix: Imatrix | None = None,
+    measure: Measure | None = None,
+) -> tuple[Plan, FileType]:
+    """Return the plan of one file, and the file type it goes by."""
+    via = None if isinstance(wish, FileType) and wish.default in DIRECT else "BF16"
+    kept = _kept(described.tensors, wish, overrides)
+    got, jobs, found = assign(
+        described.tensors, wish, described.metadata, overrides, imatrix=imatrix, via=via, measure=measure, chosen=kept
+    )
+    importance = imatrix.metadata() if imatrix and not got.plain else {}
+    metadata = {**described.metadata, "general.file_type": u32(got.id), **importance}
+    return Plan(metadata, jobs, described.dropped, (*described.warnings, *found)), got
 
 
 def _light(family: Family, config: Config) -> Family:
     if family.light is None:
         raise config.refuse("--light", "a model with sparse attention", family.architecture, "has nothing to leave out")
     return family.light
-
-
-def _family_tokens(family: Family, tokens: Mapping[str, Value]) -> dict[str, Value]:
-    """Return what the family knows better than the tokenizer's files."""
-    texts = tokens["tokenizer.ggml.tokens"].data
-    ids = {role: texts.index(text) for role, text in family.specials.items() if text in texts}
-    found = {f"tokenizer.ggml.{role}_token_id": u32(number) for role, number in ids.items()}
-    return found | ({"tokenizer.ggml.add_bos_token": boolean(True)} if family.bos_first else {})
 
 
 def _kept(wanted: Sequence[Untyped], wish: FileType | Budget, overrides: Overrides) -> dict[str, Choice]:
@@ -118,7 +134,14 @@ def own_type(checkpoint: Checkpoint) -> FileType:
         else:
             stored[tensor.stored if tensor.stored in PLAIN else "BF16"] += math.prod(tensor.shape)
     plain = FILE_TYPES[stored.most_common(1)[0][0] if stored else "BF16"]
-    if not blocks:
-        return plain
-    kept = FILE_TYPES[blocks.most_common(1)[0][0]]
-    return FileType(f"{kept.name}-{plain.name}", kept.id, plain.default, kept.name)
+    return _keeping(blocks.most_common(1)[0][0], plain) if blocks else plain
+
+
+def _keeping(block_type: str, plain: FileType) -> FileType:
+    """Return a file type like `plain` that keeps blocks of a type.
+
+    Its number is that of the first file type whose tensors mostly have that type. Not every block type has such a file
+    type, NVFP4 has none; then readers are told the plain one.
+    """
+    like = next((entry for entry in FILE_TYPES.values() if entry.default == block_type), plain)
+    return FileType(f"{block_type}-{plain.name}", like.id, plain.default, block_type)

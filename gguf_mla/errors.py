@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pathlib import PurePath
 
 
 class GgufMlaError(Exception):
@@ -29,7 +29,7 @@ class GgufMlaError(Exception):
         self,
         what: str,
         *,
-        file: Path | str | None = None,
+        file: PurePath | str | None = None,
         tensor: str | None = None,
         expected: object = None,
         found: object = None,

@@ -14,6 +14,7 @@ from gguf_mla.forward.of_gguf import model_of_gguf
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
+from gguf_mla.sources.tokenizer_files import read_tokenizer
 from verify.findings import Finding
 from verify.levels import structure, tokenizer
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.container.splits import GgufParts
     from gguf_mla.forward.model import Model
+    from gguf_mla.sources.folder import Folder
     from verify.limits import Limits
 
 ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa")
@@ -36,7 +38,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Reference:
-    """What is taken for right: its weights, its architecture in GGUF's terms, its directory or its file.
+    """What is taken for right: its weights, its architecture in GGUF's terms, its folder or its file.
 
     `warnings` are sentences on what llama.cpp computes otherwise from a file that is right; `bos_first`: a text begins
     with bos whatever the tokenizer's files say.
@@ -44,7 +46,7 @@ class Reference:
 
     weights: CheckpointWeights | GgufWeights
     architecture: str
-    directory: Path | None
+    folder: Folder | None
     file: GgufParts | None
     warnings: tuple[str, ...] = ()
     bos_first: bool = False
@@ -56,15 +58,16 @@ class Reference:
 
     def tokenizer_findings(self, candidate: GgufParts) -> list[Finding]:
         """Return what is wrong with the candidate's tokenizer."""
-        if self.directory is not None:
+        if self.folder is not None:
+            files = read_tokenizer(self.folder)
             stated = {"add_bos_token": True} if self.bos_first else {}
-            return list(tokenizer.against_files(self.directory, candidate.metadata, self.weights.model.vocab, stated))
+            return list(tokenizer.against_files(files, candidate.metadata, self.weights.model.vocab, stated))
         assert self.file is not None  # noqa: S101 - one of the two is there
         return list(tokenizer.against_file(self.file.metadata, candidate.metadata))
 
 
 def open_reference(path: Path) -> Reference:
-    """Open a checkpoint directory or a GGUF file; InputError for what is neither or no MLA model."""
+    """Open a checkpoint directory or a GGUF file; InputError for what is neither, and for a model without MLA."""
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         config = Config(checkpoint.config, path / "config.json")
@@ -73,7 +76,7 @@ def open_reference(path: Path) -> Reference:
         _check("class", CLASSES, name, path)
         weights = CheckpointWeights(checkpoint, model_of_config(config, checkpoint.tensors))
         warnings = tuple(family.warnings(config))
-        return Reference(weights, family.architecture, path, None, warnings, bos_first=name in BOS_FIRST)
+        return Reference(weights, family.architecture, checkpoint.folder, None, warnings, bos_first=name in BOS_FIRST)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)

@@ -10,58 +10,27 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.values import Kind, Value, array, string
-from gguf_mla.errors import InputError
-from gguf_mla.files.input import unreadable
-from gguf_mla.sources.folder import read_json
+from gguf_mla.sources.tokenizer_files import CONFIG, DEFAULT, TEMPLATE_JSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-DEFAULT = "default"
+    from gguf_mla.sources.tokenizer_files import TokenizerFiles
 
 
-def chat_templates(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, Value], list[str]]:
-    """Return the default and the named templates as metadata, and warnings; `config` is tokenizer_config.json.
-
-    Raises InputError for a template file that cannot be read.
-    """
-    stated, warnings = _by_name(config.get("chat_template"), "tokenizer_config.json")
-    files = _from_files(directory)
-    if files and stated and files != stated:
+def chat_templates(files: TokenizerFiles) -> tuple[dict[str, Value], list[str]]:
+    """Return the default and the named templates as metadata, and warnings."""
+    stated, warnings = _by_name(files.config.get("chat_template"), CONFIG)
+    if files.templates and stated and files.templates != stated:
         warnings.append(
             "tokenizer_config.json and the .jinja files hold different chat templates; the .jinja files are used,"
             " as transformers does."
         )
-    templates = files or stated
+    templates = files.templates or stated
     if not templates:
-        templates, warnings = _from_json(directory, warnings)
+        templates, more = _by_name(files.stated.get("chat_template"), TEMPLATE_JSON)
+        warnings += more
     return _metadata(templates), warnings
-
-
-def _from_files(directory: Path) -> dict[str, str]:
-    main = directory / "chat_template.jinja"
-    named = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    return {
-        name: _text(path) for name, path in [(DEFAULT, main), *((path.stem, path) for path in named)] if path.is_file()
-    }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text ({error})", file=path, remedy="Download the file again") from None
-
-
-def _from_json(directory: Path, warnings: list[str]) -> tuple[dict[str, str], list[str]]:
-    path = directory / "chat_template.json"
-    if not path.is_file():
-        return {}, warnings
-    templates, more = _by_name(read_json(path).get("chat_template"), path.name)
-    return templates, warnings + more
 
 
 def _by_name(stated: Any, source: str) -> tuple[dict[str, str], list[str]]:

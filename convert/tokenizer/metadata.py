@@ -16,13 +16,13 @@ from convert.tokenizer.tiktoken import tokenizer_of_ranks
 from convert.tokenizer.vocabulary import Vocabulary, content_of, read_vocabulary, token_table
 from gguf_mla.container.values import Kind, Value, array, boolean, string, u32
 from gguf_mla.errors import InputError
-from gguf_mla.sources.folder import read_json
-from gguf_mla.text import ranks
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pathlib import PurePath
 
     from convert.tokenizer.pretokenizers import PreTokenizer
+    from gguf_mla.families.base import Family
+    from gguf_mla.sources.tokenizer_files import TokenizerFiles
 
 # The kinds of special tokens in the order they are written, and their keys ("seperator" is GGUF's own spelling).
 KEYS = {
@@ -41,93 +41,65 @@ FIRST, LAST = 0, -1
 # A kind that a configuration leaves open is taken from its BERT-time synonym.
 SYNONYMS = {"bos": "cls", "eos": "sep"}
 
-# Models whose every text begins with bos although their files say otherwise: V3.2 ships no chat template, its own
-# encoder writes the bos, and llama.cpp's converter refuses it until its user has edited add_bos_token to true.
-BOS_ALWAYS = {"deepseek_v32": "DeepSeek-V3.2"}
 
-
-def tokenizer_metadata(directory: Path, vocab_size: int, pre: str | None = None) -> tuple[dict[str, Value], list[str]]:
+def tokenizer_metadata(
+    files: TokenizerFiles, vocab_size: int, pre: str | None = None, family: Family | None = None
+) -> tuple[dict[str, Value], list[str]]:
     """Return the `tokenizer.*` metadata of a checkpoint in writing order, and warnings as sentences.
 
-    directory    the checkpoint
     vocab_size   the rows of the embedding; exactly so many tokens are written
     pre          the value of `tokenizer.ggml.pre`; None recognises it from tokenizer.json
+    family       of the model, which knows some special tokens better than the files
 
-    Raises InputError for a tokenizer that is no byte-level BPE, an unknown pre-tokenizer, and files that are damaged or
+    Raises InputError for a tokenizer other than byte-level BPE, an unknown pre-tokenizer, and files that are damaged or
     contradict each other.
     """
-    files = _read_files(directory, vocab_size, pre)
-    splitter = _pre_tokenizer(files, pre)
-    vocabulary = read_vocabulary(files.tokenizer, files.config, files.path)
+    tokenizer, warnings = _tokenizer(files, vocab_size, pre)
+    splitter = _pre_tokenizer(tokenizer, files.path, pre)
+    vocabulary = read_vocabulary(tokenizer, files.config, files.path)
+    table, found = _table(vocabulary, vocab_size, splitter)
+    warnings = [*found, *warnings, *_normalizer_warning(tokenizer), *_name_warning(splitter)]
+    special = _Special(files, tokenizer, vocabulary, vocab_size, splitter, family.bos_first if family else "", warnings)
+    ids = special.metadata()
+    templates, found = chat_templates(files)
+    metadata = table | ids | templates | (_named_by(family, table["tokenizer.ggml.tokens"].data) if family else {})
+    _check_text(metadata, files.path.parent)
+    return metadata, warnings + found
+
+
+def _tokenizer(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[dict[str, Any], list[str]]:
+    if files.tokenizer is None:
+        return tokenizer_of_ranks(files, vocab_size, pre)
+    return files.tokenizer, []
+
+
+def _table(vocabulary: Vocabulary, vocab_size: int, splitter: PreTokenizer) -> tuple[dict[str, Value], list[str]]:
     tokens, types, warnings = token_table(vocabulary, vocab_size)
-    warnings += [*files.warnings, *_normalizer_warning(files), *_name_warning(splitter)]
-    special = _Special(files, vocabulary, vocab_size, splitter, warnings)
-    templates, more = chat_templates(directory, files.config)
-    metadata = {
+    return {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string(splitter.name),
         "tokenizer.ggml.tokens": array(Kind.STRING, tokens),
         "tokenizer.ggml.token_type": array(Kind.I32, types),
         "tokenizer.ggml.merges": array(Kind.STRING, vocabulary.merges),
-        **special.metadata(),
-        **templates,
-    }
-    _check_text(metadata, directory)
-    return metadata, warnings + more
+    }, warnings
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The parsed files of a tokenizer; a file that is optional and missing is an empty object."""
-
-    path: Path
-    tokenizer: dict[str, Any]
-    config: dict[str, Any]
-    model: dict[str, Any]
-    generation: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
+def _named_by(family: Family, tokens: list[str]) -> dict[str, Value]:
+    ids = {role: tokens.index(text) for role, text in family.specials.items() if text in tokens}
+    return {f"tokenizer.ggml.{KEYS[role]}": u32(number) for role, number in ids.items()}
 
 
-def _read_files(directory: Path, vocab_size: int, pre: str | None) -> _Files:
-    path = directory / "tokenizer.json"
-    warnings: list[str] = []
-    config = _optional(directory / "tokenizer_config.json")
-    if path.is_file():
-        tokenizer = read_json(path)
-    elif (path := directory / ranks.FILE).is_file():
-        tokenizer, warnings = tokenizer_of_ranks(path, config, vocab_size, pre)
-    else:
-        raise _no_tokenizer(directory)
-    model, generation = _optional(directory / "config.json"), _optional(directory / "generation_config.json")
-    return _Files(path, tokenizer, config, model, generation, warnings)
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _no_tokenizer(directory: Path) -> InputError:
-    there = [name for name in ("tokenizer.model", "vocab.json") if (directory / name).is_file()]
-    return InputError(
-        "there is no tokenizer.json",
-        file=directory,
-        found=f"only {there[0]}" if there else "none",
-        expected=f"tokenizer.json or {ranks.FILE}",
-        remedy="Download it and tokenizer_config.json into the checkpoint's directory",
-    )
-
-
-def _pre_tokenizer(files: _Files, pre: str | None) -> PreTokenizer:
-    section = files.tokenizer.get("pre_tokenizer")
-    if not any(kind in ("bytes", "ByteLevel") for kind, _ in pretokenizers.steps(section, files.path)):
+def _pre_tokenizer(tokenizer: dict[str, Any], file: PurePath, pre: str | None) -> PreTokenizer:
+    section = tokenizer.get("pre_tokenizer")
+    if not any(kind in ("bytes", "ByteLevel") for kind, _ in pretokenizers.steps(section, file)):
         raise InputError(
             "the tokenizer is not byte-level",
-            file=files.path,
+            file=file,
             expected="a ByteLevel step in pre_tokenizer",
             found="none",
             remedy="Only byte-level BPE tokenizers can be converted",
         )
-    return pretokenizers.recognise(section, files.path) if pre is None else pretokenizers.named(pre)
+    return pretokenizers.recognise(section, file) if pre is None else pretokenizers.named(pre)
 
 
 def _name_warning(splitter: PreTokenizer) -> list[str]:
@@ -137,8 +109,8 @@ def _name_warning(splitter: PreTokenizer) -> list[str]:
     return [f"--pre {splitter.name} is not among the names known here ({known}), and maybe not to llama.cpp either."]
 
 
-def _normalizer_warning(files: _Files) -> list[str]:
-    normalizer = files.tokenizer.get("normalizer")
+def _normalizer_warning(tokenizer: dict[str, Any]) -> list[str]:
+    normalizer = tokenizer.get("normalizer")
     if not normalizer or (isinstance(normalizer, dict) and not normalizer.get("normalizers", [normalizer])):
         return []
     kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
@@ -149,10 +121,12 @@ def _normalizer_warning(files: _Files) -> list[str]:
 class _Special:
     """Finds the special tokens' ids and whether they are added to a text."""
 
-    files: _Files
+    files: TokenizerFiles
+    tokenizer: dict[str, Any]
     vocabulary: Vocabulary
     vocab_size: int
     splitter: PreTokenizer
+    bos_first: str
     warnings: list[str]
     ids: dict[str, int] = field(default_factory=dict)
 
@@ -197,7 +171,7 @@ class _Special:
         if not 0 <= number < self.vocab_size:
             file = self.files.path.with_name(name)
             raise InputError(
-                f"{key} is no token of the vocabulary",
+                f"{key} is not a token of the vocabulary",
                 file=file,
                 expected=f"0 to {self.vocab_size - 1}",
                 found=f"{number!r:.80}",
@@ -211,12 +185,12 @@ class _Special:
 
     def _adds_bos(self) -> bool:
         stated = self._adds("bos", FIRST)
-        always = BOS_ALWAYS.get(str(self.files.model.get("model_type")))
-        if always and stated is False:
+        if self.bos_first and stated is False:
             self.warnings.append(
-                f"tokenizer_config.json says add_bos_token is false; true is written: {always} starts texts with it."
+                "tokenizer_config.json says add_bos_token is false; true is written: "
+                f"{self.bos_first} starts texts with it."
             )
-        adds = True if always else self.splitter.adds_bos if stated is None else stated
+        adds = True if self.bos_first else self.splitter.adds_bos if stated is None else stated
         if adds and "bos" not in self.ids:
             self.warnings.append("The tokenizer has no bos token, so add_bos_token is written as false.")
         return adds and "bos" in self.ids
@@ -237,7 +211,7 @@ class _Special:
 
     def _template_token(self, place: int) -> str | None:
         """Return the special token that a template puts FIRST or LAST, "" for none; None without a template."""
-        for processor in _processors(self.files.tokenizer.get("post_processor")):
+        for processor in _processors(self.tokenizer.get("post_processor")):
             single = processor.get("single")
             if processor.get("type") == "TemplateProcessing" and isinstance(single, list) and single:
                 return _special_token(single[place])
@@ -255,15 +229,15 @@ def _special_token(piece: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _check_text(metadata: dict[str, Value], directory: Path) -> None:
+def _check_text(metadata: dict[str, Value], place: PurePath) -> None:
     r"""Refuse text that no GGUF can hold: JSON may write half a character (`\ud800`), UTF-8 cannot."""
     for key, value in metadata.items():
         if Kind.STRING in (value.kind, value.item):
             text = value.data if value.kind == Kind.STRING else "".join(value.data)
             if not _is_unicode(text):
                 raise InputError(
-                    f"{key} would hold a character that is no Unicode text (a lone surrogate)",
-                    file=directory,
+                    f"{key} would hold a character that is not Unicode text (a lone surrogate)",
+                    file=place,
                     remedy="Download the tokenizer again",
                 )
 

@@ -29,11 +29,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
+from gguf_mla.families import glm4_moe_lite
 from gguf_mla.text import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from pathlib import PurePath
 
 # A step in its one canonical form: (what it does, regular expression).
 Step = tuple[str, str]
@@ -105,12 +106,12 @@ PRE_TOKENIZERS = (
         "glm4",
         ("(?i:'s|'t|'re|'ve|'m|'ll|'d)" + _GLM,),
         alternatives=(("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])" + _GLM,),),
-        special={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"},
+        special=glm4_moe_lite.SPECIALS,
     ),
 )
 
 
-def recognise(section: Any, file: Path) -> PreTokenizer:
+def recognise(section: Any, file: PurePath) -> PreTokenizer:
     """Return the entry whose steps equal those of a tokenizer.json's `pre_tokenizer` section.
 
     Raises InputError when none does, or when the section cannot be understood.
@@ -118,7 +119,7 @@ def recognise(section: Any, file: Path) -> PreTokenizer:
     found = _table().get(tuple(steps(section, file)))
     if found is None:
         raise InputError(
-            "the pre_tokenizer section is none that is known",
+            "the pre_tokenizer section is not one that is known",
             file=file,
             expected=f"that of {known_names()}",
             found=_outline(section, file),
@@ -130,7 +131,7 @@ def recognise(section: Any, file: Path) -> PreTokenizer:
 def named(name: str) -> PreTokenizer:
     """Return the entry for a name given by the user; a name outside the table is trusted if it can be one.
 
-    Raises InputError for a name that is no plain word.
+    Raises InputError for a name that is not a plain word.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise InputError(f"--pre {name!r} cannot be a pre-tokenizer's name", remedy=f"Known names are {known_names()}")
@@ -151,10 +152,10 @@ def _table() -> dict[tuple[Step, ...], PreTokenizer]:
     }
 
 
-def steps(section: Any, file: Path, depth: int = 0) -> Iterator[Step]:
+def steps(section: Any, file: PurePath, depth: int = 0) -> Iterator[Step]:
     """Yield the canonical steps of a `pre_tokenizer` section, its sequences flattened.
 
-    Raises InputError for a section that is no pre-tokenizer at all. A step of an unknown type keeps its type's name.
+    Raises InputError for a section that is not a pre-tokenizer at all. A step of an unknown type keeps its type's name.
     """
     if section is None:
         return
@@ -168,7 +169,7 @@ def steps(section: Any, file: Path, depth: int = 0) -> Iterator[Step]:
         yield from steps(inner, file, depth + 1)
 
 
-def _items(value: Any, file: Path) -> list[Any]:
+def _items(value: Any, file: PurePath) -> list[Any]:
     if not isinstance(value, list):
         raise InputError("pre_tokenizer is a Sequence without a list", file=file, remedy="Download the file again")
     return value
@@ -226,6 +227,6 @@ def _unescaped(match: re.Match[str]) -> str:
     return _ESCAPES.get(letter) or (letter if letter in _NEEDLESS else match[0])
 
 
-def _outline(section: Any, file: Path) -> str:
+def _outline(section: Any, file: PurePath) -> str:
     listed = [f"{kind} {expression[:40]!r}".removesuffix(" ''") for kind, expression in steps(section, file)]
     return ", ".join(listed[:8]) or "nothing"

@@ -2,7 +2,7 @@
 
 The file holds tokens and ranks. How text is split, and which ids are special, stands in Python code beside it, which is
 never run: the code of all of them is known by the name of its class, `TikTokenTokenizer`. It splits as `kimi-k2`, and
-has 256 special tokens behind the others; `added_tokens_decoder` in tokenizer_config.json names some, the rest are
+has 256 special tokens after the others; `added_tokens_decoder` in tokenizer_config.json names some, the rest are
 `<|reserved_token_ID|>`. Source: tokenization_kimi.py and tokenization_moonshot.py as published.
 """
 
@@ -12,34 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 from convert.tokenizer import pretokenizers
 from gguf_mla.errors import InputError
-from gguf_mla.text.ranks import byte_values, read_bpe
+from gguf_mla.text.ranks import bpe_of, byte_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    from gguf_mla.sources.tokenizer_files import TokenizerFiles
 CLASS, PRE = "TikTokenTokenizer", "kimi-k2"
 SPECIAL_TOKENS = 256
 
 
-def tokenizer_of_ranks(
-    path: Path, config: Mapping[str, Any], vocab_size: int, pre: str | None
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what a tokenizer.json would say, and warnings; `config` is tokenizer_config.json, `pre` what --pre names.
+def tokenizer_of_ranks(files: TokenizerFiles, vocab_size: int, pre: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what a tokenizer.json would say, and warnings; `pre` is what --pre names.
 
-    Raises InputError for a damaged file, a byte that is no token, and a class whose splitting is not known.
+    Raises InputError for a byte without a token, and a class whose splitting is not known.
     """
+    config = files.config
     if pre is None and config.get("tokenizer_class") != CLASS:
         raise InputError(
             "does not say how text is split into the pieces that are tokenized",
-            file=path,
+            file=files.path,
             expected=f"{CLASS} as tokenizer_class in tokenizer_config.json",
             found=config.get("tokenizer_class"),
             remedy="If the model splits text like one that is known, name it with --pre NAME",
         )
-    bpe = read_bpe(path)
+    bpe = bpe_of(files.ranks or {})
     if missing := [byte for character, byte in byte_values().items() if character not in bpe.vocab]:
-        raise InputError(f"has no token for byte {min(missing)}", file=path, remedy="Download the file again")
+        raise InputError(f"has no token for byte {min(missing)}", file=files.path, remedy="Download the file again")
     first = len(bpe.vocab)
     tokenizer = {
         "model": {"type": "BPE", "vocab": bpe.vocab, "merges": bpe.merges},
@@ -73,5 +72,5 @@ def _warnings(unreachable: list[str]) -> list[str]:
         return []
     shown = ", ".join(map(repr, unreachable[:5]))
     return [
-        f"{len(unreachable)} tokens of tiktoken.model are no two others joined; llama.cpp will not use them: {shown}."
+        f"{len(unreachable)} tokens of tiktoken.model are not two others joined; llama.cpp will not use them: {shown}."
     ]

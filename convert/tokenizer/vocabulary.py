@@ -14,7 +14,7 @@ from gguf_mla.text.ranks import byte_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from pathlib import PurePath
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 LARGEST_VOCABULARY = 1 << 24  # the largest published is below 2^20; more is a damaged number, not worth the memory
@@ -41,7 +41,7 @@ class AddedToken:
 class Vocabulary:
     """What tokenizer.json defines: `ids` holds the model's own vocabulary, `added` the added tokens by content."""
 
-    file: Path
+    file: PurePath
     ids: dict[str, int]
     added: Mapping[str, AddedToken]
     merges: list[str]
@@ -52,10 +52,10 @@ class Vocabulary:
         return added.id if added else self.ids.get(content)
 
 
-def read_vocabulary(tokenizer: dict[str, Any], config: Mapping[str, Any], file: Path) -> Vocabulary:
+def read_vocabulary(tokenizer: dict[str, Any], config: Mapping[str, Any], file: PurePath) -> Vocabulary:
     """Check a tokenizer.json and return its vocabulary; `config` is tokenizer_config.json, which may add tokens.
 
-    Raises InputError for another model than BPE, ids that clash or are no ids, merges that name unknown tokens.
+    Raises InputError for another model than BPE, ids that clash or are not ids, merges that name unknown tokens.
     """
     model = _bpe(tokenizer.get("model"), file)
     ids = _checked_ids(model.get("vocab"), file)
@@ -63,11 +63,11 @@ def read_vocabulary(tokenizer: dict[str, Any], config: Mapping[str, Any], file: 
     return Vocabulary(file, ids, added, _merges(model.get("merges"), ids, file))
 
 
-def _bpe(model: Any, file: Path) -> dict[str, Any]:
+def _bpe(model: Any, file: PurePath) -> dict[str, Any]:
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind != "BPE":
         raise InputError(
-            "model is no BPE",
+            "model is not BPE",
             file=file,
             expected="type BPE",
             found=_short(kind),
@@ -84,13 +84,13 @@ def _bpe(model: Any, file: Path) -> dict[str, Any]:
     return dict(model)
 
 
-def _checked_ids(vocab: Any, file: Path) -> dict[str, int]:
+def _checked_ids(vocab: Any, file: PurePath) -> dict[str, int]:
     if not isinstance(vocab, dict) or not vocab:
-        raise InputError("model.vocab is no mapping of tokens to ids", file=file, remedy=AGAIN)
+        raise InputError("model.vocab is not a mapping of tokens to ids", file=file, remedy=AGAIN)
     if set(map(type, vocab.values())) != {int}:
         token, value = next((token, value) for token, value in vocab.items() if type(value) is not int)
         raise InputError(
-            f"token {_short(token)} has the id {_short(value)}, which is no integer", file=file, remedy=AGAIN
+            f"token {_short(token)} has the id {_short(value)}, which is not an integer", file=file, remedy=AGAIN
         )
     if min(vocab.values()) < 0:
         token, value = min(vocab.items(), key=lambda item: item[1])
@@ -102,7 +102,7 @@ def _checked_ids(vocab: Any, file: Path) -> dict[str, int]:
     return vocab
 
 
-def _refuse_duplicate(vocab: dict[str, int], file: Path) -> None:
+def _refuse_duplicate(vocab: dict[str, int], file: PurePath) -> None:
     seen: dict[int, str] = {}
     for token, number in vocab.items():
         if number in seen:
@@ -112,10 +112,12 @@ def _refuse_duplicate(vocab: dict[str, int], file: Path) -> None:
         seen[number] = token
 
 
-def _added_tokens(listed: Any, config: Mapping[str, Any], ids: Mapping[str, int], file: Path) -> dict[str, AddedToken]:
+def _added_tokens(
+    listed: Any, config: Mapping[str, Any], ids: Mapping[str, int], file: PurePath
+) -> dict[str, AddedToken]:
     """Merge the added tokens of both files, the configuration's flags winning, as transformers loads them."""
     if not isinstance(listed, list | None):
-        raise InputError("added_tokens is no list", file=file, remedy=AGAIN)
+        raise InputError("added_tokens is not a list", file=file, remedy=AGAIN)
     added: dict[str, AddedToken] = {}
     numbers = dict(ids)
     owners = {number: token for token, number in ids.items()}
@@ -132,19 +134,19 @@ def _added_tokens(listed: Any, config: Mapping[str, Any], ids: Mapping[str, int]
     return _with_named(added, config)
 
 
-def _listed(listed: list[Any], file: Path) -> Iterator[AddedToken]:
+def _listed(listed: list[Any], file: PurePath) -> Iterator[AddedToken]:
     for entry in listed:
         yield _added(entry, entry.get("id") if isinstance(entry, dict) else None, file)
 
 
-def _decoder_tokens(config: Mapping[str, Any], file: Path) -> Iterator[AddedToken]:
+def _decoder_tokens(config: Mapping[str, Any], file: PurePath) -> Iterator[AddedToken]:
     decoder = config.get("added_tokens_decoder")
     source = file.with_name("tokenizer_config.json")
     for number, entry in decoder.items() if isinstance(decoder, dict) else ():
         yield _added(entry, int(number) if number.isascii() and number.isdecimal() else None, source)
 
 
-def _added(entry: Any, number: Any, file: Path) -> AddedToken:
+def _added(entry: Any, number: Any, file: PurePath) -> AddedToken:
     content = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(content, str) or not content or type(number) is not int or number < 0:
         raise InputError(
@@ -198,7 +200,7 @@ def _check_range(vocabulary: Vocabulary, vocab_size: int) -> None:
     config = vocabulary.file.with_name("config.json")
     if not 0 < vocab_size <= LARGEST_VOCABULARY:
         raise InputError(
-            "vocab_size is no size of a vocabulary",
+            "vocab_size is not the size of a vocabulary",
             file=config,
             expected=f"1 to {LARGEST_VOCABULARY}",
             found=_short(vocab_size),
@@ -234,7 +236,7 @@ def _decoded(content: str, warnings: list[str]) -> str:
     """Return the text that the tokenizer's decoder prints for an added token that is matched in raw text.
 
     The byte-level decoder reads a token as bytes when every character stands for one, so `Ġx` prints as ` x`, and any
-    token of printable ASCII as itself. Where the bytes are no text the token keeps its spelling, which is what text is
+    token of printable ASCII as itself. Where the bytes are not text the token keeps its spelling, which is what text is
     matched with.
     """
     try:
@@ -243,7 +245,7 @@ def _decoded(content: str, warnings: list[str]) -> str:
         return content
     except UnicodeDecodeError:
         warnings.append(
-            f"The added token {content!r} stands for bytes that are no text; it is written as it is spelled."
+            f"The added token {content!r} stands for bytes that are not text; it is written as it is spelled."
         )
         return content
     if text != content:
@@ -251,16 +253,16 @@ def _decoded(content: str, warnings: list[str]) -> str:
     return text
 
 
-def _merges(merges: Any, ids: Mapping[str, int], file: Path) -> list[str]:
+def _merges(merges: Any, ids: Mapping[str, int], file: PurePath) -> list[str]:
     """Return merges as "a b", from either of tokenizer.json's forms: "a b", or ["a", "b"] where tokens hold spaces."""
     if not isinstance(merges, list):
         raise InputError(
-            "model.merges is no list", file=file, expected="a list", found=type(merges).__name__, remedy=AGAIN
+            "model.merges is not a list", file=file, expected="a list", found=type(merges).__name__, remedy=AGAIN
         )
     for number, merge in enumerate(merges):
         if not _is_merge(merge, ids):
             raise InputError(
-                f"merge {number} is no pair of tokens that model.vocab holds, joined too",
+                f"merge {number} is not a pair of tokens that model.vocab holds, joined too",
                 file=file,
                 expected="'a b' or ['a', 'b']",
                 found=_short(merge),

@@ -26,6 +26,8 @@ from gguf_mla.files.input import InputFile, unreadable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import Readable
+
 MAX_DIMS = 4
 # Far beyond any model, but so little that a file which claims more costs neither time nor memory. A hole in a file can
 # be as large as anything claims.
@@ -48,7 +50,7 @@ class GgufTensor:
     type: str
     offset: int
     nbytes: int
-    file: InputFile = field(repr=False, compare=False)
+    file: Readable = field(repr=False, compare=False)
 
     @property
     def rows(self) -> int:

@@ -203,6 +203,6 @@ def _united(files: Sequence[GgufFile]) -> dict[str, GgufTensor]:
     for file in files:
         for name, tensor in file.tensors.items():
             if name in tensors:
-                raise InputError(f"occurs in {tensors[name].file.path.name} too", file=file.path, tensor=name)
+                raise InputError(f"occurs in {Path(tensors[name].file.name).name} too", file=file.path, tensor=name)
             tensors[name] = tensor
     return tensors

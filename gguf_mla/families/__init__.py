@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from typing import TYPE_CHECKING
@@ -19,13 +20,15 @@ def family_of(config: Config) -> Family:
     name = classes[0] if isinstance(classes, list) and classes else None
     text = name if isinstance(name, str) else None
     known = {}
-    for family in _families():
+    for family in families():
         if text in family.classes:
             return family
         known.update(dict.fromkeys(sorted(family.classes)))
     raise InputError("the architecture is not supported", file=config.file, expected=" or ".join(known), found=name)
 
 
-def _families() -> list[Family]:
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """Every family, in the order of the modules' names."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+    return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla.errors import InputError
 from gguf_mla.plan.halves import key_parts, value_parts
@@ -22,21 +22,79 @@ Dimensions = Mapping[str, int]
 SHOWN = 8  # missing tensors named in an error
 
 
+class Formed(NamedTuple):
+    """What a rule makes of its sources: the output's shape, slowest dimension first, and where its rows come from."""
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+# From the names of the sources, the shape that each of them has, and the family's dimensions.
+Form = Callable[[tuple[str, ...], tuple[int, ...], Dimensions], Formed]
+
+
+def whole(sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions) -> Formed:
+    """Take the source as it is."""
+    return Formed(shape, (Part(sources[0], 0, math.prod(shape[:-1])),))
+
+
+def stack(sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions) -> Formed:
+    """Stack the sources [rows, cols] of all experts: [experts, rows, cols]."""
+    return Formed((len(sources), *shape), tuple(Part(source, 0, shape[0]) for source in sources))
+
+
+def key_half(sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions) -> Formed:
+    """Take the keys of kv_b_proj [H·(n+v), r], transposed: [H, r, n]."""
+    heads, nope, value = dims["heads"], dims["nope"], dims["value"]
+    return Formed((heads, shape[1], nope), key_parts(sources[0], heads, nope, value, shape[1]))
+
+
+def value_half(sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions) -> Formed:
+    """Take the values of kv_b_proj [H·(n+v), r]: [H, v, r]."""
+    heads, nope, value = dims["heads"], dims["nope"], dims["value"]
+    return Formed((heads, value, shape[1]), value_parts(sources[0], heads, nope, value))
+
+
 @dataclass(frozen=True)
 class Rule:
     """One output tensor (or one per layer, where a name holds {layer}).
 
-    output, source  names; the source of a stack holds {expert}
+    output, source  names; a source that holds {expert} stands for one of each expert
     shape           the source's shape, in names of the family's dimensions
     when            the condition under which the tensor exists, "always" or one the family names for a model or layer
-    form            "whole"; "stack": one part per expert; "key", "value": the halves of kv_b_proj
+    form            what is made of the sources
     """
 
     output: str
     source: str
     shape: tuple[str, ...]
     when: str = "always"
-    form: str = "whole"
+    form: Form = whole
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules in the order of the output file: what comes first, what each layer has, and what comes last."""
+
+    first: tuple[Rule, ...]
+    layer: tuple[Rule, ...]
+    last: tuple[Rule, ...]
+
+    def with_layer(self, *rules: Rule) -> Rules:
+        """Return the rules with more of them for every layer."""
+        return replace(self, layer=(*self.layer, *rules))
+
+
+class Layers(NamedTuple):
+    """How many layers a file has: the model's, and after them those that predict further tokens."""
+
+    ordinary: int
+    predicting: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.ordinary + self.predicting
 
 
 @dataclass(frozen=True)
@@ -53,38 +111,47 @@ class Family:
 
     architecture  the GGUF architecture name
     classes       the entries of config.json's `architectures` it stands for
-    rules         in the order of the output file
-    dimensions    the sizes that the rules name; "layers" and "experts" are needed
+    rules         which tensors there are, and of what they are made
+    layers_in     how many layers its files have, given the names of the source tensors
+    dimensions    the sizes that the rules name; "experts" is needed
     conditions    what holds for a layer (None: for the model), the words in `Rule.when`
     drops         what a file of this configuration does without, given the names of the source tensors
-    metadata      the architecture's keys
+    metadata      the architecture's keys, for a file of so many layers
     warnings      sentences on what an engine will compute otherwise
-    specials      special tokens that the family has under names of its own: a role (bos, eot) and the token's text
-    bos_first     whether a prompt begins with bos whatever the tokenizer's files say
+    specials      special tokens that the family has under names of its own: a role (bos, unk, eot) and the token's text
+    bos_first     what to call a model whose prompts begin with bos whatever the tokenizer's files say; "" for others
     light         the family as whose model it can be written with less, for engines that do not know this one
     """
 
     architecture: str
     classes: frozenset[str]
-    rules: tuple[Rule, ...]
+    rules: Rules
+    layers_in: Callable[[Config, Container[str]], Layers]
     dimensions: Callable[[Config], Dimensions]
     conditions: Callable[[Config, int | None], frozenset[str]]
     drops: Callable[[Config, Container[str]], tuple[Drop, ...]]
-    metadata: Callable[[Config], dict[str, Value]]
+    metadata: Callable[[Config, Layers], dict[str, Value]]
     warnings: Callable[[Config], list[str]]
     specials: Mapping[str, str] = field(default_factory=dict)
-    bos_first: bool = False
+    bos_first: str = ""
     light: Family | None = None
 
 
-def outputs(family: Family, config: Config, checkpoint: Checkpoint) -> tuple[list[Untyped], dict[str, str]]:
-    """Return the outputs in file order and the dropped tensors with their reasons.
+def ordinary_layers(config: Config, _names: Container[str]) -> Layers:
+    """Return the layers of a family whose files hold no others."""
+    return Layers(config.positive("num_hidden_layers"))
+
+
+def outputs(
+    family: Family, config: Config, checkpoint: Checkpoint, layers: Layers
+) -> tuple[list[Untyped], dict[str, str]]:
+    """Return the outputs of a file of these layers in file order, and the dropped tensors with their reasons.
 
     InputError lists every tensor that is missing and every one that no rule knows; another names a wrong shape.
     """
     dims = family.dimensions(config)
-    _check_counts(config, dims, len(checkpoint.tensors))
-    wanted = list(_instances(family, config, dims))
+    _check_counts(config, layers, dims, len(checkpoint.tensors))
+    wanted = list(_instances(family, config, layers, dims))
     needed = {source for instance in wanted for source in instance.sources}
     missing = [source for instance in wanted for source in instance.sources if source not in checkpoint.tensors]
     others = [name for name in checkpoint.tensors if name not in needed]
@@ -94,21 +161,21 @@ def outputs(family: Family, config: Config, checkpoint: Checkpoint) -> tuple[lis
     return [_output(instance, dims, checkpoint.tensors, checkpoint) for instance in wanted], dropped
 
 
-def source_shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
+def source_shapes(family: Family, config: Config, layers: Layers) -> dict[str, tuple[int, ...]]:
     """Return every source tensor that a model of this configuration has, with its shape, layer by layer."""
     dims = family.dimensions(config)
     return {
         source: tuple(dims[size] for size in instance.rule.shape)
-        for instance in _instances(family, config, dims)
+        for instance in _instances(family, config, layers, dims)
         for source in instance.sources
     }
 
 
-def _check_counts(config: Config, dims: Dimensions, stored: int) -> None:
+def _check_counts(config: Config, layers: Layers, dims: Dimensions, stored: int) -> None:
     # Before lists of that length are built: each layer and each expert has a tensor at least.
-    for key, size in (("num_hidden_layers", "layers"), ("n_routed_experts", "experts")):
-        if dims[size] > stored:
-            raise config.refuse(key, f"at most {stored}, the number of tensors", dims[size])
+    for key, count in (("num_hidden_layers", layers.total), ("n_routed_experts", dims["experts"])):
+        if count > stored:
+            raise config.refuse(key, f"at most {stored}, the number of tensors", count)
 
 
 @dataclass(frozen=True)
@@ -118,24 +185,22 @@ class _Instance:
     sources: tuple[str, ...]
 
 
-def _instances(family: Family, config: Config, dims: Dimensions) -> Iterator[_Instance]:
-    model = family.conditions(config, None)
-    layers = [(layer, family.conditions(config, layer)) for layer in range(dims["layers"])]
-    per_layer = [rule for rule in family.rules if "{layer}" in rule.output]
-    first = family.rules.index(per_layer[0])
-    for rule in family.rules[:first]:
+def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions) -> Iterator[_Instance]:
+    model, rules = family.conditions(config, None), family.rules
+    for rule in rules.first:
         yield from _instance(rule, model, None, dims)
-    for layer, conditions in layers:
-        for rule in per_layer:
+    for layer in range(layers.total):
+        conditions = family.conditions(config, layer)
+        for rule in rules.layer:
             yield from _instance(rule, conditions, layer, dims)
-    for rule in family.rules[first + len(per_layer) :]:
+    for rule in rules.last:
         yield from _instance(rule, model, None, dims)
 
 
 def _instance(rule: Rule, conditions: frozenset[str], layer: int | None, dims: Dimensions) -> Iterator[_Instance]:
     if rule.when != "always" and rule.when not in conditions:
         return
-    experts = range(dims["experts"]) if rule.form == "stack" else (None,)
+    experts = range(dims["experts"]) if "{expert}" in rule.source else (None,)
     sources = tuple(rule.source.format(layer=layer, expert=expert) for expert in experts)
     yield _Instance(rule, rule.output.format(layer=layer), sources)
 
@@ -169,7 +234,7 @@ def _mismatch(family: Family, checkpoint: Checkpoint, missing: list[str], unknow
     )
     return InputError(
         f"the weights are not those of a {family.architecture} model: {'; '.join(lists)}",
-        file=checkpoint.directory,
+        file=checkpoint.folder.path,
         remedy=remedy,
     )
 
@@ -183,41 +248,12 @@ def _output(
             named = " x ".join(instance.rule.shape)
             raise InputError(
                 "has the wrong shape",
-                file=checkpoint.directory,
+                file=checkpoint.folder.path,
                 tensor=source,
                 expected=f"{list(expected)} ({named})",
                 found=list(tensors[source].shape),
             )
-    shape, parts = _FORMS[instance.rule.form](instance.sources, expected, dims)
+    shape, parts = instance.rule.form(instance.sources, expected, dims)
     copied = {None if part.transposed else tensors[part.source].raw_type for part in parts}
     ggml_type = copied.pop() if len(copied) == 1 else None
     return Untyped(instance.output, shape, parts, tensors[instance.sources[0]].stored, ggml_type)
-
-
-def _whole(
-    sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions
-) -> tuple[tuple[int, ...], tuple[Part, ...]]:
-    return shape, (Part(sources[0], 0, math.prod(shape[:-1])),)
-
-
-def _stack(
-    sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions
-) -> tuple[tuple[int, ...], tuple[Part, ...]]:
-    return (len(sources), *shape), tuple(Part(source, 0, shape[0]) for source in sources)
-
-
-def _key(
-    sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions
-) -> tuple[tuple[int, ...], tuple[Part, ...]]:
-    heads, nope, value = dims["heads"], dims["nope"], dims["value"]
-    return (heads, shape[1], nope), key_parts(sources[0], heads, nope, value, shape[1])
-
-
-def _value(
-    sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions
-) -> tuple[tuple[int, ...], tuple[Part, ...]]:
-    heads, nope, value = dims["heads"], dims["nope"], dims["value"]
-    return (heads, value, shape[1]), value_parts(sources[0], heads, nope, value)
-
-
-_FORMS = {"whole": _whole, "stack": _stack, "key": _key, "value": _value}

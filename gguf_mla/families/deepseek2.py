@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, boolean, f32, u32
 from gguf_mla.families import prediction, yarn
-from gguf_mla.families.base import Dimensions, Drop, Family, Rule
+from gguf_mla.families.base import (
+    Dimensions,
+    Drop,
+    Family,
+    Layers,
+    Rule,
+    Rules,
+    key_half,
+    ordinary_layers,
+    stack,
+    value_half,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -24,39 +35,39 @@ _ATTENTION = _LAYER + "self_attn."
 _EXPERT = _LAYER + "mlp.experts.{expert}."
 _SHARED = _LAYER + "mlp.shared_experts."
 
-RULES = (
-    Rule("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),
-    Rule("blk.{layer}.attn_norm.weight", _LAYER + "input_layernorm.weight", ("hidden",)),
-    Rule("blk.{layer}.attn_q.weight", _ATTENTION + "q_proj.weight", ("q_rows", "hidden"), "full q"),
-    Rule("blk.{layer}.attn_q_a.weight", _ATTENTION + "q_a_proj.weight", ("q_rank", "hidden"), "low-rank q"),
-    Rule("blk.{layer}.attn_q_a_norm.weight", _ATTENTION + "q_a_layernorm.weight", ("q_rank",), "low-rank q"),
-    Rule("blk.{layer}.attn_q_b.weight", _ATTENTION + "q_b_proj.weight", ("q_rows", "q_rank"), "low-rank q"),
-    Rule("blk.{layer}.attn_kv_a_mqa.weight", _ATTENTION + "kv_a_proj_with_mqa.weight", ("kv_rank+rope", "hidden")),
-    Rule("blk.{layer}.attn_kv_a_norm.weight", _ATTENTION + "kv_a_layernorm.weight", ("kv_rank",)),
-    Rule("blk.{layer}.attn_k_b.weight", _ATTENTION + "kv_b_proj.weight", ("kv_b_rows", "kv_rank"), form="key"),
-    Rule("blk.{layer}.attn_v_b.weight", _ATTENTION + "kv_b_proj.weight", ("kv_b_rows", "kv_rank"), form="value"),
-    Rule("blk.{layer}.attn_output.weight", _ATTENTION + "o_proj.weight", ("hidden", "o_cols")),
-    Rule("blk.{layer}.ffn_norm.weight", _LAYER + "post_attention_layernorm.weight", ("hidden",)),
-    Rule("blk.{layer}.ffn_gate.weight", _LAYER + "mlp.gate_proj.weight", ("ffn", "hidden"), "dense"),
-    Rule("blk.{layer}.ffn_down.weight", _LAYER + "mlp.down_proj.weight", ("hidden", "ffn"), "dense"),
-    Rule("blk.{layer}.ffn_up.weight", _LAYER + "mlp.up_proj.weight", ("ffn", "hidden"), "dense"),
-    Rule("blk.{layer}.ffn_gate_inp.weight", _LAYER + "mlp.gate.weight", ("experts", "hidden"), "moe"),
-    Rule("blk.{layer}.exp_probs_b.bias", _LAYER + "mlp.gate.e_score_correction_bias", ("experts",), "corrected moe"),
-    Rule("blk.{layer}.ffn_gate_exps.weight", _EXPERT + "gate_proj.weight", ("expert_ffn", "hidden"), "moe", "stack"),
-    Rule("blk.{layer}.ffn_down_exps.weight", _EXPERT + "down_proj.weight", ("hidden", "expert_ffn"), "moe", "stack"),
-    Rule("blk.{layer}.ffn_up_exps.weight", _EXPERT + "up_proj.weight", ("expert_ffn", "hidden"), "moe", "stack"),
-    Rule("blk.{layer}.ffn_gate_shexp.weight", _SHARED + "gate_proj.weight", ("shared_ffn", "hidden"), "moe"),
-    Rule("blk.{layer}.ffn_down_shexp.weight", _SHARED + "down_proj.weight", ("hidden", "shared_ffn"), "moe"),
-    Rule("blk.{layer}.ffn_up_shexp.weight", _SHARED + "up_proj.weight", ("shared_ffn", "hidden"), "moe"),
-    Rule("output_norm.weight", "model.norm.weight", ("hidden",)),
-    Rule("output.weight", "lm_head.weight", ("vocab", "hidden"), "untied"),
+RULES = Rules(
+    first=(Rule("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),),
+    layer=(
+        Rule("blk.{layer}.attn_norm.weight", _LAYER + "input_layernorm.weight", ("hidden",)),
+        Rule("blk.{layer}.attn_q.weight", _ATTENTION + "q_proj.weight", ("q_rows", "hidden"), "full q"),
+        Rule("blk.{layer}.attn_q_a.weight", _ATTENTION + "q_a_proj.weight", ("q_rank", "hidden"), "low-rank q"),
+        Rule("blk.{layer}.attn_q_a_norm.weight", _ATTENTION + "q_a_layernorm.weight", ("q_rank",), "low-rank q"),
+        Rule("blk.{layer}.attn_q_b.weight", _ATTENTION + "q_b_proj.weight", ("q_rows", "q_rank"), "low-rank q"),
+        Rule("blk.{layer}.attn_kv_a_mqa.weight", _ATTENTION + "kv_a_proj_with_mqa.weight", ("kv_rank+rope", "hidden")),
+        Rule("blk.{layer}.attn_kv_a_norm.weight", _ATTENTION + "kv_a_layernorm.weight", ("kv_rank",)),
+        Rule("blk.{layer}.attn_k_b.weight", _ATTENTION + "kv_b_proj.weight", ("kv_b_rows", "kv_rank"), form=key_half),
+        Rule("blk.{layer}.attn_v_b.weight", _ATTENTION + "kv_b_proj.weight", ("kv_b_rows", "kv_rank"), form=value_half),
+        Rule("blk.{layer}.attn_output.weight", _ATTENTION + "o_proj.weight", ("hidden", "o_cols")),
+        Rule("blk.{layer}.ffn_norm.weight", _LAYER + "post_attention_layernorm.weight", ("hidden",)),
+        Rule("blk.{layer}.ffn_gate.weight", _LAYER + "mlp.gate_proj.weight", ("ffn", "hidden"), "dense"),
+        Rule("blk.{layer}.ffn_down.weight", _LAYER + "mlp.down_proj.weight", ("hidden", "ffn"), "dense"),
+        Rule("blk.{layer}.ffn_up.weight", _LAYER + "mlp.up_proj.weight", ("ffn", "hidden"), "dense"),
+        Rule("blk.{layer}.ffn_gate_inp.weight", _LAYER + "mlp.gate.weight", ("experts", "hidden"), "moe"),
+        Rule(
+            "blk.{layer}.exp_probs_b.bias", _LAYER + "mlp.gate.e_score_correction_bias", ("experts",), "corrected moe"
+        ),
+        Rule("blk.{layer}.ffn_gate_exps.weight", _EXPERT + "gate_proj.weight", ("expert_ffn", "hidden"), "moe", stack),
+        Rule("blk.{layer}.ffn_down_exps.weight", _EXPERT + "down_proj.weight", ("hidden", "expert_ffn"), "moe", stack),
+        Rule("blk.{layer}.ffn_up_exps.weight", _EXPERT + "up_proj.weight", ("expert_ffn", "hidden"), "moe", stack),
+        Rule("blk.{layer}.ffn_gate_shexp.weight", _SHARED + "gate_proj.weight", ("shared_ffn", "hidden"), "moe"),
+        Rule("blk.{layer}.ffn_down_shexp.weight", _SHARED + "down_proj.weight", ("hidden", "shared_ffn"), "moe"),
+        Rule("blk.{layer}.ffn_up_shexp.weight", _SHARED + "up_proj.weight", ("shared_ffn", "hidden"), "moe"),
+    ),
+    last=(
+        Rule("output_norm.weight", "model.norm.weight", ("hidden",)),
+        Rule("output.weight", "lm_head.weight", ("vocab", "hidden"), "untied"),
+    ),
 )
-
-
-def rules_with(*per_layer: Rule) -> tuple[Rule, ...]:
-    """Return the rules with more of them for every layer, before those of the output."""
-    return (*RULES[:-2], *per_layer, *RULES[-2:])
-
 
 # topk_method → (scoring function that belongs to it, whether groups limit the choice)
 _ROUTING = {"greedy": ("softmax", False), "group_limited_greedy": ("softmax", True), "noaux_tc": ("sigmoid", True)}
@@ -71,7 +82,6 @@ def dimensions(config: Config) -> Dimensions:
     )
     rank, expert_ffn = config.positive("kv_lora_rank"), config.positive("moe_intermediate_size")
     return {
-        "layers": config.positive("num_hidden_layers"),
         "vocab": config.positive("vocab_size"),
         "hidden": config.positive("hidden_size"),
         "heads": heads, "nope": nope, "rope": rope, "value": value, "kv_rank": rank,
@@ -116,30 +126,30 @@ def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
     own = r"embed_tokens\.weight|enorm\.weight|hnorm\.weight|eh_proj\.weight|shared_head\.(norm|head)\.weight"
     block = r"(input|post_attention)_layernorm\.weight|self_attn\..+|mlp\..+"
     found = [Drop(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the configuration")]
-    if layers := "|".join(map(str, prediction.layers_in(config, names))):
+    if layers := "|".join(map(str, prediction.found(config, names))):
         found.append(Drop(rf"model\.layers\.({layers})\.({own}|{block})", "multi-token prediction, left out"))
     if config.flag("tie_word_embeddings", default=False):
         found.append(Drop(r"lm_head\.weight", "tied to the token embeddings"))
     return tuple(found)
 
 
-def metadata(config: Config) -> dict[str, Value]:
+def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     """Return the deepseek2 keys; InputError for a configuration that they cannot express."""
-    values = common_values(config)
+    values = common_values(config, layers)
     # Without a low-rank q, llama.cpp refuses a file that lacks the rank, unless its depth is that of V2-Lite.
     if config.has("q_lora_rank") or config.positive("num_hidden_layers") not in _LITE_LAYERS:
         values["attention.q_lora_rank"] = u32(config.integer("q_lora_rank", 0))
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
-def common_values(config: Config) -> dict[str, Value]:
+def common_values(config: Config, layers: Layers) -> dict[str, Value]:
     """Return the keys of every architecture with this attention and these experts, without its prefix."""
     _check(config)
     dims = dimensions(config)
     scoring = config.choice("scoring_func", tuple(_GATING), _ROUTING[_routing(config)][0])
     groups, groups_used = _groups(config)
     values: dict[str, Value] = {
-        "block_count": u32(dims["layers"]),
+        "block_count": u32(layers.total),
         "context_length": u32(config.positive("max_position_embeddings")),
         "embedding_length": u32(dims["hidden"]),
         "feed_forward_length": u32(dims["ffn"]),
@@ -219,6 +229,7 @@ FAMILY = Family(
     architecture=ARCHITECTURE,
     classes=frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}),
     rules=RULES,
+    layers_in=ordinary_layers,
     dimensions=dimensions,
     conditions=conditions,
     drops=drops,

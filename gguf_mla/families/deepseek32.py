@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, u32
 from gguf_mla.families import deepseek2, prediction
-from gguf_mla.families.base import Dimensions, Drop, Family, Rule
+from gguf_mla.families.base import Dimensions, Drop, Family, Layers, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from gguf_mla.sources.config import Config
 
-ARCHITECTURE = "deepseek32"
+ARCHITECTURE, NAME = "deepseek32", "DeepSeek-V3.2"
 
 _LAYER = "model.layers.{layer}."
 _INDEXER = _LAYER + "self_attn.indexer."
@@ -31,14 +31,14 @@ INDEXER_RULES = (
     Rule("blk.{layer}.indexer.k_norm.bias", _INDEXER + "k_norm.bias", ("index_key",)),
     Rule("blk.{layer}.indexer.proj.weight", _INDEXER + "weights_proj.weight", ("index_heads", "hidden")),
 )
-RULES = deepseek2.rules_with(*INDEXER_RULES, *prediction.RULES)
+RULES = deepseek2.RULES.with_layer(*INDEXER_RULES, *prediction.RULES)
 
 
 def dimensions(config: Config) -> Dimensions:
     """Return the sizes the rules name."""
     heads, key = config.positive("index_n_heads"), config.positive("index_head_dim")
     return {
-        **prediction.dimensions(config, deepseek2.dimensions(config)),
+        **prediction.dimensions(deepseek2.dimensions(config)),
         "q_rank": config.positive("q_lora_rank"),
         "index_heads": heads,
         "index_key": key,
@@ -51,12 +51,12 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
     return deepseek2.conditions(config, layer) | prediction.conditions(config, layer)
 
 
-def metadata(config: Config) -> dict[str, Value]:
+def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     """Return the deepseek32 keys; InputError for a configuration that they cannot express."""
-    return {f"{ARCHITECTURE}.{key}": value for key, value in sparse_values(config).items()}
+    return {f"{ARCHITECTURE}.{key}": value for key, value in sparse_values(config, layers).items()}
 
 
-def sparse_values(config: Config, *, interleaved: bool = False) -> dict[str, Value]:
+def sparse_values(config: Config, layers: Layers, *, interleaved: bool = False) -> dict[str, Value]:
     """Return the keys of every architecture with this indexer, without its prefix.
 
     Whether the indexer rotates neighbouring values has no key: readers know it by the architecture.
@@ -66,8 +66,8 @@ def sparse_values(config: Config, *, interleaved: bool = False) -> dict[str, Val
         what = "is not what readers of this architecture take the indexer to do, and no key can tell them,"
         raise config.refuse("indexer_rope_interleave", interleaved, not interleaved, what)
     return {
-        **deepseek2.common_values(config),
-        **prediction.values(config),
+        **deepseek2.common_values(config, layers),
+        **prediction.values(layers),
         "attention.q_lora_rank": u32(dims["q_rank"]),
         "attention.indexer.head_count": u32(dims["index_heads"]),
         "attention.indexer.key_length": u32(dims["index_key"]),
@@ -86,12 +86,13 @@ FAMILY = Family(
     architecture=ARCHITECTURE,
     classes=frozenset({"DeepseekV32ForCausalLM"}),
     rules=RULES,
+    layers_in=prediction.layers_in,
     dimensions=dimensions,
     conditions=conditions,
     drops=deepseek2.drops,
     metadata=metadata,
     warnings=deepseek2.warnings,
-    # Some of its tokenizer files say otherwise because the published prompt scripts write the bos themselves.
-    bos_first=True,
-    light=replace(deepseek2.FAMILY, drops=_light_drops, bos_first=True),
+    # It ships no chat template: the published prompt scripts write the bos, so some of its files say there is none.
+    bos_first=NAME,
+    light=replace(deepseek2.FAMILY, drops=_light_drops, bos_first=NAME),
 )

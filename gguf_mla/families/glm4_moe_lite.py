@@ -12,7 +12,7 @@ from gguf_mla.families import deepseek2, prediction
 
 if TYPE_CHECKING:
     from gguf_mla.container.values import Value
-    from gguf_mla.families.base import Dimensions
+    from gguf_mla.families.base import Dimensions, Layers
     from gguf_mla.sources.config import Config
 
 # What GLM's vocabulary calls them; <|endoftext|> as the end of a turn would never be reached.
@@ -21,7 +21,7 @@ SPECIALS = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": 
 
 def dimensions(config: Config) -> Dimensions:
     """Return the sizes the rules name."""
-    return prediction.dimensions(config, deepseek2.dimensions(config))
+    return prediction.dimensions(deepseek2.dimensions(config))
 
 
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
@@ -29,16 +29,17 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
     return deepseek2.conditions(config, layer) | prediction.conditions(config, layer)
 
 
-def metadata(config: Config) -> dict[str, Value]:
+def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     """Return the deepseek2 keys; InputError for a configuration that they cannot express."""
-    layers = {f"{deepseek2.ARCHITECTURE}.{key}": value for key, value in prediction.values(config).items()}
-    return deepseek2.metadata(config) | layers
+    predicting = {f"{deepseek2.ARCHITECTURE}.{key}": value for key, value in prediction.values(layers).items()}
+    return deepseek2.metadata(config, layers) | predicting
 
 
 FAMILY = replace(
     deepseek2.FAMILY,
     classes=frozenset({"Glm4MoeLiteForCausalLM"}),
-    rules=deepseek2.rules_with(*prediction.RULES),
+    rules=deepseek2.RULES.with_layer(*prediction.RULES),
+    layers_in=prediction.layers_in,
     dimensions=dimensions,
     conditions=conditions,
     metadata=metadata,

@@ -14,6 +14,7 @@ from gguf_mla.families import deepseek2, deepseek32, prediction
 from gguf_mla.families.glm4_moe_lite import SPECIALS
 
 if TYPE_CHECKING:
+    from gguf_mla.families.base import Layers
     from gguf_mla.sources.config import Config
 
 ARCHITECTURE = "glm-dsa"
@@ -26,17 +27,17 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
     return held | {"indexer"} if layer is not None and (layer >= len(own) or own[layer]) else held
 
 
-def metadata(config: Config) -> dict[str, Value]:
+def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     """Return the glm-dsa keys; InputError for a configuration that they cannot express."""
     types = array(Kind.BOOL, _own_indexer(config))
-    values = deepseek32.sparse_values(config, interleaved=True) | {"attention.indexer.types": types}
+    values = deepseek32.sparse_values(config, layers, interleaved=True) | {"attention.indexer.types": types}
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
 def _own_indexer(config: Config) -> list[bool]:
     """Return of each layer, but for prediction, whether it has an indexer of its own.
 
-    They are listed, by word or by letter, or every so many layers behind the first few have one.
+    They are listed, by word or by letter, or every so many layers after the first few have one.
     """
     layers = config.positive("num_hidden_layers")
     key = "indexer_types" if config.has("indexer_types") else "index_topk_pattern"
@@ -55,12 +56,12 @@ FAMILY = replace(
     deepseek32.FAMILY,
     architecture=ARCHITECTURE,
     classes=frozenset({"GlmMoeDsaForCausalLM"}),
-    rules=deepseek2.rules_with(
+    rules=deepseek2.RULES.with_layer(
         *(replace(rule, when="indexer") for rule in deepseek32.INDEXER_RULES), *prediction.RULES
     ),
     conditions=conditions,
     metadata=metadata,
     specials=SPECIALS,
-    bos_first=False,
+    bos_first="",
     light=None,
 )

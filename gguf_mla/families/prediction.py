@@ -1,18 +1,18 @@
-"""Multi-token prediction: a block behind the last layer that guesses the token after the next, as families store it."""
+"""Multi-token prediction: a block after the last layer that guesses the token after the next, as families store it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, u32
-from gguf_mla.families.base import Dimensions, Rule
+from gguf_mla.families.base import Dimensions, Layers, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from gguf_mla.sources.config import Config
 
-DEPTH = 8  # layers behind the last that are looked at
+DEPTH = 8  # layers after the last that are looked at
 _LAYER = "model.layers.{layer}."
 
 # Beside the rules of an ordinary layer, which it also is.
@@ -31,30 +31,42 @@ RULES = (
 )
 
 
-def layers_in(config: Config, names: Container[str]) -> list[int]:
-    """Return the layers behind the last that hold multi-token prediction.
+def found(config: Config, names: Container[str]) -> list[int]:
+    """Return the numbers of the layers after the last that hold multi-token prediction.
 
-    A layer behind the last is that only if it has eh_proj; another is a layer the configuration fails to count, and
+    A layer after the last is that only if it has eh_proj; another is a layer the configuration fails to count, and
     dropping that would be silent damage. num_nextn_predict_layers is often stated wrongly.
     """
     first = config.positive("num_hidden_layers")
-    return [layer for layer in range(first, first + DEPTH) if f"model.layers.{layer}.eh_proj.weight" in names]
+    return [layer for layer in range(first, first + DEPTH) if _mark(layer) in names]
 
 
-def dimensions(config: Config, dims: Dimensions) -> Dimensions:
-    """Return a family's sizes with the prediction layers, as num_nextn_predict_layers counts them, among the layers."""
-    layers = dims["layers"] + config.integer("num_nextn_predict_layers", 0)
-    return {**dims, "layers": layers, "2 hidden": 2 * dims["hidden"]}
+def layers_in(config: Config, names: Container[str]) -> Layers:
+    """Return the layers of a family whose files keep multi-token prediction."""
+    return Layers(config.positive("num_hidden_layers"), len(found(config, names)))
+
+
+def stated(config: Config) -> frozenset[str]:
+    """Return what tells the prediction layers that num_nextn_predict_layers states: a source's name for each."""
+    first = config.positive("num_hidden_layers")
+    return frozenset(_mark(first + number) for number in range(config.integer("num_nextn_predict_layers", 0)))
+
+
+def _mark(layer: int) -> str:
+    return f"model.layers.{layer}.eh_proj.weight"
+
+
+def dimensions(dims: Dimensions) -> Dimensions:
+    """Return a family's sizes with that of the prediction layers' input."""
+    return {**dims, "2 hidden": 2 * dims["hidden"]}
 
 
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for a layer beside what its family says."""
-    behind = layer is not None and layer >= config.positive("num_hidden_layers")
-    return frozenset({"prediction"}) if behind else frozenset()
+    predicting = layer is not None and layer >= config.positive("num_hidden_layers")
+    return frozenset({"prediction"}) if predicting else frozenset()
 
 
-def values(config: Config) -> dict[str, Value]:
-    """Return the keys, without the architecture's prefix, that say how many layers there are."""
-    predicting = config.integer("num_nextn_predict_layers", 0)
-    layers = {"block_count": u32(config.positive("num_hidden_layers") + predicting)}
-    return layers | ({"nextn_predict_layers": u32(predicting)} if predicting else {})
+def values(layers: Layers) -> dict[str, Value]:
+    """Return the key, without the architecture's prefix, that says how many layers predict; none where none does."""
+    return {"nextn_predict_layers": u32(layers.predicting)} if layers.predicting else {}

@@ -39,7 +39,14 @@ class InputFile:
             raise unreadable(path, error) from None
         self._close = weakref.finalize(self, os.close, self._fd)
         self._close.atexit = False  # then the OS closes it, and a thread may still be reading
-        self.size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self.size = status.st_size
+        self.identity = f"{status.st_size} bytes, changed {status.st_mtime_ns}"
+
+    @property
+    def name(self) -> str:
+        """The path, as errors name the file."""
+        return str(self.path)
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`; InputError when the file is shorter, MachineError on I/O errors."""

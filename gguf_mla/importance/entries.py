@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.input import InputFile
+    from gguf_mla.files.readable import Readable
 
 
 DEFAULT_CHUNK_SIZE = 512  # tokens; llama-imatrix's own where no file says
@@ -30,7 +30,7 @@ class StoredSums:
     `counts` is float64 [n] of whole numbers, `unit` what both sums and counts are multiplied by before merging.
     """
 
-    file: InputFile
+    file: Readable
     name: str
     offset: int
     length: int
@@ -42,7 +42,7 @@ class StoredSums:
         values = self.file.read(self.offset, 4 * self.length).view(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # found by the check
             values *= np.float32(self.unit)
-        check_values(values, self.file.path, self.name, "importance value")
+        check_values(values, self.file.name, self.name, "importance value")
         return values
 
 
@@ -57,7 +57,7 @@ class Contents:
     entries: Mapping[str, StoredSums]
 
 
-def check_values(values: NDArray[np.float32], path: Path, name: str, what: str) -> None:
+def check_values(values: NDArray[np.float32], path: Path | str, name: str, what: str) -> None:
     """Raise InputError unless all of a tensor's values are finite and not negative; `what` says what they are."""
     sound = (values >= 0) & (values < np.inf)
     if not sound.all():

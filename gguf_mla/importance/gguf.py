@@ -39,7 +39,7 @@ def _by_suffix(file: GgufFile, suffix: str) -> dict[str, GgufTensor]:
 
 
 def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor) -> StoredSums:
-    path = sums.file.path
+    path = sums.file.name
     for tensor in (sums, counts):
         if tensor.type != "F32":
             raise InputError("has another type", file=path, tensor=tensor.name, expected="F32", found=tensor.type)

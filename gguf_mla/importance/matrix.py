@@ -116,7 +116,7 @@ class Imatrix:
         if values.size != count * cols:
             raise InputError(
                 f"the importance{'' if entry == name else ' of ' + entry} does not fit the tensor",
-                file=self._entries[entry][0].file.path,
+                file=self._entries[entry][0].file.name,
                 tensor=name,
                 expected=f"{count} rows of {cols} values",
                 found=f"{values.size} values",
@@ -178,7 +178,7 @@ class Imatrix:
             for other in others:
                 values += other.read()
         if others:
-            check_values(values, first.file.path, name, "merged importance value")
+            check_values(values, first.file.name, name, "merged importance value")
         counts = self._counts(name).astype(np.float32)[:, None]
         return values.reshape(len(counts), -1), counts
 
@@ -202,7 +202,7 @@ def _merged(contents: Sequence[Contents]) -> dict[str, list[StoredSums]]:
                 "files that are to be merged differ in size",
                 tensor=name,
                 expected="the same number of values and counts",
-                found="; ".join(f"{sums.length} and {len(sums.counts)} in {sums.file.path}" for sums in stored),
+                found="; ".join(f"{sums.length} and {len(sums.counts)} in {sums.file.name}" for sums in stored),
                 remedy="Merge only matrices of the same model",
             )
     return dict(entries)

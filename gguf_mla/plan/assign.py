@@ -8,7 +8,7 @@ from gguf_mla import ggtypes
 from gguf_mla.errors import InputError
 from gguf_mla.plan.budgeted import buy
 from gguf_mla.plan.jobs import TensorJob
-from gguf_mla.recipes import Budget, FileType, Model, choose, needing_importance
+from gguf_mla.recipes import Budget, FileType, Model, Tensor, choose, needing_importance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def assign(
     in place of a file type's rules. Raises one InputError for all tensors that cannot do without importance and have
     none.
     """
-    known = [(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
+    known = [Tensor(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
     model = Model.from_metadata(metadata)
     bought = dict(chosen or {})
     if isinstance(target, Budget):
@@ -63,7 +63,7 @@ def assign(
 
 
 def _check_importance(
-    known: Sequence[tuple[str, tuple[int, ...], str | None]],
+    known: Sequence[Tensor],
     choices: Sequence[Choice],
     target: FileType,
     imatrix: Imatrix | None,
@@ -80,9 +80,7 @@ def _check_importance(
     return _report_importance(known, choices, imatrix) if imatrix else []
 
 
-def _report_importance(
-    known: Sequence[tuple[str, tuple[int, ...], str | None]], choices: Sequence[Choice], imatrix: Imatrix
-) -> list[str]:
+def _report_importance(known: Sequence[Tensor], choices: Sequence[Choice], imatrix: Imatrix) -> list[str]:
     """Check the importance of every tensor that will use it, and name those that have none."""
     shapes = {
         name: shape for (name, shape, stored), choice in zip(known, choices, strict=True) if _uses(choice.type, stored)

@@ -17,6 +17,7 @@ from gguf_mla.recipes import (
     FileType,
     Model,
     Offer,
+    Tensor,
     candidates,
     choose,
     sensitivity,
@@ -48,7 +49,7 @@ def buy(
     measure: Measure,
 ) -> tuple[FileType, dict[str, Choice]]:
     """Return the choices of all tensors that are free, and the file type that most of the bytes make it."""
-    known = [(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
+    known = [Tensor(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
     model = Model.from_metadata(metadata)
     free = undecided(known, OTHERWISE, model, overrides)
     fixed, _ = choose(known, OTHERWISE, model, overrides, has_importance=imatrix is not None)

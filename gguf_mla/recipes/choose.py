@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    tensors: Sequence[tuple[str, tuple[int, ...], str | None]],
+    tensors: Sequence[Tensor],
     target: FileType,
     model: Model,
     overrides: Overrides | None = None,
@@ -58,17 +58,13 @@ def choose(
     `has_importance`: an importance file was given, even if it has nothing for some tensors. Raises InputError for a
     type that was asked for by name and does not fit, and for a copy of what has no ggml type.
     """
-    chooser = _Chooser(
-        [Tensor(*entry) for entry in tensors], target, model, overrides or Overrides(), has_importance, bought or {}
-    )
+    chooser = _Chooser(tensors, target, model, overrides or Overrides(), has_importance, bought or {})
     return chooser.choices(), [*model.warnings, *chooser.warnings()]
 
 
-def undecided(
-    tensors: Sequence[tuple[str, tuple[int, ...], str | None]], target: FileType, model: Model, overrides: Overrides
-) -> list[bool]:
+def undecided(tensors: Sequence[Tensor], target: FileType, model: Model, overrides: Overrides) -> list[bool]:
     """Tell of each tensor whether the file type's rules decide on it, and no option, name or shape."""
-    chooser = _Chooser([Tensor(*entry) for entry in tensors], target, model, overrides, False, {})
+    chooser = _Chooser(tensors, target, model, overrides, False, {})
     return chooser.undecided()
 
 
@@ -84,9 +80,7 @@ def needs_importance(name: str, kind: str, target: FileType) -> bool:
     return kind in rules.NEEDS_IMPORTANCE or (kind == "Q2_K" and target.rules == "Q2_K_S")
 
 
-def needing_importance(
-    tensors: Iterable[tuple[str, tuple[int, ...], str | None]], choices: Iterable[Choice], target: FileType
-) -> list[tuple[str, str]]:
+def needing_importance(tensors: Iterable[Tensor], choices: Iterable[Choice], target: FileType) -> list[tuple[str, str]]:
     """Return the (name, type) of every tensor that is to be encoded and needs importance for it."""
     return [
         (name, choice.type)
@@ -100,7 +94,7 @@ class _Chooser:
 
     def __init__(
         self,
-        tensors: list[Tensor],
+        tensors: Sequence[Tensor],
         target: FileType,
         model: Model,
         overrides: Overrides,

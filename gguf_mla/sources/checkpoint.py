@@ -1,26 +1,20 @@
-"""A Hugging Face checkpoint directory: configuration and tensors, checked before anything is read.
-
-A source format is one module of this package with `QUANT_METHOD` (the value of quantization_config.quant_method it
-answers to), `tensors(stored, quantization)` and, if reading tells something of interest, `remarks(found)`.
-"""
+"""A Hugging Face checkpoint: configuration and tensors, checked before anything is read."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.sources import formats
-from gguf_mla.sources.folder import read_json
+from gguf_mla.sources.folder import Folder, open_folder
+from gguf_mla.sources.formats import format_of
 from gguf_mla.sources.safetensors import StoredTensor, read_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from types import ModuleType
 
+    from gguf_mla.sources.folder import Readable
     from gguf_mla.sources.tensor import SourceTensor
 
     Remarks = Callable[[Iterable[Any]], list[str]]
@@ -39,34 +33,34 @@ def no_remarks(_found: Iterable[Any]) -> list[str]:
 class Checkpoint:
     """An open checkpoint.
 
-    `config` is config.json, `tensors` maps a name to a SourceTensor, `remarks` turns what reading them has shown (see
-    Raw) into sentences. Of a model that is more than its text model, `config` is that of the text model but for
-    `architectures`, and the tensors of the text model have the names that they would have alone.
+    `folder` is where its files lie, `config` is config.json, `tensors` maps a name to a SourceTensor, `files` are those
+    the tensors lie in, `remarks` turns what reading them has shown (see Raw) into sentences. Of a model that is more
+    than its text model, `config` is that of the text model but for `architectures`, and the tensors of the text model
+    have the names that they would have alone.
     """
 
-    directory: Path
+    folder: Folder
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor]
-    files: tuple[Path, ...]
+    files: tuple[Readable, ...]
     remarks: Remarks = no_remarks
 
 
-def open_checkpoint(directory: Path | str) -> Checkpoint:
-    """Read the configuration and all shard headers of a checkpoint; InputError for an unsound one."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        what = "is a file; a checkpoint is the directory with config.json" if directory.exists() else "does not exist"
-        raise InputError(
-            what, file=directory, remedy="Name the directory that holds config.json and the .safetensors shards"
-        )
-    config = _text_config(read_json(directory / "config.json"))
+def open_checkpoint(source: Folder | Path | str) -> Checkpoint:
+    """Read the configuration and all shard headers of a checkpoint; InputError for an unsound one.
+
+    `source` is its directory, or whatever else its files lie in.
+    """
+    folder = source if isinstance(source, Folder) else open_folder(source)
+    config = _text_config(folder.json("config.json"))
     quantization = config.get("quantization_config") or {}
-    source_format = _format(quantization, directory)
-    shards = _shards(directory)
-    found = source_format.tensors(_stored(directory, shards), quantization)
-    tensors = _unwrapped(found, directory)
+    source_format = format_of(quantization, folder.path / "config.json")
+    shards = _shards(folder)
+    files = {name: folder.open(name) for name in shards}
+    stored = _stored(files, shards, folder.path / INDEX)
+    tensors = _unwrapped(source_format.tensors(stored, quantization), folder.path)
     remarks = getattr(source_format, "remarks", no_remarks)
-    return Checkpoint(directory, config, tensors, tuple(shards), remarks)
+    return Checkpoint(folder, config, tensors, tuple(files.values()), remarks)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -77,121 +71,95 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     return text | outer
 
 
-def _unwrapped(tensors: Mapping[str, SourceTensor], directory: Path) -> Mapping[str, SourceTensor]:
+def _unwrapped(tensors: Mapping[str, SourceTensor], place: PurePath) -> Mapping[str, SourceTensor]:
     found = {name.removeprefix(TEXT_MODEL): tensor for name, tensor in tensors.items()}
     if len(found) != len(tensors):
         twice = next(name for name in tensors if TEXT_MODEL + name in tensors)
         raise InputError(
-            f"is also there as {TEXT_MODEL}{twice}", file=directory, tensor=twice, expected="one copy", found="two"
+            f"is also there as {TEXT_MODEL}{twice}", file=place, tensor=twice, expected="one copy", found="two"
         )
     return found
 
 
-def _format(quantization: Any, directory: Path) -> ModuleType:
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else repr(quantization)
-    formats = _formats()
-    if not isinstance(method, str | None) or method not in formats:
-        known = ", ".join(sorted(name for name in formats if name))
-        raise InputError(
-            "quantization_config.quant_method names a method that cannot be read",
-            file=directory / "config.json",
-            expected=f"{known}, or no quantization",
-            found=method,
-            remedy="Convert from the original checkpoint, or one saved in BF16",
-        )
-    return formats[method]
+def _shards(folder: Folder) -> dict[str, list[str]]:
+    """Return the name of every shard with the tensors that the index expects in it."""
+    names = folder.names()
+    if INDEX in names:
+        return _indexed(folder, names)
+    if SINGLE in names:
+        return {SINGLE: []}
+    raise _no_shards(folder, names)
 
 
-def _formats() -> dict[str | None, ModuleType]:
-    modules = (
-        importlib.import_module(f"{formats.__name__}.{info.name}")
-        for info in pkgutil.iter_modules(formats.__path__)
-        if info.name != "kernels"
-    )
-    return {module.QUANT_METHOD: module for module in modules if hasattr(module, "QUANT_METHOD")}
-
-
-def _shards(directory: Path) -> dict[Path, list[str]]:
-    """Return every shard with the tensors that the index expects in it."""
-    if (directory / INDEX).is_file():
-        return _indexed(directory)
-    if (directory / SINGLE).is_file():
-        return {directory / SINGLE: []}
-    others = sorted(directory.glob("*.safetensors"))
+def _no_shards(folder: Folder, names: list[str]) -> InputError:
+    others = [name for name in names if name.endswith(".safetensors")]
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if others:
-        raise InputError(
+        return InputError(
             "the index of the shards is missing",
-            file=directory / INDEX,
+            file=folder.path / INDEX,
             found=f"{len(others)} .safetensors files and no index",
             expected=f"{INDEX} or {SINGLE}",
         )
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
     if pickles:
-        raise InputError(
+        return InputError(
             "the checkpoint exists only in the pickle format, which can run code and is never loaded",
-            file=directory / pickles[0],
+            file=folder.path / pickles[0],
             remedy="Download the safetensors version, or save the model again with safe_serialization",
         )
-    raise InputError(
-        "there are no weights in the directory", file=directory, expected=f"{INDEX} or {SINGLE}", found="neither"
-    )
+    expected = f"{INDEX} or {SINGLE}"
+    return InputError("there are no weights in the directory", file=folder.path, expected=expected, found="neither")
 
 
-def _indexed(directory: Path) -> dict[Path, list[str]]:
-    weight_map = read_json(directory / INDEX).get("weight_map")
+def _indexed(folder: Folder, present: list[str]) -> dict[str, list[str]]:
+    index = folder.path / INDEX
+    weight_map = folder.json(INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(
-            "has no weight_map",
-            file=directory / INDEX,
-            expected="an object from tensor to shard",
-            found=type(weight_map).__name__,
-        )
+        found = type(weight_map).__name__
+        raise InputError("has no weight_map", file=index, expected="an object from tensor to shard", found=found)
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or (shard not in shards and not _is_plain_name(shard)):
             raise InputError(
                 "names a shard outside the directory",
-                file=directory / INDEX,
+                file=index,
                 tensor=name,
                 expected="a plain file name",
                 found=repr(shard),
             )
         shards.setdefault(shard, []).append(name)
-    present = {path.name for path in directory.iterdir() if path.is_file()}
-    missing = sorted(shard for shard in shards if shard not in present)
-    if missing:
+    if missing := sorted(set(shards).difference(present)):
         shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise InputError(
-            f"{len(missing)} of {len(shards)} shards are missing: {shown}", file=directory, remedy="Download them"
-        )
-    return {directory / shard: names for shard, names in sorted(shards.items())}
+        what = f"{len(missing)} of {len(shards)} shards are missing: {shown}"
+        raise InputError(what, file=folder.path, remedy="Download them")
+    return dict(sorted(shards.items()))
 
 
 def _is_plain_name(shard: str) -> bool:
     return PurePosixPath(shard).name == shard and "\\" not in shard and shard != ".."
 
 
-def _stored(directory: Path, shards: Mapping[Path, list[str]]) -> dict[str, StoredTensor]:
+def _stored(files: Mapping[str, Readable], shards: Mapping[str, list[str]], index: PurePath) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
-    for path, expected in shards.items():
-        found = read_shard(path)
-        absent = next((name for name in expected if name not in found), None)
+    for shard, file in files.items():
+        found = read_shard(file)
+        absent = next((name for name in shards[shard] if name not in found), None)
         if absent is not None:
             raise InputError(
                 "the index places it in a shard that does not hold it",
-                file=path,
+                file=file.name,
                 tensor=absent,
                 remedy="The shard and the index belong to different versions, download both again",
             )
         twice = next((name for name in found if name in stored), None)
         if twice is not None:
             raise InputError(
-                f"is also in {stored[twice].file.path.name}",
-                file=path,
+                f"is also in {PurePath(stored[twice].file.name).name}",
+                file=file.name,
                 tensor=twice,
                 expected="one copy",
                 found="two",
-                remedy=f"Check {directory / INDEX}",
+                remedy=f"Check {index}",
             )
         stored.update(found)
     return stored

@@ -9,7 +9,7 @@ from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+    from pathlib import PurePath
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Config:
     """A configuration object; `file` is named in errors. A key that is null counts as absent."""
 
     content: Mapping[str, Any]
-    file: Path
+    file: PurePath
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Return a non-negative integer that a GGUF file can hold (32 bits)."""

@@ -1,24 +1,49 @@
-"""The small files of a checkpoint's directory."""
+"""Where a checkpoint's files lie: a directory of this machine.
+
+Whatever else can list names and read ranges of files is a `Folder`, too, and checkpoints are opened from it alike.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
 
 from gguf_mla.errors import InputError
-from gguf_mla.files import json_text
-from gguf_mla.files.input import InputFile
+from gguf_mla.files.input import InputFile, unreadable
+from gguf_mla.files.readable import Folder, Readable
 
-if TYPE_CHECKING:
-    from pathlib import Path
+__all__ = ["Folder", "LocalFolder", "Readable"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; InputError names the file when it is missing, damaged or no object."""
-    try:
-        with InputFile(path) as file:
-            content = json_text.parse(file.read(0, min(file.size, json_text.MAX_BYTES + 1)).tobytes())
-    except ValueError as error:
-        raise InputError(f"is not valid JSON ({error})", file=path, remedy="Download it again") from None
-    if not isinstance(content, dict):
-        raise InputError("is not a JSON object", file=path, expected="an object", found=type(content).__name__)
-    return content
+class LocalFolder(Folder):
+    """A directory."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path: Path = Path(path)
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of the files in the directory, or "under/NAME" for those in a directory of it, sorted."""
+        directory = self.path / under
+        if under and not directory.is_dir():
+            return []
+        try:
+            with os.scandir(directory) as entries:
+                found = sorted(entry.name for entry in entries if entry.is_file())
+        except OSError as error:
+            raise unreadable(directory, error) from None
+        return [f"{under}/{name}" if under else name for name in found]
+
+    def open(self, name: str) -> InputFile:
+        """Return a file to read; InputError when it is missing or cannot be read."""
+        return InputFile(self.path / name)
+
+
+def open_folder(path: Path | str) -> LocalFolder:
+    """Return the directory of a checkpoint; InputError for a file, or a path where nothing is."""
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file; a checkpoint is the directory with config.json" if path.exists() else "does not exist"
+        raise InputError(
+            what, file=path, remedy="Name the directory that holds config.json and the .safetensors shards"
+        )
+    return LocalFolder(path)

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
 from gguf_mla.files import json_text
-from gguf_mla.files.input import InputFile
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
+
+    from gguf_mla.files.readable import Readable
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -35,7 +34,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
-    file: InputFile = field(repr=False, compare=False)
+    file: Readable = field(repr=False, compare=False)
 
     @property
     def row_bytes(self) -> int:
@@ -62,9 +61,8 @@ class StoredTensor:
         self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
 
-def read_shard(path: Path) -> dict[str, StoredTensor]:
+def read_shard(file: Readable) -> dict[str, StoredTensor]:
     """Return the tensors of one shard by name, in the order of their data; InputError for anything unsound."""
-    file = InputFile(path)
     header = _header(file)
     start = 8 + header.length
     entries = [_entry(file, start, name, entry) for name, entry in header.entries.items() if name != "__metadata__"]
@@ -79,32 +77,32 @@ class _Header:
     entries: dict[str, Any]
 
 
-def _header(file: InputFile) -> _Header:
+def _header(file: Readable) -> _Header:
     if file.size < 8:
         raise InputError(
-            "is not a safetensors file", file=file.path, expected="at least 8 bytes", found=f"{file.size} bytes"
+            "is not a safetensors file", file=file.name, expected="at least 8 bytes", found=f"{file.size} bytes"
         )
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > min(file.size - 8, json_text.MAX_BYTES):
         raise InputError(
             "the header claims to be longer than it can be",
-            file=file.path,
+            file=file.name,
             expected=f"at most {min(file.size - 8, json_text.MAX_BYTES)} bytes",
             found=f"{length} bytes",
-            remedy="The file is damaged or no safetensors file, download it again",
+            remedy="The file is damaged or not a safetensors file, download it again",
         )
     try:
         entries = json_text.parse(file.read(8, length).tobytes(), json_text.unique)
     except ValueError as error:
         raise InputError(
-            f"the header is not valid JSON ({error})", file=file.path, remedy="Download the file again"
+            f"the header is not valid JSON ({error})", file=file.name, remedy="Download the file again"
         ) from None
     if not isinstance(entries, dict):
-        raise InputError("the header is not a JSON object", file=file.path, remedy="Download the file again")
+        raise InputError("the header is not a JSON object", file=file.name, remedy="Download the file again")
     return _Header(length, entries)
 
 
-def _entry(file: InputFile, start: int, name: str, entry: Any) -> StoredTensor:
+def _entry(file: Readable, start: int, name: str, entry: Any) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
@@ -113,20 +111,20 @@ def _entry(file: InputFile, start: int, name: str, entry: Any) -> StoredTensor:
     if not sound:
         raise InputError(
             "has a malformed header entry",
-            file=file.path,
+            file=file.name,
             tensor=name,
             expected="dtype, shape and data_offsets",
             found=entry,
         )
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise InputError(
-            "has an unknown dtype", file=file.path, tensor=name, expected=", ".join(ITEM_BYTES), found=dtype
+            "has an unknown dtype", file=file.name, tensor=name, expected=", ".join(ITEM_BYTES), found=dtype
         )
     nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     if nbytes != end - begin:
         raise InputError(
             f"has data offsets that contradict its shape {list(shape)} of {dtype}",
-            file=file.path,
+            file=file.name,
             tensor=name,
             expected=f"{nbytes} bytes",
             found=f"{end - begin} bytes",
@@ -135,14 +133,14 @@ def _entry(file: InputFile, start: int, name: str, entry: Any) -> StoredTensor:
     return StoredTensor(name, dtype, shape or (1,), start + begin, nbytes, file)
 
 
-def _check_tiling(file: InputFile, start: int, entries: list[StoredTensor]) -> None:
+def _check_tiling(file: Readable, start: int, entries: list[StoredTensor]) -> None:
     end = start
     for tensor in entries:
         if tensor.offset != end:
             fault = "leaves a hole before its data" if tensor.offset > end else "overlaps the data of another tensor"
             raise InputError(
                 fault,
-                file=file.path,
+                file=file.name,
                 tensor=tensor.name,
                 expected=f"offset {end - start}",
                 found=tensor.offset - start,
@@ -153,7 +151,7 @@ def _check_tiling(file: InputFile, start: int, entries: list[StoredTensor]) -> N
         cut = "is cut off" if end > file.size else "has data that no tensor names"
         raise InputError(
             f"the shard {cut}",
-            file=file.path,
+            file=file.name,
             expected=f"{end} bytes",
             found=f"{file.size} bytes",
             remedy="Download it again",

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gguf_mla.files.input import InputFile
+    from gguf_mla.files.readable import Readable
 
 
 @dataclass(frozen=True)
 class FileRange:
     """Bytes that lie in a file as they are wanted, so that the OS can copy them: `nbytes` at `offset`."""
 
-    file: InputFile
+    file: Readable
     offset: int
     nbytes: int
 

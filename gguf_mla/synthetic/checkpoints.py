@@ -38,7 +38,7 @@ BF16_NAMES = ("eh_proj.weight", "weights_proj.weight")
 class Stored:
     """A tensor of a shard: what it holds of the weight `base`, whose shape is `whole`.
 
-    `form` is "plain", "fp8", "int4" or the scales that belong to one; `content` is there where it is no random number.
+    `form` is "plain", "fp8", "int4" or the scales that belong to one; `content` is there unless it is random numbers.
     """
 
     name: str

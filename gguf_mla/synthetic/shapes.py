@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.families import family_of
+from gguf_mla.families import family_of, prediction
 from gguf_mla.families.base import source_shapes
 from gguf_mla.sources.config import Config
 from gguf_mla.units import count
@@ -120,7 +120,8 @@ FAMILIES = {
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the weights of a model by their names in a checkpoint."""
     checked = Config(config, Path("config.json"))
-    return source_shapes(family_of(checked), checked)
+    family = family_of(checked)
+    return source_shapes(family, checked, family.layers_in(checked, prediction.stated(checked)))
 
 
 def parameters(config: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BUNDLED = "data/tiny-deepseek-v3"
 SIZE = 2048
-SPECIAL_TOKENS = 256  # of Kimi, behind the ordinary ones
+SPECIAL_TOKENS = 256  # of Kimi, after the ordinary ones
 # Some of Kimi's, by offset; the text models say.
 _KIMI = {
     0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 3: "<|im_user|>", 4: "<|im_assistant|>", 9: "[EOT]", 10: "<|im_system|>",

@@ -11,14 +11,13 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla.errors import InputError
-from gguf_mla.files.input import InputFile
 from gguf_mla.files.json_text import MAX_BYTES
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gguf_mla.files.readable import Readable
 
 FILE = "tiktoken.model"
-NEVER = 1 << 30  # the rank of a pair that is no token
+NEVER = 1 << 30  # the rank of a pair that is not a token
 
 # The file does not say how a text is split into the pieces whose bytes are joined. This is how Kimi's code does it.
 SPLIT = (
@@ -37,9 +36,8 @@ class Bpe(NamedTuple):
     unreachable: list[str]
 
 
-def read_bpe(path: Path) -> Bpe:
-    """Return the tokens of a file in GPT-2's alphabet, and the merges that their ranks amount to, in their order."""
-    ranks = read_ranks(path)
+def bpe_of(ranks: dict[bytes, int]) -> Bpe:
+    """Return the tokens in GPT-2's alphabet, and the merges that their ranks amount to, in their order."""
     characters = {byte: character for character, byte in byte_values().items()}
     text = {token: "".join(map(characters.__getitem__, token)) for token in ranks}
     pairs = {token: split(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1}
@@ -59,24 +57,23 @@ def byte_values() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-def read_ranks(path: Path) -> dict[bytes, int]:
-    """Return every token's rank; InputError names the line that is none, or a token or a rank that is there twice."""
-    with InputFile(path) as file:
-        if file.size > MAX_BYTES:
-            raise InputError("is larger than any vocabulary", file=path, expected=f"at most {MAX_BYTES} bytes")
-        lines = file.read(0, file.size).tobytes().splitlines()
+def read_ranks(file: Readable) -> dict[bytes, int]:
+    """Return every token's rank; InputError names a line without one, or a token or a rank that is there twice."""
+    if file.size > MAX_BYTES:
+        raise InputError("is larger than any vocabulary", file=file.name, expected=f"at most {MAX_BYTES} bytes")
+    lines = file.read(0, file.size).tobytes().splitlines()
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         if line:
-            token, rank = _entry(line, number, path)
+            token, rank = _entry(line, number, file.name)
             if ranks.setdefault(token, rank) != rank:
-                raise InputError(f"line {number}: a token is there twice", file=path, found=repr(token))
+                raise InputError(f"line {number}: a token is there twice", file=file.name, found=repr(token))
     for token, rank in _clash(ranks):
-        raise InputError(f"two tokens have rank {rank}", file=path, found=repr(token), remedy="Download it again")
+        raise InputError(f"two tokens have rank {rank}", file=file.name, found=repr(token), remedy="Download it again")
     return ranks
 
 
-def _entry(line: bytes, number: int, path: Path) -> tuple[bytes, int]:
+def _entry(line: bytes, number: int, file: str) -> tuple[bytes, int]:
     encoded, _, rank = line.partition(b" ")
     try:
         token = base64.b64decode(encoded, validate=True)
@@ -84,8 +81,8 @@ def _entry(line: bytes, number: int, path: Path) -> tuple[bytes, int]:
         token = b""
     if not token or not rank.isdigit() or len(rank) > 9:
         raise InputError(
-            f"line {number} is no token",
-            file=path,
+            f"line {number} is not a token",
+            file=file,
             expected="bytes in base64, a space, and a rank",
             found=f"{line!r:.80}",
             remedy="Download the file again",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
+    from gguf_mla.files.readable import Folder
+
     Numbers = NDArray[np.int64]
 
 # textwrap.py of CPython 3.11, under the Python Software Foundation License.
@@ -23,19 +25,19 @@ SAMPLE = Path(__file__).parent / "sample.txt"
 LEAST = 8  # tokens
 
 
-def read_tokens(text: Path | None, tokens: Path | None, directory: Path | None, vocab: int, bos: int | None) -> Numbers:
+def read_tokens(text: Path | None, tokens: Path | None, folder: Folder | None, vocab: int, bos: int | None) -> Numbers:
     """Return token ids, int64 [N].
 
     tokens     a .npy array of integers, or ids as text
-    text       UTF-8, tokenized by the tokenizer files in `directory`, after `bos` where the model wants one; the sample
+    text       UTF-8, tokenized by the tokenizer files in `folder`, after `bos` where the model wants one; the sample
                when neither is given
-    directory  of the checkpoint; None for a GGUF file, which has no such files
+    folder     of the checkpoint; None for a GGUF file, which has no such files
     vocab      how many ids there are
 
     Raises InputError for a file that cannot be read, ids outside the vocabulary, and a text without a tokenizer.
     """
     file = tokens or text or SAMPLE
-    ids = _ids(tokens) if tokens else np.append([] if bos is None else [bos], _tokenized(file, directory)).astype(int)
+    ids = _ids(tokens) if tokens else np.append([] if bos is None else [bos], _tokenized(file, folder)).astype(int)
     if ids.size < LEAST:
         raise InputError("there is too little text", file=file, expected=f"{LEAST} tokens or more", found=ids.size)
     if ids.min() < 0 or ids.max() >= vocab:
@@ -66,14 +68,14 @@ def _ids(file: Path) -> Numbers:
     return ids
 
 
-def _tokenized(file: Path, directory: Path | None) -> Numbers:
+def _tokenized(file: Path, folder: Folder | None) -> Numbers:
     try:
         text = file.read_text("utf-8")
     except OSError as error:
         raise unreadable(file, error) from None
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", file=file) from None
-    if directory is None:
+    if folder is None:
         raise InputError(
             "a GGUF file as reference has no tokenizer.json to read a text with",
             remedy="Give token ids with --tokens",
@@ -84,17 +86,17 @@ def _tokenized(file: Path, directory: Path | None) -> Numbers:
         raise InputError(
             "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
         ) from None
-    return np.array(_tokenizer(directory).encode(text, add_special_tokens=False).ids, np.int64)
+    return np.array(_tokenizer(folder).encode(text, add_special_tokens=False).ids, np.int64)
 
 
-def _tokenizer(directory: Path) -> Tokenizer:
+def _tokenizer(folder: Folder) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, models  # noqa: PLC0415 - optional
     from tokenizers import pre_tokenizers as pre  # noqa: PLC0415
 
-    path = directory / ranks.FILE
-    if (directory / "tokenizer.json").is_file() or not path.is_file():
-        return Tokenizer.from_file(str(directory / "tokenizer.json"))
-    bpe = ranks.read_bpe(path)
+    names = folder.names()
+    if "tokenizer.json" in names or ranks.FILE not in names:
+        return Tokenizer.from_str(folder.text("tokenizer.json"))
+    bpe = ranks.bpe_of(ranks.read_ranks(folder.open(ranks.FILE)))
     merges = [(first, second) for first, _, second in (merge.partition(" ") for merge in bpe.merges)]
     tokenizer = Tokenizer(models.BPE(bpe.vocab, merges))
     pieces = [pre.Split(Regex(ranks.SPLIT), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]

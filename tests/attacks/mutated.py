@@ -23,8 +23,9 @@ from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
+from gguf_mla.files.input import InputFile
 from gguf_mla.sources.checkpoint import INDEX, open_checkpoint
-from gguf_mla.sources.safetensors import read_shard
+from gguf_mla.sources.safetensors import StoredTensor, read_shard
 from tests.attacks import handmade
 from tests.support.kinds import FP8, INT4
 
@@ -116,6 +117,10 @@ def gguf_case(path: Path, chance: random.Random) -> None:
         tensor.read()
 
 
+def open_shard(path: Path) -> dict[str, StoredTensor]:
+    return read_shard(InputFile(path))
+
+
 def shard_case(path: Path, chance: random.Random) -> None:
     data = sound_shard()
     if chance.random() < 0.5:
@@ -125,7 +130,7 @@ def shard_case(path: Path, chance: random.Random) -> None:
     else:
         data = bytes_changed(data, chance)
     rewrite(path, data)
-    for tensor in read_shard(path).values():
+    for tensor in open_shard(path).values():
         tensor.read()
 
 
@@ -154,7 +159,7 @@ CASES: tuple[tuple[str, Callable[[Path, random.Random], None], int], ...] = (
 
 ATTACKS: tuple[tuple[Callable[[Path], Any], handmade.Attack], ...] = (
     *((open_gguf, made) for made in handmade.GGUF),
-    *((read_shard, made) for made in handmade.SAFETENSORS),
+    *((open_shard, made) for made in handmade.SAFETENSORS),
     *((open_checkpoint, made) for made in handmade.CHECKPOINTS),
 )
 

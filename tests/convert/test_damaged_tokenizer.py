@@ -8,9 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
-from tests.convert.tokenizer_files import Json, added, refusal, small, write
+from tests.convert.tokenizer_files import Json, added, converted, refusal, small, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,21 +38,21 @@ def into(path: str, value: Any) -> Callable[[dict[str, Json]], None]:
     ("change", "said"),
     [
         (into("model/type", "Unigram"), "found 'Unigram'"),
-        (into("model", None), "model is no BPE"),
+        (into("model", None), "model is not BPE"),
         (into("model/byte_fallback", True), "byte_fallback"),
         (into("model/end_of_word_suffix", "</w>"), "end_of_word_suffix"),
-        (into("model/vocab", []), "no mapping"),
+        (into("model/vocab", []), "not a mapping"),
         (into("model/vocab/c", 3), "id 3 is given to both 'a' and 'c'"),
         (into("model/vocab/c", -5), "'c' has the id -5, which is negative"),
-        (into("model/vocab/c", 5.0), "no integer"),
-        (into("model/vocab/c", True), "no integer"),
+        (into("model/vocab/c", 5.0), "not an integer"),
+        (into("model/vocab/c", True), "not an integer"),
         (into("model/vocab/c", 12), "token 'c' has an id beyond"),
         (into("model/merges", ["a b", "b c"]), "merge 1"),
         (into("model/merges", ["a b c"]), "merge 0"),
         (into("model/merges", [["a"]]), "merge 0"),
         (into("model/merges", [7]), "merge 0"),
-        (into("model/merges", None), "merges is no list"),
-        (into("added_tokens", {}), "added_tokens is no list"),
+        (into("model/merges", None), "merges is not a list"),
+        (into("added_tokens", {}), "added_tokens is not a list"),
         (into("added_tokens", [7]), "an added token needs"),
         (into("added_tokens", [added(-1, "x")]), "an added token needs"),
         (into("added_tokens", [added(3, "x")]), "id 3 is given to both 'a' and 'x'"),
@@ -80,7 +79,7 @@ def test_an_id_outside_the_vocabulary_is_named(tmp_path: Path, key: str, value: 
     files = small()
     del files["tokenizer_config.json"]["bos_token"]
     files["config.json"][key] = value
-    assert f"{key} is no token of the vocabulary" in refusal(tmp_path, files)
+    assert f"{key} is not a token of the vocabulary" in refusal(tmp_path, files)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1 << 40])
@@ -112,7 +111,7 @@ def test_a_file_that_is_no_json_object(tmp_path: Path, name: str, content: bytes
     write(tmp_path, small())
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
-        tokenizer_metadata(tmp_path, 12)
+        converted(tmp_path)
 
 
 PATHS = [
@@ -162,7 +161,7 @@ def test_whatever_stands_anywhere_is_written_or_refused(tmp_path: Path, path: tu
     place[path[-1]] = value
     write(tmp_path, files)
     try:
-        metadata, _ = tokenizer_metadata(tmp_path, 12)
+        metadata, _ = converted(tmp_path)
     except InputError as error:
         assert len(str(error)) < 2000
         return

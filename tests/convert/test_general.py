@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from convert.general import Parameters, count_parameters, general_metadata
 from gguf_mla.container.values import Kind, Value
 from gguf_mla.errors import InputError
+from gguf_mla.sources.folder import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,12 +46,12 @@ def checkpoint(tmp_path: Path, name: str = "v3", card: str | bytes | None = None
 
 
 def general(directory: Path) -> dict[str, Any]:
-    metadata, _ = general_metadata(directory, "deepseek2", COUNTS)
+    metadata, _ = general_metadata(LocalFolder(directory), "deepseek2", COUNTS)
     return {key.removeprefix("general."): value.data for key, value in metadata.items()}
 
 
 def warnings(directory: Path) -> str:
-    return " ".join(general_metadata(directory, "deepseek2", COUNTS)[1])
+    return " ".join(general_metadata(LocalFolder(directory), "deepseek2", COUNTS)[1])
 
 
 def test_parameters_are_what_the_gguf_package_counts() -> None:
@@ -82,7 +83,7 @@ def test_no_experts_and_no_tensors() -> None:
 
 
 def test_a_directory_alone(tmp_path: Path) -> None:
-    metadata, said = general_metadata(checkpoint(tmp_path), "deepseek2", COUNTS)
+    metadata, said = general_metadata(LocalFolder(checkpoint(tmp_path)), "deepseek2", COUNTS)
     assert metadata == {
         "general.architecture": Value(Kind.STRING, "deepseek2"),
         "general.type": Value(Kind.STRING, "model"),
@@ -121,14 +122,16 @@ def test_a_sound_checkpoint_is_what_the_gguf_package_makes_of_it(tmp_path: Path,
     writer.add_type(gguf.GGUFType.MODEL)
     judge.set_gguf_meta_model(writer)
     expected = {key: (int(pair.type), pair.value) for key, pair in writer.kv_data[0].items()}
-    metadata, _ = general_metadata(directory, "deepseek2", COUNTS)
+    metadata, _ = general_metadata(LocalFolder(directory), "deepseek2", COUNTS)
     assert {key: (int(value.kind), value.data) for key, value in metadata.items()} == expected
     assert list(metadata) == list(expected)
 
 
 def test_sampling_defaults(tmp_path: Path) -> None:
     sampling = {"temperature": 0.6, "top_p": 1, "top_k": 50, "repetition_penalty": 1.05, "min_p": None}
-    metadata, said = general_metadata(checkpoint(tmp_path, generation_config=sampling), "deepseek2", COUNTS)
+    metadata, said = general_metadata(
+        LocalFolder(checkpoint(tmp_path, generation_config=sampling)), "deepseek2", COUNTS
+    )
     assert metadata["general.sampling.temp"] == Value(Kind.F32, 0.6)
     assert metadata["general.sampling.top_p"] == Value(Kind.F32, 1.0)
     assert metadata["general.sampling.top_k"] == Value(Kind.I32, 50)
@@ -228,7 +231,7 @@ ENTRIES = st.recursive(
 @given(card=st.dictionaries(st.sampled_from(CARD_KEYS), ENTRIES, max_size=4))
 def test_whatever_a_card_holds_makes_values_that_gguf_can_hold(tmp_path: Path, card: dict[str, Any]) -> None:
     directory = checkpoint(tmp_path, card="---\n" + json.dumps(card) + "\n---\n")
-    for value in general_metadata(directory, "deepseek2", COUNTS)[0].values():
+    for value in general_metadata(LocalFolder(directory), "deepseek2", COUNTS)[0].values():
         items = value.data if value.kind == Kind.ARRAY else [value.data]
         assert value.kind in (Kind.ARRAY, Kind.STRING, Kind.U32)
         assert all(isinstance(item, int if value.kind == Kind.U32 else str) for item in items)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
+from gguf_mla.files.input import InputFile
 from gguf_mla.text.ranks import read_ranks, split
+from tests.convert import tokenizer_files
 from tests.convert.test_pretokenizers import DIGITS, TEXTS
-from tests.convert.tokenizer_files import judged_section
 from tests.support import hub, tiktoken_files
 from tests.support.command import convert, gguf_mla
 from tests.support.damage import change_json
@@ -50,7 +50,7 @@ def judge(ranks: dict[bytes, int]) -> Any:
 
 
 def converted(directory: Path, size: int = SIZE, pre: str | None = None) -> dict[str, Any]:
-    metadata, _ = tokenizer_metadata(directory, size, pre)
+    metadata, _ = tokenizer_files.converted(directory, size, pre)
     return {key.removeprefix("tokenizer.ggml."): value.data for key, value in metadata.items()}
 
 
@@ -107,7 +107,7 @@ def test_joining_by_these_merges_gives_tiktokens_ids(files: Path, judge: Any) ->
     found = converted(files)
     vocabulary = {text: number for number, text in enumerate(found["tokens"]) if found["token_type"][number] == 1}
     merges = [tuple(merge.split(" ")) for merge in found["merges"]]
-    section = judged_section(pretokenizers.named("kimi-k2"))
+    section = tokenizer_files.judged_section(pretokenizers.named("kimi-k2"))
     state = json.loads(Tokenizer(models.BPE(vocabulary, merges)).to_str()) | {"pre_tokenizer": section}
     ours = Tokenizer.from_str(json.dumps(state))
 
@@ -137,9 +137,9 @@ def test_an_engine_tokenizes_as_tiktoken(judge: Any, tmp_path: Path) -> None:
 def test_a_token_that_joining_never_leads_to_is_told(files: Path, ranks: dict[bytes, int]) -> None:
     more = ranks | {b"\x00\x01\x02": len(ranks)}
     tiktoken_files.write(files, more)
-    metadata, said = tokenizer_metadata(files, SIZE + 1)
+    metadata, said = tokenizer_files.converted(files, SIZE + 1)
     assert len(metadata["tokenizer.ggml.merges"].data) == len(ranks) - 256
-    assert any("1 tokens of tiktoken.model are no two others joined" in sentence for sentence in said)
+    assert any("1 tokens of tiktoken.model are not two others joined" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_the_last_pair_is_what_joining_the_lowest_ranks_first_leaves(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"YQ== 0\nnot base64! 1\n", "line 2 is no token"),
-        (b"YQ==\n", "line 1 is no token"),
-        (b" 0\n", "line 1 is no token"),
-        (b"YQ== -1\n", "line 1 is no token"),
-        (b"YQ== 99999999999999999999\n", "line 1 is no token"),
+        (b"YQ== 0\nnot base64! 1\n", "line 2 is not a token"),
+        (b"YQ==\n", "line 1 is not a token"),
+        (b" 0\n", "line 1 is not a token"),
+        (b"YQ== -1\n", "line 1 is not a token"),
+        (b"YQ== 99999999999999999999\n", "line 1 is not a token"),
         (b"YQ== 0\nYg== 0\n", "two tokens have rank 0"),
         (b"YQ== 0\nYQ== 1\n", "line 2: a token is there twice"),
-        (b"\x80\x04\x95pickle", "line 1 is no token"),
+        (b"\x80\x04\x95pickle", "line 1 is not a token"),
         (b"YQ== 0\n", "no token for byte 0"),
         (b"", "no token for byte 0"),
     ],
@@ -190,7 +190,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     path = tmp_path_factory.getbasetemp() / "tiktoken.model"
     path.write_bytes(content)
     try:
-        assert all(rank >= 0 for rank in read_ranks(path).values())
+        assert all(rank >= 0 for rank in read_ranks(InputFile(path)).values())
     except InputError as error:
         assert str(path) in str(error)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.container.values import Kind
+from gguf_mla.families import deepseek2, deepseek32, glm4_moe_lite
 from gguf_mla.text.ranks import byte_values
-from tests.convert.tokenizer_files import BOS, EOS, Json, added, convert, small, warnings
+from tests.convert.tokenizer_files import BOS, EOS, Json, added, convert, converted, small, warnings
 from tests.support import hub
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def digest(value: Value) -> str:
 
 
 def test_the_real_tokenizer_is_what_llama_cpps_converter_writes() -> None:
-    metadata, said = tokenizer_metadata(hub.tokenizer_directory("deepseek"), 129280)
+    metadata, said = converted(hub.tokenizer_directory("deepseek"), 129280)
     assert {key: digest(metadata[f"tokenizer.ggml.{key}"]) for key in PEER} == PEER
     rest = {key: value.data for key, value in metadata.items() if value.kind != Kind.ARRAY}
     assert rest == {
@@ -51,7 +52,7 @@ def test_every_token_is_the_one_the_tokenizers_library_has(name: str, size: int)
     from tokenizers import Tokenizer
 
     judge = Tokenizer.from_file(str(hub.tokenizer_directory(name) / "tokenizer.json"))
-    metadata, _ = tokenizer_metadata(hub.tokenizer_directory(name), size)
+    metadata, _ = converted(hub.tokenizer_directory(name), size)
     assert metadata["tokenizer.ggml.tokens"].data == [judge.id_to_token(number) for number in range(size)]
     types = metadata["tokenizer.ggml.token_type"].data
     plain = {number for number, kind in enumerate(types) if kind == 1}
@@ -60,7 +61,7 @@ def test_every_token_is_the_one_the_tokenizers_library_has(name: str, size: int)
 
 
 def test_the_bundled_tokenizer_adds_bos_as_its_configuration_says() -> None:
-    metadata, said = tokenizer_metadata(hub.BUNDLED, 2048)
+    metadata, said = converted(hub.BUNDLED, 2048)
     assert metadata["tokenizer.ggml.add_bos_token"].data is True
     assert metadata["tokenizer.chat_template"].data.startswith("{{ bos_token }}")
     assert metadata["tokenizer.ggml.token_type"].data[-2:] == [3, 3]
@@ -187,10 +188,34 @@ def test_add_eos_follows_the_template(tmp_path: Path) -> None:
 
 def test_v32_needs_no_hand_editing(tmp_path: Path) -> None:
     files = small()
-    files["config.json"]["model_type"] = "deepseek_v32"
     files["tokenizer_config.json"]["add_bos_token"] = False
-    assert convert(tmp_path, files)["add_bos_token"] is True
-    assert "DeepSeek-V3.2" in warnings(tmp_path, files)
+    assert convert(tmp_path, files)["add_bos_token"] is False
+    for family in (deepseek32.FAMILY, deepseek32.FAMILY.light):
+        assert convert(tmp_path, files, family=family)["add_bos_token"] is True
+        assert "true is written: DeepSeek-V3.2 starts texts with it." in warnings(tmp_path, files, family)
+
+
+def test_a_family_that_begins_with_bos_needs_one(tmp_path: Path) -> None:
+    files = small()
+    del files["tokenizer_config.json"]["bos_token"]
+    assert convert(tmp_path, files, family=deepseek32.FAMILY)["add_bos_token"] is False
+    assert "no bos token" in warnings(tmp_path, files, deepseek32.FAMILY)
+
+
+def test_what_a_family_names_is_written_under_the_keys_that_readers_know(tmp_path: Path) -> None:
+    files = small()
+    told = replace(deepseek2.FAMILY, specials=dict.fromkeys(glm4_moe_lite.SPECIALS, BOS))
+    ids = {key: data for key, data in convert(tmp_path, files, family=told).items() if key.endswith("_token_id")}
+    assert ids.keys() == {f"{role}_token_id" for role in ("bos", "eos", "eot", "eom", "unknown")}
+    assert {ids[f"{role}_token_id"] for role in ("bos", "eot", "eom", "unknown")} == {ids["bos_token_id"]}
+
+
+def test_the_families_special_tokens_win_over_the_files(tmp_path: Path) -> None:
+    files = small()
+    files["tokenizer_config.json"]["bos_token"] = EOS
+    told = replace(deepseek2.FAMILY, specials={"bos": BOS, "eot": "not a token"})
+    plain, named = convert(tmp_path, files), convert(tmp_path, files, family=told)
+    assert named == plain | {"bos_token_id": plain["tokens"].index(BOS)} != plain
 
 
 def test_no_bos_token_means_none_is_added(tmp_path: Path) -> None:

@@ -10,12 +10,16 @@ import pytest
 
 from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
+from gguf_mla.sources.folder import LocalFolder
+from gguf_mla.sources.tokenizer_files import read_tokenizer
 from tests.support import hub
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from convert.tokenizer.pretokenizers import PreTokenizer
+    from gguf_mla.container.values import Value
+    from gguf_mla.families.base import Family
 
 Json = dict[str, Any]
 
@@ -56,18 +60,27 @@ def write(directory: Path, files: dict[str, Json]) -> Path:
     return directory
 
 
-def convert(directory: Path, files: dict[str, Json], size: int = 12, pre: str | None = None) -> dict[str, Any]:
-    metadata, _ = tokenizer_metadata(write(directory, files), size, pre)
+def converted(
+    directory: Path, size: int = 12, pre: str | None = None, family: Family | None = None
+) -> tuple[dict[str, Value], list[str]]:
+    """What the files of a directory become."""
+    return tokenizer_metadata(read_tokenizer(LocalFolder(directory)), size, pre, family)
+
+
+def convert(
+    directory: Path, files: dict[str, Json], size: int = 12, pre: str | None = None, family: Family | None = None
+) -> dict[str, Any]:
+    metadata, _ = converted(write(directory, files), size, pre, family)
     return {key.removeprefix("tokenizer.ggml."): value.data for key, value in metadata.items()}
 
 
-def warnings(directory: Path, files: dict[str, Json]) -> str:
-    return " ".join(tokenizer_metadata(write(directory, files), 12)[1])
+def warnings(directory: Path, files: dict[str, Json], family: Family | None = None) -> str:
+    return " ".join(converted(write(directory, files), family=family)[1])
 
 
 def refusal(directory: Path, files: dict[str, Json], size: int = 12, pre: str | None = None) -> str:
     with pytest.raises(InputError) as error:
-        tokenizer_metadata(write(directory, files), size, pre)
+        converted(write(directory, files), size, pre)
     assert error.value.status == 2
     return str(error.value)
 

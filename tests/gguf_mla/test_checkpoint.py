@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files.input import InputFile
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.safetensors import read_shard
 from tests.support import hub, safetensors_file
@@ -115,7 +116,7 @@ def test_a_damaged_header_is_read_or_refused_but_never_crashes(tmp_path: Path, d
         content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
-        for tensor in read_shard(path).values():
+        for tensor in read_shard(InputFile(path)).values():
             tensor.read()
     except InputError as error:
         assert str(path) in str(error)
@@ -138,7 +139,7 @@ def test_impossible_entries_are_refused(tmp_path: Path, entry: Any, words: str) 
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_file.header_bytes({"t": entry}) + bytes(8))
     with pytest.raises(InputError, match=rf"model\.safetensors: t: .*{words}"):
-        read_shard(path)
+        read_shard(InputFile(path))
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_said(tmp_path: Path) -> None:

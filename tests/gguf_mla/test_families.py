@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gguf_mla.errors import InputError
-from gguf_mla.families import family_of
+from gguf_mla.families import family_of, prediction
+from gguf_mla.families.base import Layers, Rule, Rules, outputs, source_shapes, stack
 from gguf_mla.families.deepseek2 import FAMILY
 from gguf_mla.sources.config import Config
 from tests.support import hub, kinds
+
+if TYPE_CHECKING:
+    from gguf_mla.container.values import Value
+    from gguf_mla.families.base import Family
 
 
 def config(kind: str, **changes: Any) -> Config:
@@ -22,8 +29,12 @@ def scaling(**changes: Any) -> dict[str, Any]:
     return {**kinds.V3["rope_scaling"], **changes}
 
 
+def metadata(found: Config, family: Family = FAMILY) -> dict[str, Value]:
+    return family.metadata(found, family.layers_in(found, ()))
+
+
 def value(found: Config, key: str) -> Any:
-    entry = FAMILY.metadata(found).get(f"deepseek2.{key}")
+    entry = metadata(found).get(f"deepseek2.{key}")
     return None if entry is None else entry.data
 
 
@@ -85,11 +96,11 @@ def test_both_spellings_of_the_rope_section_say_the_same() -> None:
     parameters = {**scaling(), "rope_type": "yarn", "rope_theta": 10000}
     del parameters["type"]
     new = config("v3", rope_scaling=None, rope_theta=None, rope_parameters=parameters)
-    assert FAMILY.metadata(new) == FAMILY.metadata(old)
+    assert metadata(new) == metadata(old)
 
 
 def test_a_model_without_scaling_has_no_scaling_keys() -> None:
-    assert not [key for key in FAMILY.metadata(config("v3", rope_scaling=None)) if "scaling" in key]
+    assert not [key for key in metadata(config("v3", rope_scaling=None)) if "scaling" in key]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +130,7 @@ def test_a_model_without_scaling_has_no_scaling_keys() -> None:
 )
 def test_what_gguf_cannot_express_is_refused_with_the_reason(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        FAMILY.metadata(config("v3", **changes))
+        metadata(config("v3", **changes))
 
 
 def test_v2_group_choice_is_warned_about() -> None:
@@ -148,7 +159,7 @@ def test_layers_without_experts_may_be_listed_instead_of_counted() -> None:
     listed = config("glm-lite", first_k_dense_replace=None, mlp_layer_types=["dense", "dense", "sparse", "sparse"])
     assert value(listed, "leading_dense_block_count") == 2
     with pytest.raises(InputError, match=r"mlp_layer_types.*dense layers first"):
-        family_of(listed).metadata(config("glm-lite", first_k_dense_replace=None, mlp_layer_types=["sparse", "dense"]))
+        metadata(config("glm-lite", first_k_dense_replace=None, mlp_layer_types=["sparse", "dense"]))
 
 
 def test_only_some_layers_of_glm_5_2_have_an_indexer() -> None:
@@ -156,10 +167,10 @@ def test_only_some_layers_of_glm_5_2_have_an_indexer() -> None:
     stated = config("glm-dsa", indexer_types=kinds, num_nextn_predict_layers=1)
     family = family_of(stated)
     assert [layer for layer in range(5) if "indexer" in family.conditions(stated, layer)] == [0, 3, 4]
-    assert list(family.metadata(stated)["glm-dsa.attention.indexer.types"].data) == [True, False, False, True]
+    assert list(metadata(stated, family)["glm-dsa.attention.indexer.types"].data) == [True, False, False, True]
     for wrong in (["full"], ["shared", "full", "full", "full"], [["full"], 2, 3, 4], 4):
         with pytest.raises(InputError, match=r'indexer_types.*expected "full", then 3 times "full" or "shared"'):
-            family.metadata(config("glm-dsa", indexer_types=wrong))
+            metadata(config("glm-dsa", indexer_types=wrong), family)
 
 
 @pytest.mark.usefixtures("judges")
@@ -171,13 +182,65 @@ def test_the_layers_with_an_indexer_may_be_stated_otherwise(stated: dict[str, An
     from transformers import GlmMoeDsaConfig
 
     expected = GlmMoeDsaConfig(num_hidden_layers=4, **stated).indexer_types
-    values = family_of(config("glm-dsa")).metadata(config("glm-dsa", **stated))
+    values = metadata(config("glm-dsa", **stated), family_of(config("glm-dsa")))
     assert list(values["glm-dsa.attention.indexer.types"].data) == [kind == "full" for kind in expected]
 
 
 @pytest.mark.parametrize(("kind", "usual"), [("v32", False), ("glm-dsa", True)])
 def test_an_indexer_that_rotates_otherwise_than_its_readers_is_refused(kind: str, usual: bool) -> None:
     family = family_of(config(kind))
-    family.metadata(config(kind, indexer_rope_interleave=usual))
+    metadata(config(kind, indexer_rope_interleave=usual), family)
     with pytest.raises(InputError, match="indexer_rope_interleave is not what readers"):
-        family.metadata(config(kind, indexer_rope_interleave=not usual))
+        metadata(config(kind, indexer_rope_interleave=not usual), family)
+
+
+MARK = "model.layers.{}.eh_proj.weight"
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("v3", 0), ("v32", 2), ("glm-lite", 2), ("glm-dsa", 2)])
+def test_a_family_answers_for_its_prediction_layers(kind: str, kept: int) -> None:
+    found = config(kind, num_nextn_predict_layers=7)  # often stated wrongly: what counts is what is there
+    family, last = family_of(found), found.positive("num_hidden_layers")
+    names = {MARK.format(last), MARK.format(last + 1), MARK.format(last - 1), "model.layers.99.eh_proj.weight"}
+    layers = family.layers_in(found, names)
+    assert layers == Layers(last, kept)
+    stated = {key.partition(".")[2]: value.data for key, value in family.metadata(found, layers).items()}
+    assert (stated["block_count"], stated.get("nextn_predict_layers", 0)) == (last + kept, kept)
+    blocks = {name for name in source_shapes(family, found, layers) if name.endswith("eh_proj.weight")}
+    assert blocks == {MARK.format(last + number) for number in range(kept)}
+
+
+def test_what_the_configuration_states_is_marked_by_names() -> None:
+    assert prediction.stated(config("v32", num_hidden_layers=3, num_nextn_predict_layers=2)) == {
+        MARK.format(3),
+        MARK.format(4),
+    }
+
+
+def test_each_layer_has_its_rules_between_those_of_the_model() -> None:
+    first, last = Rule("first", "f", ("one",)), Rule("last", "l", ("one",))
+    rules = Rules((first,), (Rule("a.{layer}", "a", ("one",)),), (last,)).with_layer(
+        Rule("b.{layer}", "b.{expert}", ("one", "two"), form=stack)
+    )
+    family = replace(
+        FAMILY,
+        rules=rules,
+        dimensions=lambda _: {"one": 1, "two": 2, "experts": 3},
+        conditions=lambda *_: frozenset(),
+        drops=lambda *_: (),
+    )
+    tensors = {
+        name: SimpleNamespace(shape=shape, stored="F32", raw_type=None)
+        for name, shape in {"f": (1,), "a": (1,), "l": (1,), **{f"b.{n}": (1, 2) for n in range(3)}}.items()
+    }
+    opened: Any = SimpleNamespace(tensors=tensors, folder=None)
+    found, dropped = outputs(family, config("v3"), opened, Layers(1, 1))
+    assert [(tensor.name, tensor.shape) for tensor in found] == [
+        ("first", (1,)),
+        ("a.0", (1,)),
+        ("b.0", (3, 1, 2)),
+        ("a.1", (1,)),
+        ("b.1", (3, 1, 2)),
+        ("last", (1,)),
+    ]
+    assert dropped == {}

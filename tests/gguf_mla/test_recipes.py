@@ -118,8 +118,10 @@ def test_the_tables_models_are_those_of_our_conversions(name: str, tmp_path: Pat
     checkpoint = open_checkpoint(directory)
     config = Config(checkpoint.config, directory / "config.json")
     family = family_of(config)
-    model = Model.from_metadata({"general.architecture": string(family.architecture), **family.metadata(config)})
-    tensors = [Tensor(output.name, output.shape) for output in outputs(family, config, checkpoint)[0]]
+    layers = family.layers_in(config, checkpoint.tensors)
+    architecture = {"general.architecture": string(family.architecture)}
+    model = Model.from_metadata(architecture | family.metadata(config, layers))
+    tensors = [Tensor(output.name, output.shape) for output in outputs(family, config, checkpoint, layers)[0]]
     choices, _ = choose(tensors, FILE_TYPES["BF16"], model, has_importance=False)
     converted = {(t.name, t.shape, choice.type) for t, choice in zip(tensors, choices, strict=True)}
     assert model == MODELS[name].model

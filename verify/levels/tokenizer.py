@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.sources.folder import read_json
 from gguf_mla.text import ranks
 from verify.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+
+    from gguf_mla.sources.tokenizer_files import TokenizerFiles
 
 PREFIX = "tokenizer.ggml."
 SPACE = "Ġ"  # how the byte alphabet writes a space
@@ -19,12 +19,11 @@ STATED = ("add_bos_token", "add_eos_token")
 
 
 def against_files(
-    directory: Path, metadata: Mapping[str, Any], vocab: int, stated: Mapping[str, bool]
+    files: TokenizerFiles, metadata: Mapping[str, Any], vocab: int, stated: Mapping[str, bool]
 ) -> Iterator[Finding]:
     """Yield what the candidate says otherwise than the checkpoint's tokenizer files, or `stated` in their place."""
-    tokenizer = _read_tokenizer(directory)
-    config_file = directory / "tokenizer_config.json"
-    config = {**(read_json(config_file) if config_file.is_file() else {}), **stated}
+    tokenizer = _of_ranks(files.ranks or {}) if files.tokenizer is None else files.tokenizer
+    config = {**files.config, **stated}
     ids = expected_ids(tokenizer, config)
     yield from _tokens(ids, metadata.get(PREFIX + "tokens", ()), vocab)
     yield from _first_difference("merges", _merges(tokenizer), metadata.get(PREFIX + "merges", ()))
@@ -37,12 +36,9 @@ def against_files(
             yield _wrong(key, config[key], metadata.get(PREFIX + key))
 
 
-def _read_tokenizer(directory: Path) -> dict[str, Any]:
-    """Return tokenizer.json, or what stands in its place in tiktoken.model."""
-    path = directory / ranks.FILE
-    if (directory / "tokenizer.json").is_file() or not path.is_file():
-        return read_json(directory / "tokenizer.json")
-    found = ranks.read_bpe(path)
+def _of_ranks(by_token: dict[bytes, int]) -> dict[str, Any]:
+    """Return what a tokenizer.json would hold in place of tiktoken.model."""
+    found = ranks.bpe_of(by_token)
     return {"model": {"vocab": found.vocab, "merges": found.merges}}
 
 

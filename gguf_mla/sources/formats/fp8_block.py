@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.safetensors import StoredTensor
     from gguf_mla.sources.tensor import SourceTensor
 
-QUANT_METHOD = "fp8"
+METHOD = "fp8"
 SCALE_SUFFIX = "_scale_inv"
 
 _FORMATS = (None, "e4m3", "float8_e4m3fn")
@@ -56,7 +56,7 @@ class Fp8BlockTensor:
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return rows `start:stop` as float32 [rows, cols]."""
-        from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - only FP8 checkpoints pay for numba
+        from gguf_mla.sources.formats.shared import kernels  # noqa: PLC0415 - only FP8 checkpoints pay for numba
 
         codes = self.weight.read(start, stop)
         out = np.empty(codes.shape, np.float32)
@@ -75,6 +75,11 @@ class Fp8BlockTensor:
     def _scales(self) -> NDArray[np.float32]:
         """All scales, float32, kept after the first rows: they take 1/16384 of the space of their weights."""
         return _decode_scales(self.scale)
+
+
+def answers(quantization: Mapping[str, Any]) -> bool:
+    """Whether the weights are FP8 in blocks."""
+    return quantization.get("quant_method") == METHOD
 
 
 def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:
@@ -110,7 +115,7 @@ def _block_size(quantization: Mapping[str, Any]) -> tuple[int, int]:
 def _scale_of(weight: StoredTensor, stored: Mapping[str, StoredTensor], block: tuple[int, int]) -> StoredTensor:
     def refuse(what: str, expected: object, found: object, remedy: str | None = None) -> InputError:
         return InputError(
-            what, file=weight.file.path, tensor=weight.name, expected=expected, found=found, remedy=remedy
+            what, file=weight.file.name, tensor=weight.name, expected=expected, found=found, remedy=remedy
         )
 
     name = weight.name + SCALE_SUFFIX

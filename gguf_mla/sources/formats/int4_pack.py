@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.safetensors import StoredTensor
     from gguf_mla.sources.tensor import SourceTensor
 
-QUANT_METHOD = "compressed-tensors"
+METHOD = "compressed-tensors"
 PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 REFUSED = {"_zero_point": "zero points", "_g_idx": "columns in another order (actorder)"}
 
@@ -83,7 +83,7 @@ class Int4Tensor:
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return rows `start:stop` as float32 [rows, cols]."""
-        from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - only packed checkpoints pay for numba
+        from gguf_mla.sources.formats.shared import kernels  # noqa: PLC0415 - only packed checkpoints pay for numba
 
         codes, scales = self.packed.read(start, stop), self._scales(start, stop)
         out = np.empty((len(codes), self.shape[1]), np.float32)
@@ -92,7 +92,7 @@ class Int4Tensor:
 
     def raw(self, start: int, stop: int) -> Raw:
         """Return rows `start:stop` as Q4_0 and a Rounding as remark; InputError for a scale that is not finite."""
-        from gguf_mla.sources.formats import kernels  # noqa: PLC0415 - as above
+        from gguf_mla.sources.formats.shared import kernels  # noqa: PLC0415 - as above
 
         codes = self.packed.read(start, stop).reshape(-1, BLOCK // 2)
         scales = self._of_blocks(start, stop)
@@ -122,7 +122,7 @@ class Int4Tensor:
             row, group = divmod(int(np.argmin(np.isfinite(scales))), scales.shape[1])
             raise InputError(
                 "has a scale that is not a finite number",
-                file=self.packed.file.path,
+                file=self.packed.file.name,
                 tensor=self.scale.name,
                 expected="finite scales",
                 found=f"NaN or Inf at row {start + row}, group {group}",
@@ -141,6 +141,11 @@ class Int4Tensor:
         change = np.abs(halves[lost] - scales[lost].astype(np.float64))
         relative = change / np.abs(scales[lost])
         return (Rounding(self.name, row, int(lost.size), 8 * float(change.max()), float(relative.max())),)
+
+
+def answers(quantization: Mapping[str, Any]) -> bool:
+    """Whether the weights are packed by compressed-tensors."""
+    return quantization.get("quant_method") == METHOD
 
 
 def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:
@@ -214,7 +219,7 @@ def _int4(base: str, stored: Mapping[str, StoredTensor], group: int) -> Int4Tens
     at = next(stored[base + suffix] for suffix in (PACKED, SCALE, SHAPE) if base + suffix in stored)
 
     def refuse(what: str, expected: object, found: object, remedy: str | None = None) -> InputError:
-        return InputError(what, file=at.file.path, tensor=base, expected=expected, found=found, remedy=remedy)
+        return InputError(what, file=at.file.name, tensor=base, expected=expected, found=found, remedy=remedy)
 
     for suffix, what in REFUSED.items():
         if base + suffix in stored:
@@ -242,7 +247,7 @@ def _shape(tensor: StoredTensor) -> tuple[int, int]:
     if len(values) != 2 or min(values) < 1:
         raise InputError(
             "is not the shape of a matrix",
-            file=tensor.file.path,
+            file=tensor.file.name,
             tensor=tensor.name,
             expected="two numbers above zero, as I32 or I64",
             found=values or f"{list(tensor.shape)} of {tensor.dtype}",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.sources.safetensors import StoredTensor
 
-QUANT_METHOD = None  # the value of quantization_config.quant_method this format answers to
+METHOD = None  # a checkpoint without quantization_config
 
 _VIEWS: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -65,8 +65,13 @@ class PlainTensor:
         self.weight.was_read(start, stop)
 
 
+def answers(quantization: Mapping[str, Any]) -> bool:
+    """Whether the weights are as they are."""
+    return quantization.get("quant_method") == METHOD
+
+
 def tensors(stored: Mapping[str, StoredTensor], _quantization: Mapping[str, Any]) -> dict[str, PlainTensor]:
-    """Return every stored tensor as a SourceTensor; InputError for a dtype other than a plain float."""
+    """Return every stored tensor as a SourceTensor; InputError for a dtype that is not a plain float."""
     return {name: plain(tensor) for name, tensor in stored.items()}
 
 
@@ -75,7 +80,7 @@ def plain(tensor: StoredTensor) -> PlainTensor:
     if tensor.dtype not in _VIEWS:
         raise InputError(
             "is stored in a type that the checkpoint's configuration does not explain",
-            file=tensor.file.path,
+            file=tensor.file.name,
             tensor=tensor.name,
             expected="BF16, F16 or F32",
             found=tensor.dtype,

@@ -1,0 +1,81 @@
+"""What is read, wherever it lies: a file by ranges, a folder by the names in it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gguf_mla.errors import InputError
+from gguf_mla.files import json_text
+
+if TYPE_CHECKING:
+    from pathlib import PurePath
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Readable(Protocol):
+    """A file that any number of threads read by ranges."""
+
+    @property
+    def name(self) -> str:
+        """Where it lies, for people: the full path."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    @property
+    def identity(self) -> str:
+        """A text that is another one once the content is another."""
+
+    def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        """Return the `count` bytes at `offset`; InputError when there are fewer, MachineError when reading fails."""
+
+    def will_read(self, offset: int, count: int) -> None:
+        """Say that a range is wanted soon."""
+
+    def was_read(self, offset: int, count: int) -> None:
+        """Say that a range will not be wanted again."""
+
+
+class Folder(ABC):
+    """Files by name; `path` is where they lie, as errors name it, and its last part is the folder's own name."""
+
+    path: PurePath
+
+    @abstractmethod
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of the files in the folder, or "under/NAME" for those in a folder of it, sorted."""
+
+    @abstractmethod
+    def open(self, name: str) -> Readable:
+        """Return a file to read; InputError when it is missing or cannot be read."""
+
+    def data(self, name: str) -> bytes:
+        """Return what a small file holds."""
+        file = self.open(name)
+        return file.read(0, file.size).tobytes()
+
+    def text(self, name: str) -> str:
+        """Return what a small file of UTF-8 text holds; all line ends come as in memory, one character."""
+        try:
+            text = self.data(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            what = f"is not UTF-8 text ({error})"
+            raise InputError(what, file=self.path / name, remedy="Download the file again") from None
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object that a file holds; InputError when it is missing, damaged, or not an object."""
+        file = self.open(name)
+        try:
+            content = json_text.parse(file.read(0, min(file.size, json_text.MAX_BYTES + 1)).tobytes())
+        except ValueError as error:
+            what = f"is not valid JSON ({error})"
+            raise InputError(what, file=self.path / name, remedy="Download it again") from None
+        if not isinstance(content, dict):
+            found = type(content).__name__
+            raise InputError("is not a JSON object", file=self.path / name, expected="an object", found=found)
+        return content
