@@ -16,6 +16,9 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
+import gguf.metadata
+
 from gguf_mla.container.values import Kind, Value, array
 from gguf_mla.errors import InputError
 from gguf_mla.sources.folder import read_json
@@ -91,8 +94,6 @@ def general_metadata(directory: Path, architecture: str, parameters: Parameters)
 
     Raises InputError when config.json is no JSON object; everything else that is unsound is left out with a warning.
     """
-    import gguf  # noqa: PLC0415 - a fifth of a second that --help must not pay
-
     warnings: list[str] = []
     place = Path(directory).absolute()
     card, config = _model_card(place, warnings), _config(place)
@@ -124,8 +125,6 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 def _model_card(directory: Path, warnings: list[str]) -> dict[str, Any]:
-    import gguf.metadata  # noqa: PLC0415
-
     try:
         with _logged("metadata", warnings):
             card = gguf.Metadata.load_model_card(directory)

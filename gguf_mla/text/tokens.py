@@ -88,15 +88,15 @@ def _tokenized(file: Path, directory: Path | None) -> Numbers:
 
 
 def _tokenizer(directory: Path) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, models  # noqa: PLC0415 - optional
-    from tokenizers import pre_tokenizers as pre  # noqa: PLC0415
+    import tokenizers  # noqa: PLC0415 - optional
 
     path = directory / ranks.FILE
     if (directory / "tokenizer.json").is_file() or not path.is_file():
-        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+        return tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     bpe = ranks.read_bpe(path)
     merges = [(first, second) for first, _, second in (merge.partition(" ") for merge in bpe.merges)]
-    tokenizer = Tokenizer(models.BPE(bpe.vocab, merges))
-    pieces = [pre.Split(Regex(ranks.SPLIT), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    tokenizer.pre_tokenizer = pre.Sequence(pieces)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(bpe.vocab, merges))
+    pre = tokenizers.pre_tokenizers
+    split = pre.Split(tokenizers.Regex(ranks.SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
     return tokenizer
