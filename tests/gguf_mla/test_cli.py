@@ -79,7 +79,7 @@ def commands(group: Installed = main) -> Iterator[tuple[str, Command]]:
 
 @pytest.mark.parametrize(("name", "command"), [pytest.param(*found, id=found[0]) for found in commands()])
 def test_a_command_gives_its_function_what_it_takes(name: str, command: Command) -> None:
-    """Neither knows the other before the command runs: what one has and the other lacks would be a traceback then."""
+    """They meet only when the command runs: what one has and the other lacks would be a traceback then."""
     del name
     shared = {field for group in command.groups.values() for field in group.__dataclass_fields__}
     given = [str(param.name) for param in command.params if param.name not in shared]
@@ -92,9 +92,9 @@ def test_a_command_gives_its_function_what_it_takes(name: str, command: Command)
 @pytest.mark.parametrize("group", [RunOptions, TypeOptions])
 def test_without_an_option_a_command_gets_the_default_of_its_field(group: type[RunOptions | TypeOptions]) -> None:
     got: list[object] = []
-    command = Command("pkgutil:resolve_name", "", options=group)
+    command = Command("nowhere:run", "", options=group)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pkgutil, "resolve_name", lambda _: lambda options: got.append(options))
+        patch.setattr(pkgutil, "resolve_name", lambda _: lambda **given: got.extend(given.values()))
         assert CliRunner().invoke(command, [], catch_exceptions=False).exit_code == 0
     assert got == [group()]
 
