@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import click
 from click import Argument, Choice, IntRange, Option
 
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import PATH, THREADS
+from gguf_mla.cli.options import EXISTING, PATH, THREADS
 from verify.findings import LEVELS
 
-EXISTING = click.Path(path_type=Path, exists=True)
 FORMS = (  # as gguf_mla.forward.attention has them
     "vanilla", "absorbed", "pe-first", "token-by-token", "paged", "gathered", "union", "vanilla-union",
 )  # fmt: skip

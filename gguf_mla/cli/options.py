@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True)
 THREADS: dict[str, Any] = {"type": click.IntRange(min=1), "help": "Worker threads  [default: all cores]"}
 DEVICE: dict[str, Any] = {
     "show_default": True,

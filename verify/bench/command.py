@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import click
 from click import IntRange, Option
 
 from gguf_mla.cli.main import Command
-
-EXISTING = click.Path(path_type=Path, exists=True)
+from gguf_mla.cli.options import EXISTING
 
 attention = Command(
     "verify.bench.run:attention",
