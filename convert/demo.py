@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convert.plan import plan_conversion
+from gguf_mla import units
+from gguf_mla.cli.inspect import facts
 from gguf_mla.cli.table import table
+from gguf_mla.container.reader import open_gguf
+from gguf_mla.plan.outputs import single
+from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.stream.execute import execute
+from gguf_mla.synthetic.shapes import parse_parameters
+from gguf_mla.synthetic.small import write_small
 
 if TYPE_CHECKING:
     from gguf_mla.sources.checkpoint import Checkpoint
@@ -22,24 +31,10 @@ TYPES = ("BF16", "Q8_0")
 PROMPT = "def __init__(self, name):\n    self."
 TOKENS = 24
 OUTPUT = Path("demo-output")
-FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2")  # as in gguf_mla.synthetic.shapes
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--family", type=click.Choice(FAMILIES), help="Write a small model of this family, to convert and to run."
-)
-@click.option("--size", metavar="SIZE", help="With --family: about how many parameters, 50M or 1.5B.  [default: 50M]")
 def demo(directory: Path | None, family: str | None, size: str | None) -> None:
-    """Convert the bundled trained FP8 checkpoint into DIRECTORY and let llama.cpp continue a line of Python.
-
-    The engine is used when it is installed: pip install 'gguf-mla[engine]'.
-
-    With --family a checkpoint is written into DIRECTORY instead: the published model in small, with random weights, but
-    heads, names, shards and number formats (FP8, INT4) as they are, and a tokenizer. The same command gives the same
-    bytes.
-    """
+    """Convert the bundled checkpoint and have llama.cpp continue a text; with a family, write a small model of it."""
     if family is not None:
         _small(family, size or "50M", directory)
         return
@@ -49,11 +44,6 @@ def demo(directory: Path | None, family: str | None, size: str | None) -> None:
 
 
 def _small(family: str, size: str, directory: Path | None) -> None:
-    from gguf_mla import units  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.sources.checkpoint import open_checkpoint  # noqa: PLC0415
-    from gguf_mla.synthetic.shapes import parse_parameters  # noqa: PLC0415
-    from gguf_mla.synthetic.small import write_small  # noqa: PLC0415
-
     out = directory or Path(f"{family}-{size}")
     parameters = write_small(family, parse_parameters(size), out)
     written = open_checkpoint(out)
@@ -66,8 +56,6 @@ def _small(family: str, size: str, directory: Path | None) -> None:
 
 
 def _bundled(directory: Path) -> None:
-    from gguf_mla.sources.checkpoint import open_checkpoint  # noqa: PLC0415 - `--help` must not pay for numpy
-
     directory.mkdir(parents=True, exist_ok=True)
     source = open_checkpoint(bundled_checkpoint())
     click.echo(f"{source.folder.path.name}: {len(source.files)} shards, {len(source.tensors)} tensors\n")
@@ -86,10 +74,6 @@ def bundled_checkpoint() -> Path:
 
 
 def _convert(source: Checkpoint, kind: str, directory: Path) -> Path:
-    from convert.plan import plan_conversion  # noqa: PLC0415
-    from gguf_mla.plan.outputs import single  # noqa: PLC0415
-    from gguf_mla.stream.execute import execute  # noqa: PLC0415
-
     [(plan, _)] = plan_conversion(source, [kind])
     path = directory / f"{CHECKPOINT}-{kind}.gguf"
     execute([single(plan, path)], source.tensors)
@@ -97,10 +81,6 @@ def _convert(source: Checkpoint, kind: str, directory: Path) -> Path:
 
 
 def _table(outputs: list[Path]) -> str:
-    from gguf_mla import units  # noqa: PLC0415
-    from gguf_mla.cli.inspect import facts  # noqa: PLC0415
-    from gguf_mla.container.reader import open_gguf  # noqa: PLC0415
-
     rows = []
     for path in outputs:
         known = facts(open_gguf(path))
@@ -116,7 +96,7 @@ def _table(outputs: list[Path]) -> str:
 
 def _continuation(path: Path) -> str:
     """Return what llama.cpp writes after the prompt, always taking the likeliest token."""
-    import xllamacpp  # noqa: PLC0415
+    import xllamacpp  # noqa: PLC0415 - optional
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

@@ -17,6 +17,9 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
+import gguf.metadata
+
 from gguf_mla.container.values import Kind, Value, array
 from gguf_mla.errors import InputError
 
@@ -94,8 +97,6 @@ def general_metadata(folder: Folder, architecture: str, parameters: Parameters) 
 
     Raises InputError when config.json is not a JSON object; everything else that is unsound is left out with a warning.
     """
-    import gguf  # noqa: PLC0415 - a fifth of a second that --help must not pay
-
     warnings: list[str] = []
     place, names = Path(folder.path).absolute(), frozenset(folder.names())
     card = _model_card(folder, warnings) if CARD in names else {}
@@ -127,8 +128,7 @@ def _config(config: dict[str, Any], place: Path) -> dict[str, Any]:
 
 def _model_card(folder: Folder, warnings: list[str]) -> dict[str, Any]:
     """Return the front matter of README.md, read as gguf reads it."""
-    from gguf.metadata import yaml  # noqa: PLC0415 - as gguf
-
+    yaml = gguf.metadata.yaml
     try:
         text = _front_matter(folder.data(CARD).decode("utf-8"))
         # "no" in a list is Norwegian, not false; and YAML indents by spaces alone.

@@ -10,24 +10,34 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "dequantize": "gguf_mla.codec.rows",
-    "join_kv_b": "gguf_mla.layout.kv_b",
-    "open_checkpoint": "gguf_mla.sources.checkpoint",
-    "open_gguf": "gguf_mla.container.reader",
-    "quantize": "gguf_mla.codec.rows",
-    "split_kv_b": "gguf_mla.layout.kv_b",
-    "types": "gguf_mla.ggtypes",
-}
-
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - one list of names
+__all__ = ["dequantize", "join_kv_b", "open_checkpoint", "open_gguf", "quantize", "split_kv_b", "types"]
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from gguf_mla.codec.rows import dequantize, quantize
+    from gguf_mla.container.reader import open_gguf
+    from gguf_mla.ggtypes import types
+    from gguf_mla.layout.kv_b import join_kv_b, split_kv_b
+    from gguf_mla.sources.checkpoint import open_checkpoint
+else:  # a type checker that saw `__getattr__` would take every name for one that exists
+    _HOMES = {
+        "dequantize": "gguf_mla.codec.rows",
+        "join_kv_b": "gguf_mla.layout.kv_b",
+        "open_checkpoint": "gguf_mla.sources.checkpoint",
+        "open_gguf": "gguf_mla.container.reader",
+        "quantize": "gguf_mla.codec.rows",
+        "split_kv_b": "gguf_mla.layout.kv_b",
+        "types": "gguf_mla.ggtypes",
+    }
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Numbers and tables for people."""
+"""Numbers for people."""
 
 from __future__ import annotations
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+import gguf_mla
 from tests.support.command import environment
 from tests.support.hub import REPOSITORY
 
@@ -21,6 +23,7 @@ JOBS = {"convert", "quantize", "verify"}
 PACKAGES = JOBS | {"gguf_mla"}
 MAY_IMPORT = {"gguf_mla": {"gguf_mla"}, **{job: {job, "gguf_mla"} for job in JOBS}}
 HEAVY = {"torch", "numba", "transformers", "safetensors"}
+REASON = re.compile(r"# noqa: PLC0415(, \w+)?( -|  #) \w+")
 FOR_HELP = HEAVY | {"gguf", "numpy", "xllamacpp", "tqdm"}
 
 
@@ -52,6 +55,21 @@ def test_imports_run_one_way(path: Path) -> None:
     assert "tests" not in found
 
 
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_an_import_inside_a_function_says_why(path: Path) -> None:
+    """Commands load their work in one place, so only what is optional or slow to compile is left to import late."""
+    text = path.read_text(encoding="utf-8")
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+    late = {
+        node.lineno
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    lines = text.splitlines()
+    assert [lines[number - 1] for number in late if not REASON.search(lines[number - 1])] == []
+
+
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after running `code`."""
     ending = (
@@ -70,6 +88,45 @@ def loaded_by(code: str) -> set[str]:
 
 def test_importing_the_library_loads_nothing_heavy() -> None:
     assert not loaded_by("import gguf_mla; dir(gguf_mla)") & (HEAVY | {"gguf", "numpy"})
+
+
+def test_the_library_lists_what_it_loads() -> None:
+    assert set(gguf_mla.__all__) <= set(dir(gguf_mla))
+    assert all(callable(getattr(gguf_mla, name)) for name in gguf_mla.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        gguf_mla.quantise  # type: ignore[attr-defined]  # noqa: B018
+
+
+FACE = """
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gguf_mla
+from gguf_mla.container.reader import GgufFile
+from gguf_mla.ggtypes import TensorType
+from gguf_mla.sources.checkpoint import Checkpoint
+
+rows = np.zeros((2, 32), np.float32)
+assert_type(gguf_mla.quantize(rows, "Q8_0"), np.ndarray[Any, Any])
+assert_type(gguf_mla.dequantize(rows, "Q8_0"), np.ndarray[Any, Any])
+assert_type(gguf_mla.open_gguf("a.gguf"), GgufFile)
+assert_type(gguf_mla.open_checkpoint("a"), Checkpoint)
+assert_type(gguf_mla.types(), Mapping[str, TensorType])
+assert_type(gguf_mla.split_kv_b(rows, 1, 1), tuple[NDArray[Any], NDArray[Any]])
+assert_type(gguf_mla.join_kv_b(rows, rows), NDArray[Any])
+gguf_mla.quantise  # type: ignore[attr-defined]
+"""
+
+
+def test_type_checkers_know_the_library(tmp_path: Path) -> None:
+    """Each call has its type, and an unused `ignore` would say that a name which does not exist passes."""
+    (tmp_path / "snippet.py").write_text(FACE)
+    line = [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "snippet.py")]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]], ids=" ".join)

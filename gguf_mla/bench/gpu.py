@@ -231,18 +231,18 @@ def slug(title: str) -> str:
 
 
 def run(
-    device_name: str, names: str | None, rows: int, seconds: float, fraction: str, parent: Path, out: Path | None,
-    *, as_json: bool,
+    device: str, names: str | None, rows: int, seconds: float, fraction: str, parent: Path, out: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Measure in a temporary directory of `parent`, print what came of it, and write the page into `out`."""
-    device: Any = open_device(device_name)
-    if device.name == "cpu":
-        raise InputError("the CPU is not a CUDA device", expected="cuda or cuda:N", found=device.name)
+    gpu: Any = open_device(device)
+    if gpu.name == "cpu":
+        raise InputError("the CPU is not a CUDA device", expected="cuda or cuda:N", found=gpu.name)
     wanted = [tensor_type for tensor_type in wanted_types(names) if tensor_type.block > 1]
-    trial.check(device, [use for tensor_type in wanted for use in trial.uses(tensor_type.name)])
+    trial.check(gpu, [use for tensor_type in wanted for use in trial.uses(tensor_type.name)])
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         source = None if fraction == "0" else model(Path(directory), rehearsal.parse_fraction(fraction))
-        report = measure(device, wanted, rows, seconds, source, Path(directory))
+        report = measure(gpu, wanted, rows, seconds, source, Path(directory))
     click.echo(json.dumps(asdict(report), indent=1) if as_json else as_text(report))
     if out is not None and not SIMULATED:
         page = out / f"gpu-{slug(report.device)}.md"

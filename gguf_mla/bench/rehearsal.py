@@ -150,13 +150,13 @@ def parse_fraction(text: str) -> float:
 
 
 def run(
-    shape: str, fraction: float, names: tuple[str, ...], threads: int | None, parent: Path, device: str, *,
-    as_json: bool,
-) -> None:  # fmt: skip
+    shape: str, fraction: str, names: tuple[str, ...], threads: int | None, device: str, parent: Path, as_json: bool
+) -> None:
     """Rehearse in a temporary directory of `parent` and print what came of it."""
+    part = parse_fraction(fraction)
     if shape not in shapes.SHAPES:
         raise InputError("--shape is not known", expected=" or ".join(shapes.SHAPES), found=shape)
     count, _ = threads or default_threads(), open_device(device)
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
-        done = rehearse(Path(directory), shape, fraction, names, count, device)
+        done = rehearse(Path(directory), shape, part, names, count, device)
     click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))

@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from gguf_mla import codec, ggtypes
+from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import uses_importance
 from gguf_mla.errors import InputError
 
@@ -123,6 +124,18 @@ def compare(
     against = size / 1e6 / best_time(run, seconds)
     same = bool((written.view(np.uint8) == expected.view(np.uint8)).all())
     return Result(tensor_type.name, importance, rate, against, rate / against, same)
+
+
+def quantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
+    """Print how fast types are encoded."""
+    place, ggml = open_device(device), Ggml(against) if against else None
+    report(quantize_results(wanted_types(names), rows, seconds, ggml, place), ggml is not None, as_json)
+
+
+def dequantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
+    """Print how fast types are decoded."""
+    place, ggml = open_device(device), Ggml(against) if against else None
+    report(dequantize_results(wanted_types(names), rows, seconds, ggml, place), ggml is not None, as_json)
 
 
 def quantize_results(

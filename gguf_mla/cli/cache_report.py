@@ -29,7 +29,7 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
     """
     found = caches(file)
     if not found:
-        raise InputError("is no model with multi-head latent attention, its cache is not known", file=file.path)
+        raise InputError("is not a model with multi-head latent attention, so its cache is not known", file=file.path)
     room = None if fit is None else _room(file, parse_size(fit))
     return [_record(cache, found, context, room, sequences) for cache in found]
 

@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gguf_mla import units
+from gguf_mla.cli import cache_report
 from gguf_mla.cli.table import table
+from gguf_mla.container.reader import open_gguf
+from gguf_mla.container.splits import open_gguf_parts
+from gguf_mla.files import checksums
+from gguf_mla.layout.detect import attention_layout, variant
+from gguf_mla.plan.changes import changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from gguf_mla.container.reader import GgufFile
 
 SHOWN = 60  # characters of a metadata value in the table
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option("--context", type=click.IntRange(min=1), help="Show the key-value cache of so many tokens instead.")
-@click.option("--fit", metavar="SIZE", help="Show the longest context beside the weights in SIZE (80G) instead.")
-@click.option(
-    "--sequences", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences cached at the same time."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; long arrays as their length.")
-@click.option("--verify", is_flag=True, help="Compare with the checksum in FILE.sha256 first; status 1 if it differs.")
 def inspect(
     file: Path, tensors: bool, context: int | None, fit: str | None, sequences: int, as_json: bool, verify: bool
 ) -> None:
-    """Show what is in the GGUF file FILE: family, layout, parameters, bytes by type, metadata, what an upgrade changes.
-
-    With --context or --fit, show the size of the key-value cache for each layout of the attention and cache type.
-    """
-    from gguf_mla.cli import cache_report  # noqa: PLC0415 - `--help` must not pay for numpy
-    from gguf_mla.container.reader import open_gguf  # noqa: PLC0415
-    from gguf_mla.container.splits import open_gguf_parts  # noqa: PLC0415
-
+    """Print what is in a file, or how large its key-value cache is."""
     if verify:
         _verify(file)
     if context is None and fit is None:
@@ -51,8 +42,6 @@ def inspect(
 
 
 def _verify(file: Path) -> None:
-    from gguf_mla.files import checksums  # noqa: PLC0415 - not for `--help`
-
     expected, found, note = checksums.stated(file), checksums.sha256(file), checksums.beside(file)
     if found != expected:
         click.echo(f"{file}: has changed: its SHA-256 is {found}, {note} says {expected}", err=True)
@@ -77,11 +66,6 @@ def summary(file: GgufFile) -> dict[str, Any]:
 
 def facts(file: GgufFile) -> dict[str, Any]:
     """Return what can be said of a file in a few words."""
-    import math  # noqa: PLC0415
-
-    from gguf_mla.layout.detect import attention_layout, variant  # noqa: PLC0415
-    from gguf_mla.plan.changes import changes  # noqa: PLC0415
-
     by_type: Counter[str] = Counter()
     for tensor in file.tensors.values():
         by_type[tensor.type] += tensor.nbytes
@@ -99,8 +83,6 @@ def facts(file: GgufFile) -> dict[str, Any]:
 
 def text(file: GgufFile, *, tensors: bool) -> str:
     """Return the same for people."""
-    from gguf_mla import units  # noqa: PLC0415
-
     known = facts(file)
     total, parameters = known["tensor_bytes"], known["parameters"]
     bits = units.bits_per_weight(total, parameters)
@@ -127,8 +109,6 @@ def text(file: GgufFile, *, tensors: bool) -> str:
 
 
 def _shares(by_type: dict[str, int], total: int) -> list[Sequence[object]]:
-    from gguf_mla import units  # noqa: PLC0415
-
     return [(name, units.size(nbytes), f"{100 * nbytes / total:.1f} %") for name, nbytes in by_type.items()]
 
 

@@ -1,16 +1,20 @@
 """The `gguf-mla` command.
 
-Its subcommands belong to the jobs; they are found through entry points and loaded when asked for.
+Its subcommands belong to the jobs; they are found through entry points and loaded when asked for. Loading one loads
+click alone: a command is its options, and names the function that does the work.
 """
 
 from __future__ import annotations
 
+import pkgutil
+from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import IO, Any
 
 import click
 
 from gguf_mla import __version__
+from gguf_mla.cli.options import click_options
 from gguf_mla.errors import GgufMlaError, MachineError
 
 GROUP = "gguf_mla.commands"
@@ -43,6 +47,24 @@ class Interrupted(Failure):
         self.status = 130
 
 
+class Command(click.Command):
+    """A command whose work is elsewhere: in the function `run`, "module:name", which is imported when it is called.
+
+    groups  dataclasses of options; the function gets each as one argument, all other parameters by their names
+    """
+
+    def __init__(self, run: str, about: str, *params: click.Parameter, **groups: type[Any]) -> None:
+        shared = [option for group in groups.values() for option in click_options(group)]
+        name = run.partition(":")[2]
+        super().__init__(name, params=[*params, *shared], help=about, callback=self._call)
+        self.run, self.groups = run, groups
+
+    def _call(self, **arguments: Any) -> None:
+        for name, group in self.groups.items():
+            arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
+        pkgutil.resolve_name(self.run)(**arguments)
+
+
 class Installed(click.Group):
     """A group to whose commands the entry points `group` add those of other packages."""
 
@@ -55,7 +77,7 @@ class Installed(click.Group):
         return sorted({*super().list_commands(ctx), *entry_points(group=self._group).names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load one command; None when there is no such."""
+        """Load one command; None if there is none of that name."""
         found = entry_points(group=self._group, name=cmd_name)
         return next(iter(found)).load() if found else super().get_command(ctx, cmd_name)
 

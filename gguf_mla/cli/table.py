@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from unicodedata import category, east_asian_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -11,13 +12,22 @@ if TYPE_CHECKING:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
     """Return an aligned table; `right` names the columns that are aligned to the right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    widths = [max(width(row[column]) for row in cells) for column in range(len(header))]
     numeric = [name in right.split(",") for name in header]
     lines = [
-        "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, numeric, strict=True)
-        ).rstrip()
+        "  ".join(_padded(cell, wide, flush) for cell, wide, flush in zip(row, widths, numeric, strict=True)).rstrip()
         for row in cells
     ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return "\n".join([lines[0], "  ".join("-" * wide for wide in widths), *lines[1:]])
+
+
+def _padded(cell: str, wide: int, flush: bool) -> str:
+    space = " " * (wide - width(cell))
+    return space + cell if flush else cell + space
+
+
+def width(text: str) -> int:
+    """Return how many columns a terminal needs: two for full-width characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if east_asian_width(c) in "FW" else category(c) not in {"Mn", "Me", "Cf"} for c in text)

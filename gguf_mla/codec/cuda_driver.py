@@ -117,7 +117,7 @@ def _check_toolkit() -> None:
 def _toolkit() -> tuple[int, int] | None:
     """Return the version of the CUDA toolkit that numba finds; None if there is none to compile with."""
     from numba.cuda.cudadrv.libs import get_libdevice  # noqa: PLC0415  # the simulator has none
-    from numba.cuda.cudadrv.nvvm import NVVM  # noqa: PLC0415
+    from numba.cuda.cudadrv.nvvm import NVVM  # noqa: PLC0415  # nor this
 
     try:
         NVVM()

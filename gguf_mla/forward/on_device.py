@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
+from gguf_mla.forward import cuda
 from gguf_mla.forward.attention import FORMS
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ def form_on(name: str, form: str) -> Form:
     device = open_device(name)
     if device.name == "cpu":
         return FORMS[form]
-    from gguf_mla.forward import cuda  # noqa: PLC0415 - numba, 0.3 s
-
     there = cuda.forms(gpu_of(name))
     if form not in there:
         raise InputError(f"--form {form} is the CPU's alone", expected=" or ".join(there), found=form)

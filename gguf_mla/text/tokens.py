@@ -90,15 +90,15 @@ def _tokenized(file: Path, folder: Folder | None) -> Numbers:
 
 
 def _tokenizer(folder: Folder) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, models  # noqa: PLC0415 - optional
-    from tokenizers import pre_tokenizers as pre  # noqa: PLC0415
+    import tokenizers  # noqa: PLC0415 - optional
 
     names = folder.names()
     if "tokenizer.json" in names or ranks.FILE not in names:
-        return Tokenizer.from_str(folder.text("tokenizer.json"))
+        return tokenizers.Tokenizer.from_str(folder.text("tokenizer.json"))
     bpe = ranks.bpe_of(ranks.read_ranks(folder.open(ranks.FILE)))
     merges = [(first, second) for first, _, second in (merge.partition(" ") for merge in bpe.merges)]
-    tokenizer = Tokenizer(models.BPE(bpe.vocab, merges))
-    pieces = [pre.Split(Regex(ranks.SPLIT), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    tokenizer.pre_tokenizer = pre.Sequence(pieces)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(bpe.vocab, merges))
+    pre = tokenizers.pre_tokenizers
+    split = pre.Split(tokenizers.Regex(ranks.SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
     return tokenizer

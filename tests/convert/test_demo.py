@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from convert.demo import FAMILIES
+from convert.command import FAMILIES
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.synthetic import checkpoints, shapes

@@ -97,6 +97,6 @@ def test_what_fits_fits_and_one_token_more_does_not(v3: Path, sequences: int) ->
 
 def test_what_has_no_answer_is_a_sentence(v3: Path, tmp_path: Path) -> None:
     llama = model(tmp_path / "llama.gguf", "llama", {"block_count": 2})
-    assert "no model with multi-head latent attention" in inspect(llama, "--context", 5, status=2)
+    assert "not a model with multi-head latent attention" in inspect(llama, "--context", 5, status=2)
     assert "the weights alone do not fit" in inspect(v3, "--fit", "1M", status=2)
     assert "this is not a size" in inspect(v3, "--fit", "80 gigabytes", status=2)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from gguf_mla.cli.main import main
+from gguf_mla.cli.main import Command, Installed, main
+from gguf_mla.cli.options import RunOptions, TypeOptions
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def invoke_raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
@@ -57,6 +64,39 @@ def test_every_command_has_a_help_that_imports_no_heavy_module() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def commands(group: Installed = main) -> Iterator[tuple[str, Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        if isinstance(found, Installed):
+            yield from ((f"{name} {inner}", command) for inner, command in commands(found))
+        else:
+            assert isinstance(found, Command), f"{name} does its work itself"
+            yield name, found
+
+
+@pytest.mark.parametrize(("name", "command"), [pytest.param(*found, id=found[0]) for found in commands()])
+def test_a_command_gives_its_function_what_it_takes(name: str, command: Command) -> None:
+    """They meet only when the command runs: what one has and the other lacks would be a traceback then."""
+    del name
+    shared = {field for group in command.groups.values() for field in group.__dataclass_fields__}
+    given = [str(param.name) for param in command.params if param.name not in shared]
+    function = pkgutil.resolve_name(command.run)
+    assert sorted([*given, *command.groups]) == sorted(inspect.signature(function).parameters)
+    types = {name: type_.__name__ for name, type_ in command.groups.items()}
+    assert types.items() <= function.__annotations__.items()
+
+
+@pytest.mark.parametrize("group", [RunOptions, TypeOptions])
+def test_without_an_option_a_command_gets_the_default_of_its_field(group: type[RunOptions | TypeOptions]) -> None:
+    got: list[object] = []
+    command = Command("nowhere:run", "", options=group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pkgutil, "resolve_name", lambda _: lambda **given: got.extend(given.values()))
+        assert CliRunner().invoke(command, [], catch_exceptions=False).exit_code == 0
+    assert got == [group()]
 
 
 def test_an_unknown_command_is_said() -> None:

@@ -1,193 +1,40 @@
-"""`gguf-mla bench attention`: when to absorb, computed and measured."""
+"""`gguf-mla bench attention`."""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from click import IntRange, Option
 
-import click
+from gguf_mla.cli.main import Command
+from gguf_mla.cli.options import EXISTING
 
-from gguf_mla.cli.table import table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from gguf_mla.forward.attention import Form, Inputs
-    from verify.bench.cost import Cost, Heads
-    from verify.bench.union import Reading
-
-LENGTHS = (1024, 4096)
-QUERIES = (1, 16, 64, 128, 192, 256, 512)
-SPARSE_LENGTHS = (4096, 16384)
-BATCHES = (1, 8, 64, 512)
-_PATH = click.Path(path_type=Path, exists=True)
-
-
-@dataclass(frozen=True)
-class Line:
-    """Both forms for some queries over a cache: computed cost, measured seconds."""
-
-    cached: int
-    queries: int
-    vanilla: Cost
-    absorbed: Cost
-    vanilla_seconds: float
-    absorbed_seconds: float
-
-
-def measure(heads: Heads, lengths: tuple[int, ...], queries: tuple[int, ...]) -> Iterator[Line]:
-    """Run both forms on random values, which take as long as any; queries are the last of the cached tokens."""
-    from gguf_mla.forward import attention  # noqa: PLC0415 - `--help` must not pay for numpy
-    from verify.bench import cost  # noqa: PLC0415 - `--help` must not pay for numpy
-
-    for cached in lengths:
-        for count in (count for count in queries if count <= cached):
-            inputs = _random(heads, count, cached)
-            vanilla, absorbed = (_seconds(form, inputs) for form in (attention.vanilla, attention.absorbed))
-            costs = cost.vanilla(heads, count, cached), cost.absorbed(heads, count, cached)
-            yield Line(cached, count, *costs, vanilla, absorbed)
-
-
-def _random(heads: Heads, queries: int, cached: int) -> Inputs:
-    import numpy as np  # noqa: PLC0415 - not for `--help`
-
-    from gguf_mla.forward.attention import Inputs  # noqa: PLC0415
-
-    rng, h = np.random.default_rng(0), heads
-    shapes = (
-        (queries, h.heads, h.nope), (queries, h.heads, h.rope), (cached, h.rank), (cached, h.rope),
-        (h.heads, h.rank, h.nope), (h.heads, h.value, h.rank),
-    )  # fmt: skip
-    q_nope, q_pe, latent, k_pe, k_b, v_b = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    # so that scores are about 1, as in a model; far larger ones would underflow, which is slow
-    mild = np.float32(h.rank**-0.5)
-    return Inputs(q_nope, q_pe, latent, k_pe, k_b * mild, v_b * mild, (h.nope + h.rope) ** -0.5)
-
-
-def _seconds(form: Form, inputs: Inputs) -> float:
-    """Return the better of two runs: the first also warms the caches and the threads up."""
-    found = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        form(inputs)
-        found.append(time.perf_counter() - begin)
-    return min(found)
-
-
-HEADER = (
-    "cached", "queries", "vanilla GFLOP", "absorbed GFLOP", "vanilla MiB", "absorbed MiB", "vanilla ms", "absorbed ms",
-    "faster",
-)  # fmt: skip
-SPARSE_HEADER = (
-    "chosen by", "cached", "top-k", "queries", "union", "share", "masked MiB", "union MiB", "each its own MiB",
-    "indexer keys MiB",
-)  # fmt: skip
-
-
-def _reading_row(line: Reading) -> tuple[str, ...]:
-    sizes = (f"{nbytes / (1 << 20):.2f}" for nbytes in (line.masked, line.gathered, line.single, line.keys))
-    share = f"{100 * line.share:.1f} %"
-    return line.source, str(line.cached), str(line.top_k), str(line.queries), f"{line.union:.0f}", share, *sizes
-
-
-def _row(line: Line) -> tuple[str, ...]:
-    cells = (f"{cost.operations / 1e9:.2f}" for cost in (line.vanilla, line.absorbed))
-    sizes = (f"{cost.nbytes / (1 << 20):.0f}" for cost in (line.vanilla, line.absorbed))
-    seconds = (f"{seconds * 1e3:.1f}" for seconds in (line.vanilla_seconds, line.absorbed_seconds))
-    better = "absorbed" if line.absorbed_seconds < line.vanilla_seconds else "vanilla"
-    return str(line.cached), str(line.queries), *cells, *sizes, *seconds, better
-
-
-@click.command()
-@click.option("--heads", "count", default=16, show_default=True, help="Heads to measure with; V3 has 128.")
-@click.option(
-    "--cached",
-    type=click.IntRange(min=1),
-    multiple=True,
-    help="Cached tokens  [default: 1024, 4096; sparse: 4096, 16384]",
-)
-@click.option("--queries", type=click.IntRange(min=1), multiple=True, help="Queries at once  [default: 1 to 512]")
-@click.option("--sparse", is_flag=True, help="How much of the cache sparse attention reads, instead.")
-@click.option("--model", type=_PATH, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]")
-@click.option("--tokens", type=_PATH, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]")
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=1),
-    help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]",
-)
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="cuda or cuda:N: its kernels against what its memory and its arithmetic allow, instead.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def attention(
-    count: int,
-    cached: tuple[int, ...],
-    queries: tuple[int, ...],
-    sparse: bool,
-    model: Path | None,
-    tokens: Path | None,
-    top_k: int | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    """When to absorb: operations, bytes and time of vanilla and absorbed attention, DeepSeek's head sizes.
+attention = Command(
+    "verify.bench.run:attention",
+    """Compare vanilla and absorbed attention: operations, bytes and time, with DeepSeek's head sizes.
 
     With --sparse: how many tokens batches of queries choose together, and the bytes that masking and gathering read.
-    """
-    if sparse:
-        lines = _readings(model, tokens, top_k, cached or SPARSE_LENGTHS, queries or BATCHES)
-        _print(lines, _reading_row, SPARSE_HEADER, "chosen by", as_json=as_json)
-        return
-    if device != "cpu":
-        _on_device(device, as_json=as_json)
-        return
-    from verify.bench.cost import Heads, crossover  # noqa: PLC0415 - `--help` must not pay for it
-
-    heads, lengths = Heads(count), cached or LENGTHS
-    _print(measure(heads, lengths, queries or QUERIES), _row, HEADER, "faster", as_json=as_json)
-    for length in () if as_json else lengths:
-        click.echo(f"{length} cached: vanilla computes less from {crossover(heads, length):.0f} queries at once on")
-
-
-def _on_device(device: str, *, as_json: bool) -> None:
-    from gguf_mla.codec.device import open_device  # noqa: PLC0415 - `--help` must not pay for it
-
-    title = open_device(device).title
-    from gguf_mla.forward.on_device import gpu_of  # noqa: PLC0415
-    from verify.bench import gpu  # noqa: PLC0415 - numba, only where there is a GPU
-
-    lines = list(gpu.lines(gpu=gpu_of(device)))
-    click.echo(json.dumps([asdict(line) for line in lines]) if as_json else f"{title}\n\n{gpu.text(lines)}")
-
-
-def _print(
-    lines: Iterable[Any], row: Callable[[Any], tuple[str, ...]], header: tuple[str, ...], left: str, *, as_json: bool
-) -> None:
-    """Print a table, whose column `left` is aligned to the left, or JSON."""
-    if as_json:
-        click.echo(json.dumps([asdict(line) for line in lines]))
-    else:
-        click.echo(table(header, map(row, lines), right=",".join(name for name in header if name != left)))
-
-
-def _readings(
-    path: Path | None, tokens: Path | None, top_k: int | None, cached: tuple[int, ...], batches: tuple[int, ...]
-) -> Iterator[Reading]:
-    from gguf_mla.text.tokens import read_tokens  # noqa: PLC0415
-    from verify.bench import union  # noqa: PLC0415 - `--help` must not pay for numpy
-    from verify.opening import open_reference  # noqa: PLC0415
-
-    if path is None:
-        yield from union.simulated(cached, batches)
-        return
-    reference = open_reference(path)
-    ids = read_tokens(None, tokens, reference.folder, reference.weights.model.vocab, None)
-    for length in cached:
-        yield from union.measured(reference.weights, ids[:length], batches, top_k)
+    """,
+    Option(["--heads", "count"], default=16, show_default=True, help="Heads to measure with; V3 has 128."),
+    Option(
+        ["--cached"],
+        type=IntRange(min=1),
+        multiple=True,
+        help="Cached tokens  [default: 1024, 4096; sparse: 4096, 16384]",
+    ),
+    Option(["--queries"], type=IntRange(min=1), multiple=True, help="Queries at once  [default: 1 to 512]"),
+    Option(["--sparse"], is_flag=True, help="How much of the cache sparse attention reads, instead."),
+    Option(["--model"], type=EXISTING, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]"),
+    Option(["--tokens"], type=EXISTING, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]"),
+    Option(
+        ["--top-k"],
+        type=IntRange(min=1),
+        help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]",
+    ),
+    Option(
+        ["--device"],
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        help="cuda or cuda:N: its kernels against what its memory and its arithmetic allow, instead.",
+    ),
+    Option(["--json", "as_json"], is_flag=True, help="Print JSON instead of a table."),
+)

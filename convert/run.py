@@ -1,0 +1,41 @@
+"""What `gguf-mla convert` does: open the checkpoint, plan, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.plan import plan_conversion
+from gguf_mla.cli import resolve
+from gguf_mla.cli.launch import launch
+from gguf_mla.codec.device import open_device
+from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.stream.run import Job
+
+if TYPE_CHECKING:
+    from gguf_mla.cli.options import RunOptions, TypeOptions
+
+
+def convert(
+    checkpoint: Path,
+    out: Path | None,
+    type_names: tuple[str, ...],
+    pre: str | None,
+    light: bool,
+    no_mtp: bool,
+    types: TypeOptions,
+    options: RunOptions,
+) -> None:
+    """Write the GGUF files of a checkpoint, one per type, or show their plans."""
+    open_device(options.device)  # one that cannot be used is the first thing to say
+    source, imatrix = open_checkpoint(checkpoint), resolve.importance(types)
+    names = (*type_names, *types.budgets) or ("auto",)
+    measure = resolve.measure(source.tensors, imatrix, options)
+    plans = plan_conversion(
+        source, names, pre, resolve.overrides(types), imatrix, measure, light=light, keep_prediction=not no_mtp
+    )
+    name = Path(source.folder.path).resolve().name
+    outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
+    inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
+    others = tuple(Path(source.folder.path, name) for name in source.folder.names())
+    launch(Job(outputs, source.tensors, inputs, imatrix, others, source.remarks), options)

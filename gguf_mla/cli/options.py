@@ -1,0 +1,111 @@
+"""Options that several commands share, as data: a field of a dataclass is the click option of the same name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True)
+THREADS: dict[str, Any] = {"type": click.IntRange(min=1), "help": "Worker threads  [default: all cores]"}
+DEVICE: dict[str, Any] = {
+    "show_default": True,
+    "metavar": "NAME",
+    "help": "Where to compute: cpu, cuda (all GPUs) or cuda:N; the result is the same.",
+}
+
+
+def option(default: Any, flag: str, **settings: Any) -> Any:
+    """Return a dataclass field with its default, its flag, and what else click is to know of the option."""
+    return field(default=default, metadata={"flag": flag, "settings": settings})
+
+
+def click_options(group: type[Any]) -> list[click.Option]:
+    """Return the options of a dataclass."""
+    return [
+        click.Option([found.metadata["flag"], found.name], default=found.default, **found.metadata["settings"])
+        for found in fields(group)
+    ]
+
+
+@dataclass(frozen=True)
+class TypeOptions:
+    """Which types the tensors of an output get."""
+
+    imatrix_files: tuple[Path, ...] = option(
+        (), "--imatrix", type=PATH, multiple=True, metavar="FILE",
+        help="Importance matrix, GGUF or .dat; several are merged.",
+    )  # fmt: skip
+    include: tuple[str, ...] = option(
+        (), "--include-weights", multiple=True, metavar="PART",
+        help="Use importance only for tensors whose name contains PART.",
+    )  # fmt: skip
+    exclude: tuple[str, ...] = option(
+        (), "--exclude-weights", multiple=True, metavar="PART",
+        help="Use no importance for tensors whose name contains PART.",
+    )  # fmt: skip
+    target_bpw: float | None = option(
+        None, "--target-bpw", type=click.FloatRange(min=0, min_open=True), metavar="BITS",
+        help="Instead of a type: choose types by measured error, BITS per weight in all.",
+    )  # fmt: skip
+    target_size: str | None = option(
+        None, "--target-size", metavar="SIZE", help="Likewise, for a file of at most SIZE (200G; decimal)."
+    )
+    pure: bool = option(False, "--pure", is_flag=True, help="Every tensor gets the file type's default type.")
+    tensor_types: tuple[str, ...] = option(
+        (), "--tensor-type", multiple=True, metavar="REGEX=TYPE",
+        help="The type of the tensors whose name matches; the first match wins.",
+    )  # fmt: skip
+    tensor_type_file: Path | None = option(  # noqa: RUF009 - it returns a field
+        None, "--tensor-type-file", type=PATH, metavar="FILE", help="A file of such settings."
+    )
+    output_tensor_type: str | None = option(
+        None, "--output-tensor-type", metavar="TYPE", help="The type of output.weight."
+    )
+    token_embedding_type: str | None = option(
+        None, "--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight."
+    )
+    leave_output_tensor: bool = option(
+        False, "--leave-output-tensor", is_flag=True, help="Leave output.weight as it is."
+    )
+    compat: str | None = option(
+        None, "--compat", type=click.Choice(["llama.cpp"]),
+        help="Choose as llama.cpp does even where our choice is better.",
+    )  # fmt: skip
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The wanted sizes as the names of types."""
+        bits = () if self.target_bpw is None else (f"{self.target_bpw:g}bpw",)
+        return bits if self.target_size is None else (*bits, self.target_size)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run: the options of every command that writes GGUF files."""
+
+    split_max_size: str | None = option(
+        None, "--split-max-size", metavar="SIZE", help="Write several files of at most SIZE (48G, 500M; decimal)."
+    )
+    split_max_tensors: int | None = option(
+        None, "--split-max-tensors", type=click.IntRange(min=1), help="Write several files of at most so many tensors."
+    )
+    threads: int | None = option(None, "--threads", **THREADS)
+    device: str = option("cpu", "--device", **DEVICE)
+    overwrite: bool = option(False, "--overwrite", is_flag=True, help="Replace an output that exists.")
+    no_resume: bool = option(
+        False, "--no-resume", is_flag=True, help="Start over instead of going on with an unfinished output."
+    )
+    checksums: bool = option(
+        False, "--checksums", is_flag=True, help="Write OUT.sha256 too; `inspect --verify` checks it."
+    )
+    verify_source: bool = option(
+        False, "--verify-source", is_flag=True, help="First compare the inputs with the hub's own SHA-256."
+    )
+    timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
+    dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")
+    quiet: bool = option(False, "--quiet", is_flag=True, help="No progress and no summary.")
+    as_json: bool = option(False, "--json", is_flag=True, help="Print the plan or the result as JSON.")

@@ -1,0 +1,79 @@
+"""What the options of a command come to: importance, settings of types, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from gguf_mla.container import splits
+from gguf_mla.errors import InputError
+from gguf_mla.importance.matrix import STAND_INS, read_imatrix
+from gguf_mla.plan.measure import errors
+from gguf_mla.plan.outputs import parts, single
+from gguf_mla.recipes import Overrides, parse_tensor_type, read_tensor_types
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from gguf_mla.cli.options import RunOptions, TypeOptions
+    from gguf_mla.importance.matrix import Imatrix
+    from gguf_mla.plan.budgeted import Measure
+    from gguf_mla.plan.jobs import Plan, Untyped
+    from gguf_mla.plan.outputs import Output
+    from gguf_mla.sources.tensor import SourceTensor
+
+
+def overrides(types: TypeOptions) -> Overrides:
+    """Return the settings that change what a recipe says; InputError for one that cannot be read."""
+    in_file = read_tensor_types(types.tensor_type_file) if types.tensor_type_file else ()
+    return Overrides(
+        pure=types.pure,
+        tensor_types=(*map(parse_tensor_type, types.tensor_types), *in_file),
+        output_tensor_type=types.output_tensor_type,
+        token_embedding_type=types.token_embedding_type,
+        leave_output_tensor=types.leave_output_tensor,
+        compat=types.compat is not None,
+    )
+
+
+def importance(types: TypeOptions) -> Imatrix | None:
+    """Return the importance files as one, None without any."""
+    if not types.imatrix_files:
+        return None
+    stand_ins = {} if types.compat else STAND_INS
+    return read_imatrix(types.imatrix_files, include=types.include, exclude=types.exclude, stand_ins=stand_ins)
+
+
+def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, options: RunOptions) -> Measure:
+    """Return what tells a budget the errors of types, with a progress bar; it costs nothing until it is called."""
+
+    def measured(tensors: Sequence[Untyped], types: Sequence[Sequence[str]]) -> Iterator[Mapping[str, float]]:
+        found = errors(tensors, types, sources, imatrix, options.threads)
+        yield from tqdm(found, "measuring", len(tensors), unit=" tensors", disable=options.quiet or None)
+
+    return measured
+
+
+def destination(out: Path | None, name: str, file_type: str) -> Path:
+    """Return where an output goes: OUT with {type} filled in, NAME-TYPE.gguf in the directory OUT, or in this one."""
+    if out is None:
+        return Path(f"{name}-{file_type}.gguf")
+    if out.is_dir():
+        return out / f"{name}-{file_type}.gguf"
+    return out.with_name(out.name.replace("{type}", file_type))
+
+
+def files(plan: Plan, path: Path, options: RunOptions, groups: Sequence[slice] | None = None) -> Output:
+    """Return the files a plan becomes: one, or the parts that `groups` or the split options ask for."""
+    if groups is not None:
+        return parts(plan, path, groups)
+    specs = [job.spec for job in plan.tensors]
+    if options.split_max_size and options.split_max_tensors:
+        raise InputError("--split-max-size and --split-max-tensors exclude each other")
+    if options.split_max_size:
+        return parts(plan, path, splits.groups_by_size(specs, splits.parse_size(options.split_max_size)))
+    if options.split_max_tensors:
+        return parts(plan, path, splits.groups_by_count(specs, options.split_max_tensors))
+    return single(plan, path)

@@ -1,0 +1,32 @@
+"""What one run writes, as a command hands it over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from gguf_mla.plan.jobs import Importance, Plan
+    from gguf_mla.plan.outputs import Output
+    from gguf_mla.sources.tensor import SourceTensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """Plans that are written in one pass from the same sources.
+
+    outputs    each plan with the files it becomes
+    inputs     the files whose content decides that of the outputs: weights, importance
+    protected  further files that no output may replace
+    remarks    turns what reading the sources has shown into sentences, when all is written
+    """
+
+    outputs: Sequence[tuple[Plan, Output]]
+    sources: Mapping[str, SourceTensor]
+    inputs: Sequence[Path]
+    importance: Importance | None = None
+    protected: Iterable[Path] = ()
+    remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()

@@ -1,0 +1,79 @@
+"""What `gguf-mla verify` does: prove, report, and end with a status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from gguf_mla.stream.execute import default_threads
+from verify.device import check_device
+from verify.job import Request, prove
+from verify.limits import Limits
+from verify.report import terminal
+from verify.report.page import write_page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from verify.job import Bar, Proof
+
+
+def verify(
+    reference: Path,
+    candidate: Path,
+    level: str,
+    text: Path | None,
+    tokens: Path | None,
+    context: int,
+    chunks: int,
+    form: str,
+    settings: tuple[str, ...],
+    engine: str | None,
+    threads: int | None,
+    device: str,
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Prove a candidate right or name what is to blame; status 1 for a difference."""
+    checked = check_device(device, reference, candidate)
+    if checked and not quiet:
+        click.echo(checked, err=True)
+    request = Request(
+        reference=reference,
+        candidate=candidate,
+        level=level,
+        text=text,
+        tokens=tokens,
+        context=context,
+        chunks=chunks,
+        form=form,
+        device=device,
+        limits=Limits().with_settings(settings),
+        threads=threads or default_threads(),
+        engine=engine is not None,
+    )
+    proof = prove(request, _bar(quiet=quiet))
+    _write(proof, report, as_json=as_json, quiet=quiet)
+    if not proof.right:
+        raise click.exceptions.Exit(1)
+
+
+def _bar(*, quiet: bool) -> Bar:
+    def bar(name: str, total: int) -> tqdm[None]:
+        scaled = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if name == "weights" else {"unit": "layer"}
+        # disable=None: only where standard error is a terminal
+        return tqdm(total=total, desc=name, leave=False, disable=quiet or None, **scaled)
+
+    return lambda name, total: bar(name, total).update
+
+
+def _write(proof: Proof, report: Path | None, *, as_json: bool, quiet: bool) -> None:
+    if report:
+        write_page(proof, report)
+    if as_json:
+        click.echo(terminal.as_json(proof))
+    else:
+        click.echo(terminal.verdict(proof) if quiet else terminal.text(proof))
