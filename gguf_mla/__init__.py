@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = ["dequantize", "join_kv_b", "open_checkpoint", "open_gguf", "quantize", "split_kv_b", "types"]
-__version__ = "0.1.0"
+
+from gguf_mla.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gguf_mla.codec.rows import dequantize, quantize

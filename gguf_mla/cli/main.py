@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import click
 
-from gguf_mla import __version__
 from gguf_mla.cli.options import click_options
 from gguf_mla.errors import GgufMlaError, MachineError
+from gguf_mla.version import __version__
 
 GROUP = "gguf_mla.commands"
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from numba.core import caching
 
-from gguf_mla import __version__, lanes
+from gguf_mla import lanes
 from gguf_mla.lanes.binding import FORMULA_PACKAGES
+from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from gguf_mla import __version__
 from gguf_mla.errors import InputError
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
 from gguf_mla.stream import chunks
+from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
