@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from verify.job import Bar, Proof
 
 _PATH = click.Path(path_type=Path)
-FORMS = (  # as verify.attention has them
+FORMS = (  # as gguf_mla.forward.attention has them
     "vanilla", "absorbed", "pe-first", "token-by-token", "paged", "gathered", "union", "vanilla-union",
 )  # fmt: skip
 
