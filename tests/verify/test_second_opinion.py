@@ -10,7 +10,7 @@ import pytest
 
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.formats import fp8_block, int4_pack, kernels
-from tests.support import hub
+from tests.support import hub, safetensors_file
 from tests.support.command import convert
 from tests.support.kinds import FP8_BLOCK
 from verify.job import Request, prove
@@ -69,7 +69,10 @@ MISREADINGS = {
         kernels, "decode_blocks", other_scales(lambda scales: np.roll(scales, 1, axis=0)), FP8_KINDS
     ),
     "scales by columns": Misreading(
-        kernels, "decode_blocks", other_scales(lambda scales: scales.reshape(scales.shape, order="F")), FP8_KINDS
+        kernels,
+        "decode_blocks",
+        other_scales(lambda scales: scales.ravel().reshape(scales.shape, order="F")),
+        FP8_KINDS,
     ),
     "E8M0 read as a number": Misreading(fp8_block, "_decode_scales", bytes_as_numbers, ("v3fp8-e8m0", "v3fp8-uint8")),
     "nibbles in the other order": Misreading(kernels, "decode_groups", other_order, ("kimi-int4",)),
@@ -82,8 +85,22 @@ CASES = [(name, kind) for name, fault in MISREADINGS.items() for kind in fault.k
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("second-opinion")
     for kind in KINDS:
-        hub.write(directory / kind, kind, **SMALL)
+        for shard in hub.write(directory / kind, kind, **SMALL).glob("*.safetensors"):
+            vary_exponents(shard)
     return directory
+
+
+def vary_exponents(shard: Path) -> None:
+    """Raise E8M0 scales by 0 to 2: those of made-up weights are nearly all the same, and then no order can be wrong."""
+    header, start = safetensors_file.read_header(shard)
+    content = bytearray(shard.read_bytes())
+    for name, entry in header.items():
+        if name.endswith("_scale_inv") and entry["dtype"] in ("F8_E8M0", "U8"):
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            row, col = np.indices(entry["shape"])
+            raised = np.frombuffer(content[begin:end], np.uint8).reshape(entry["shape"]) + (row + 2 * col) % 3
+            content[begin:end] = raised.astype(np.uint8).tobytes()
+    shard.write_bytes(content)
 
 
 @pytest.mark.parametrize("kind", KINDS)
