@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding
-from verify.levels import attention, engine, logits, weights
+from verify.levels import attention, engine, logits, second_opinion, weights
 from verify.limits import Limits
 from verify.opening import Candidate, Reference, open_candidate, open_reference
 
@@ -99,13 +99,15 @@ def _structure(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding]:
 
 
 def _weights(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
+    if misread := second_opinion.of_reference(reference.weights, proof.request.threads):
+        return [*misread]
     candidate = _opened(proof)
     tensors = candidate.weights.file.tensors.values()
     step = bar("weights", sum(tensor.nbytes for tensor in tensors))
     compared = weights.compare_weights(reference.weights, candidate.weights, step, proof.request.threads)
     proof.tensors = list(compared)
     judged = [weights.judge(error, proof.request.limits) for error in proof.tensors]
-    return [*judged, *map(weights.second_opinion, tensors)]
+    return [*judged, *map(second_opinion.of_gguf, tensors)]
 
 
 def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
-from gguf_mla.families import family_of
 from gguf_mla.forward.of_config import model_of_config
 from gguf_mla.forward.of_gguf import model_of_gguf
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
@@ -17,6 +16,7 @@ from gguf_mla.sources.config import Config
 from gguf_mla.sources.tokenizer_files import read_tokenizer
 from verify.findings import Finding
 from verify.levels import structure, tokenizer
+from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from gguf_mla.forward.model import Model
     from gguf_mla.sources.folder import Folder
     from verify.limits import Limits
-
-ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa")
-SPARSE, LIGHT = "deepseek32", "deepseek2"  # a model with sparse attention, and what it is written as without
-BOS_FIRST = ("DeepseekV32ForCausalLM",)  # published prompt scripts write the bos, so its tokenizer files say otherwise
-CLASSES = (
-    "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM",
-    "GlmMoeDsaForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,16 +63,21 @@ def open_reference(path: Path) -> Reference:
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         config = Config(checkpoint.config, path / "config.json")
-        family = family_of(config)
-        name = config.content["architectures"][0]
-        _check("class", CLASSES, name, path)
-        weights = CheckpointWeights(checkpoint, model_of_config(config, checkpoint.tensors))
-        warnings = tuple(family.warnings(config))
-        return Reference(weights, family.architecture, checkpoint.folder, None, warnings, bos_first=name in BOS_FIRST)
+        name = _class_of(config)
+        _check("class", tuple(CLASSES), name, path)
+        model = model_of_config(config, checkpoint.tensors)
+        weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
+        warnings = tuple(engine_differences(model))
+        return Reference(weights, published.architecture, checkpoint.folder, None, warnings, published.bos_first)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)
     return Reference(GgufWeights(file, model_of_gguf(file)), architecture, None, file)
+
+
+def _class_of(config: Config) -> str:
+    listed = config.content.get("architectures")
+    return str(listed[0]) if isinstance(listed, list) and listed else "none"
 
 
 def _check(what: str, known: tuple[object, ...], found: object, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from gguf_mla.stream.execute import default_threads
+from gguf_mla.files import platform
 from verify.device import check_device
 from verify.job import Request, prove
 from verify.limits import Limits
@@ -52,7 +52,7 @@ def verify(
         form=form,
         device=device,
         limits=Limits().with_settings(settings),
-        threads=threads or default_threads(),
+        threads=threads or platform.cores(),
         engine=engine is not None,
     )
     proof = prove(request, _bar(quiet=quiet))

@@ -25,7 +25,6 @@ from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import platform
 from gguf_mla.files.output import unwritable
-from gguf_mla.stream.execute import default_threads
 from gguf_mla.synthetic import checkpoints, shapes
 
 
@@ -156,7 +155,7 @@ def run(
     part = parse_fraction(fraction)
     if shape not in shapes.SHAPES:
         raise InputError("--shape is not known", expected=" or ".join(shapes.SHAPES), found=shape)
-    count, _ = threads or default_threads(), open_device(device)
+    count, _ = threads or platform.cores(), open_device(device)
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         done = rehearse(Path(directory), shape, part, names, count, device)
     click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))

@@ -14,12 +14,12 @@ from gguf_mla.cli.main import Interrupted
 from gguf_mla.codec import trial
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
-from gguf_mla.files import checksums
+from gguf_mla.files import checksums, platform
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.sources import hub_cache
 from gguf_mla.stream import execute as executor
 from gguf_mla.stream import uses
-from gguf_mla.stream.execute import Resumption, default_threads, execute
+from gguf_mla.stream.execute import Resumption, execute
 from gguf_mla.stream.journal import was_finished
 
 if TYPE_CHECKING:
@@ -130,4 +130,4 @@ def _show(job: Job, options: RunOptions) -> None:
         click.echo(json.dumps(plans_json(job)))
         return
     for plan, output in job.outputs:
-        click.echo(plan_text(plan, output, options.threads or default_threads()))
+        click.echo(plan_text(plan, output, options.threads or platform.cores()))

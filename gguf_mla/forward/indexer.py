@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from gguf_mla.forward import rope
@@ -108,10 +109,8 @@ def round_fp8(x: Floats) -> Floats:
 
 def e4m3(x: Floats) -> Floats:
     """Return x rounded to the nearest value of 4 exponent and 3 mantissa bits, ties to even, at most ±448."""
-    _, exponent = np.frexp(np.minimum(np.abs(x), np.float32(FP8_LARGEST)))
-    step = np.ldexp(np.float32(1), np.maximum(exponent - 1, -6) - 3)
-    rounded: Floats = np.clip(np.rint(x / step) * step, -np.float32(FP8_LARGEST), np.float32(FP8_LARGEST))
-    return rounded
+    limited = np.clip(x, -np.float32(FP8_LARGEST), np.float32(FP8_LARGEST))
+    return limited.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 def scores(index: Index, start: int, stop: int) -> Floats:

@@ -105,7 +105,8 @@ def _rope_section(config: Config) -> Config:
 
 def _config_yarn(config: Config) -> Yarn | None:
     section = _rope_section(config)
-    if "yarn" not in (section.content.get("rope_type"), section.content.get("type")):
+    key = "rope_type" if section.has("rope_type") else "type"
+    if section.choice(key, ("yarn", "default"), "default") != "yarn":
         return None
     return Yarn(
         factor=section.number("factor"),

@@ -111,7 +111,7 @@ def execute(
     begin = time.monotonic()
     planned = [file for output in outputs for file in output]
     layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
-    nbytes, count = sum(layout.size for layout in layouts), threads or default_threads()
+    nbytes, count = sum(layout.size for layout in layouts), threads or platform.cores()
     stated = identity(planned, layouts, resumption.inputs, importance) if resumption else None
     with ExitStack() as stack:
         fresh = resumption is not None and resumption.fresh
@@ -135,11 +135,6 @@ def execute(
         stages=dict(saver.seconds),
         remarks=tuple(remark for number in sorted(saver.remarks) for remark in saver.remarks[number]),
     )
-
-
-def default_threads() -> int:
-    """Return the number of cores this process may use."""
-    return platform.cores()
 
 
 def _lock(

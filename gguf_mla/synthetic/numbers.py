@@ -1,7 +1,8 @@
 """Random weights and their storage forms that are the same bytes on any machine.
 
-Only integer arithmetic and single float32 operations: no libm, no BLAS, no torch generator. numpy promises the stream
-of `PCG64` and `SeedSequence`; it does not promise that of `Generator`'s distributions, so those stay unused.
+Only integer arithmetic, single float32 operations and ml_dtypes' roundings: no libm, no BLAS, no torch generator. numpy
+promises the stream of `PCG64` and `SeedSequence`; it does not promise that of `Generator`'s distributions, so those
+stay unused.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 if TYPE_CHECKING:
@@ -42,16 +44,12 @@ def _sum_of_four(raw: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 def to_bf16(x: Floats) -> NDArray[np.uint16]:
     """float32 → bfloat16 bits (uint16), to nearest, ties to even. No NaN."""
-    bits = x.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.asarray(rounded, np.uint16)
+    return x.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def to_e4m3(x: Floats) -> NDArray[np.uint8]:
     """float32 with |x| ≤ 448 → float8_e4m3fn bits (uint8), to nearest, ties to even."""
-    exponent = np.where(x == 0, -6, np.maximum(np.frexp(x)[1] - 1, -6))
-    steps = np.rint(np.ldexp(np.abs(x), 3 - exponent)).astype(np.int32)  # 8 … 16 when normal, 0 … 8 below 2^-6
-    return np.asarray(((exponent + 6) * 8 + steps) | np.where(np.signbit(x), 0x80, 0)).astype(np.uint8)
+    return x.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
 
 def e4m3_blocks(w: Floats, block: int, *, power_of_two: bool) -> tuple[NDArray[np.uint8], Floats]:
@@ -74,7 +72,7 @@ def _next_power_of_two(x: Floats) -> Floats:
 
 def to_e8m0(scales: Floats) -> NDArray[np.uint8]:
     """Powers of two as their biased exponents: byte b means 2^(b − 127)."""
-    return (np.frexp(scales)[1] - 1 + 127).astype(np.uint8)
+    return scales.astype(ml_dtypes.float8_e8m0fnu).view(np.uint8)
 
 
 def int4_groups(w: Floats, group: int) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
@@ -84,7 +82,7 @@ def int4_groups(w: Floats, group: int) -> tuple[NDArray[np.int8], NDArray[np.uin
     padded[:, : w.shape[1]] = w
     tiles = padded.reshape(w.shape[0], groups, group)
     bits = to_bf16(np.abs(tiles).max(axis=2) / np.float32(7.5))
-    scales = (bits.astype(np.uint32) << 16).view(np.float32)[:, :, None]
+    scales = bits.view(ml_dtypes.bfloat16).astype(np.float32)[:, :, None]
     integers = np.rint(np.divide(tiles, scales, out=np.zeros_like(tiles), where=scales != 0))
     return np.clip(integers, -8, 7).astype(np.int8).reshape(padded.shape)[:, : w.shape[1]], bits
 

@@ -27,6 +27,12 @@ def test_bf16_rounds_as_torch_does() -> None:
     np.testing.assert_array_equal(numbers.to_bf16(x), theirs)
 
 
+def test_e8m0_holds_every_power_of_two() -> None:
+    exponents = np.arange(-126, 128)
+    powers = np.ldexp(np.float32(1), exponents).astype(np.float32)
+    np.testing.assert_array_equal(numbers.to_e8m0(powers), exponents + 127)
+
+
 def test_bell_depends_on_name_and_seed_alone() -> None:
     x = numbers.bell("a", 1, (1000, 1001))
     assert abs(float(x.mean())) < 0.005

@@ -7,11 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import gguf
-import gguf.quants
 import numpy as np
 
-from gguf_mla import codec, ggtypes
+from gguf_mla import ggtypes
 from verify.findings import Finding
 from verify.levels import kernels
 
@@ -30,8 +28,6 @@ LEVEL = "weights"
 PIECE_VALUES = 1 << 20
 LEAST_BLOCK = 32  # values; the block of types that have none
 NEGLIGIBLE = 1e-3  # of a piece's RMS: a block of smaller values is measured against this
-JUDGED_ROWS = 2  # rows per tensor that gguf-py decodes too
-AGREED = 1e-6  # of a row's largest value: both decode with a float32 rounding or two
 
 
 @dataclass(frozen=True)
@@ -176,19 +172,6 @@ def _where(error: TensorError, place: Place | None) -> str:
     inside = {"attn_k_b.weight": "head", "attn_v_b.weight": "head"}.get(error.name.split(".", 2)[-1], "expert")
     index = f"{inside} {place.index}, " if "_exps" in error.name or inside == "head" else ""
     return f" in {index}row {place.row}, column {place.col}"
-
-
-def second_opinion(tensor: GgufTensor) -> Finding | None:
-    """Compare our decoding of a tensor's first rows with gguf-py's; None when they agree or it has no decoder."""
-    rows = tensor.read(0, min(JUDGED_ROWS, tensor.rows))
-    try:
-        theirs = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(ggtypes.by_name(tensor.type).id))
-    except (NotImplementedError, ValueError):
-        return None
-    ours = codec.decode(rows, tensor.type)
-    if np.abs(ours - theirs).max() <= AGREED * np.abs(theirs).max():
-        return None
-    return Finding(LEVEL, tensor.name, f"gguf-py decodes {tensor.type} otherwise than gguf-mla")
 
 
 def _ratio(error: float, size: float) -> float:
