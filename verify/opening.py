@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
 from gguf_mla.families import family_of
-from gguf_mla.forward.architecture import classes, gguf_names, read_config, read_gguf
+from gguf_mla.forward.architecture import read_config, read_gguf
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from gguf_mla.forward.model import Model
     from verify.limits import Limits
 
+ARCHITECTURES = ("deepseek2", "deepseek32", "glm-dsa")
 SPARSE, LIGHT = "deepseek32", "deepseek2"  # a model with sparse attention, and what it is written as without
 BOS_FIRST = ("DeepseekV32ForCausalLM",)  # published prompt scripts write the bos, so its tokenizer files say otherwise
+CLASSES = (
+    "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM",
+    "GlmMoeDsaForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,13 @@ def open_reference(path: Path) -> Reference:
         config = Config(checkpoint.config, path / "config.json")
         family = family_of(config)
         name = config.content["architectures"][0]
-        _check("class", classes(), name, path)
+        _check("class", CLASSES, name, path)
         weights = CheckpointWeights(checkpoint, read_config(config, checkpoint.tensors))
         warnings = tuple(family.warnings(config))
         return Reference(weights, family.architecture, path, None, warnings, bos_first=name in BOS_FIRST)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
-    _check("architecture", gguf_names(), architecture, path)
+    _check("architecture", ARCHITECTURES, architecture, path)
     return Reference(GgufWeights(file, read_gguf(file)), architecture, None, file)
 
 

@@ -53,9 +53,9 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
 
 
 def _dense_layers(config: Config) -> int:
-    """Return how many layers have no experts; some configurations list each layer's kind instead."""
-    kinds = config.content.get("mlp_layer_types")
-    listed = kinds.count("dense") if isinstance(kinds, list) else 0
+    """Return how many layers have no experts; some configurations list each layer instead."""
+    types = config.content.get("mlp_layer_types")
+    listed = types.count("dense") if isinstance(types, list) else 0
     return config.integer("first_k_dense_replace", listed)
 
 

@@ -7,7 +7,7 @@ function is the same code object with other globals, so line numbers in numba's 
 from __future__ import annotations
 
 from types import CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gguf_mla import lanes
 
@@ -18,6 +18,35 @@ Text = Any
 """A plain function; typing's Callable has no __code__."""
 
 TEXT_PACKAGES = ("gguf_mla.ggtypes", "gguf_mla.codec.feed")
+
+
+class Unbound:
+    """What stands for a name that has no value yet. It refuses every use, so that a forgotten one is noticed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"unbound({self.name!r})"
+
+    def refuse(self, *_: Any) -> NoReturn:
+        """Say its name: TypeError."""
+        raise TypeError(f"{self.name} has no value yet: `variant` or a Binder gives it one")
+
+
+REFUSED = (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod", "pow",
+    "rpow", "neg", "pos", "abs", "invert", "lshift", "rlshift", "rshift", "rrshift", "and", "rand", "or", "ror", "xor",
+    "rxor", "eq", "ne", "lt", "le", "gt", "ge", "bool", "int", "float", "index", "len", "iter", "getitem", "setitem",
+    "call",
+)  # fmt: skip
+for _operation in REFUSED:
+    setattr(Unbound, f"__{_operation}__", Unbound.refuse)
+
+
+def unbound(name: str) -> Any:
+    """Return what stands for the global `name` until `variant` or `Binder.rebind` gives it a value."""
+    return Unbound(name)
 
 
 class Binder:

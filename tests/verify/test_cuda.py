@@ -348,7 +348,8 @@ def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "sentence"), [(2, "the GPU has not memory enough. .*shorter --context"), (719, "the GPU failed: .*719")]
+    ("code", "sentence"),
+    [(2, "the GPU does not have enough memory. .*shorter --context"), (719, "the GPU failed: .*719")],
 )
 def test_a_failing_gpu_is_a_sentence(code: int, sentence: str) -> None:
     from numba.cuda.cudadrv.driver import CudaAPIError
