@@ -10,7 +10,8 @@ import pytest
 
 from gguf_mla import forward, open_checkpoint
 from gguf_mla.errors import InputError
-from gguf_mla.forward import walk
+from gguf_mla.families import glm_dsa
+from gguf_mla.forward import of_config, walk
 from gguf_mla.forward.architecture import architecture_of, architectures, classes, gguf_names, read_config
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.tensors import CheckpointWeights, shapes
@@ -35,6 +36,23 @@ def test_a_class_that_nobody_reads_is_refused() -> None:
     config = Config({"architectures": ["LlamaForCausalLM"]}, Path("config.json"))
     with pytest.raises(InputError, match=r"config\.json.*DeepseekV3ForCausalLM.*LlamaForCausalLM"):
         read_config(config)
+
+
+@pytest.mark.parametrize("offset", range(7))
+@pytest.mark.parametrize("every", [0, 1, 2, 3, 4, 9])
+def test_the_judge_and_the_converter_read_the_same_indexers(every: int, offset: int) -> None:
+    """Both are written from the configuration's meaning; what GLM-5.2 publishes is in test_sparse."""
+    stated = {"index_topk_freq": every, "index_skip_topk_offset": offset, "num_hidden_layers": 9}
+    config = Config(hub.config_of("glm-dsa", "bundled", **stated), Path("config.json"))
+    assert list(of_config._own_indexers(config, 9)) == glm_dsa._own_indexer(config)
+
+
+@pytest.mark.parametrize("listed", [["full", "none"], ["shared", "full"], ["full"], [["full"], "full"], 3])
+def test_a_list_of_indexers_that_cannot_be_read_is_refused(listed: object) -> None:
+    stated = {"indexer_types": listed, "num_hidden_layers": 2}
+    config = Config(hub.config_of("glm-dsa", "bundled", **stated), Path("config.json"))
+    with pytest.raises(InputError, match=r'indexer_types.*"full" and 1 times'):
+        of_config._own_indexers(config, 2)
 
 
 @pytest.fixture

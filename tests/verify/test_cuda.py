@@ -340,6 +340,12 @@ def assemble(ptx: str, capability: tuple[int, int], folder: Path) -> None:
         subprocess.run([assembler, *options, source, "-o", folder / "kernel.cubin"], check=True)
 
 
+@pytest.mark.parametrize("size", [attend.WIDTH, indexer.SIZE, selection.THREADS], ids=repr)
+def test_a_size_that_no_variant_gave_refuses_to_compute(size: Any) -> None:
+    with pytest.raises(TypeError, match="has no value yet"):
+        size // 2
+
+
 @pytest.mark.parametrize("ask", [forms, lambda: list(bench_gpu.lines())])
 @pytest.mark.skipif("gpu()", reason="there is a GPU")
 def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
