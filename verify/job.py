@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding
@@ -114,9 +115,10 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | N
     tokens = _tokens(proof, reference)[:1, : attention.TOKENS]
     candidate, limits = _opened(proof), proof.request.limits
     step = bar("attention", reference.weights.model.blocks)
+    attends = architecture_of(candidate.weights.model).attends
 
     def types(layer: int) -> str:
-        names = [f"blk.{layer}.{name}.weight" for name in attention.ATTENTION_TENSORS]
+        names = [f"blk.{layer}.{name}.weight" for name in attends]
         return candidate.coarsest(names, limits)
 
     for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
-from gguf_mla.forward.of_config import model_of_config
-from gguf_mla.forward.of_gguf import model_of_gguf
+from gguf_mla.forward.architecture import read_config, read_gguf
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
@@ -65,14 +64,14 @@ def open_reference(path: Path) -> Reference:
         config = Config(checkpoint.config, path / "config.json")
         name = _class_of(config)
         _check("class", tuple(CLASSES), name, path)
-        model = model_of_config(config, checkpoint.tensors)
+        model = read_config(config, checkpoint.tensors)
         weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
         warnings = tuple(engine_differences(model))
         return Reference(weights, published.architecture, checkpoint.folder, None, warnings, published.bos_first)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)
-    return Reference(GgufWeights(file, model_of_gguf(file)), architecture, None, file)
+    return Reference(GgufWeights(file, read_gguf(file)), architecture, None, file)
 
 
 def _class_of(config: Config) -> str:
@@ -125,7 +124,7 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
     if architecture != reference.architecture:
         return Finding(structure.LEVEL, "general.architecture", "is another", reference.architecture, architecture)
     try:
-        model = model_of_gguf(file)
+        model = read_gguf(file)
     except InputError as error:
         return Finding(structure.LEVEL, "metadata", error.what, error.expected, error.found)
     findings = [*structure.compare_models(reference.weights.model, model, reference.architecture)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.model import BEST, BETA_FAST, BETA_SLOW
+from gguf_mla.forward.model import BEST, BETA_FAST, BETA_SLOW, MlaModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def engine_differences(model: Model) -> Iterator[str]:
             "The model chooses expert groups by their best expert (topk_method group_limited_greedy); llama.cpp "
             "chooses them by the sum of their best two, so some tokens take other experts there than in the original."
         )
-    if model.eps != model.latent_eps:
+    if isinstance(model, MlaModel) and model.eps != model.latent_eps:
         yield (
             f"rms_norm_eps is {model.eps:g}; the original norms the compressed q and kv with 1e-6 all the "
             f"same, llama.cpp uses {model.eps:g} for all norms."

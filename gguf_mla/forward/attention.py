@@ -4,7 +4,7 @@ Shapes of one sequence: T queries that are the last of S cached tokens, H heads,
 r = kv_rank. All forms compute the same and differ in what they read:
 
     vanilla         per head K = [latent·W_UK | k_pe] of n+p values and V = latent·W_UV of v values
-    absorbed        W_UK moves into the query, W_UV behind the sum: one shared row [latent | k_pe] of r+p values for all
+    absorbed        W_UK moves into the query, W_UV after the sum: one shared row [latent | k_pe] of r+p values for all
                     heads, and V is a view of it; the softmax scale stays that of n+p values
     pe-first        the same with rows [k_pe | latent]
     token-by-token  absorbed, one query after the other over a growing cache
@@ -14,7 +14,7 @@ Sparse attention reads only the tokens that `Inputs.chosen` names. The forms abo
 a choice is a table of pages of one token each); these gather the rows instead:
 
     gathered        absorbed, over the rows of one query at a time
-    union           absorbed, over the rows that a block of queries needs, of which each masks what only others need
+    union           absorbed, over the union of the rows chosen by a block of queries; each query masks the others' own
     vanilla-union   the same with expanded keys and values
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.model import Model
+    from gguf_mla.forward.rope import Rotary
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
@@ -51,7 +51,9 @@ class Inputs:
     """What every form needs of one sequence.
 
     q_nope [T, H, n], q_pe [T, H, p] rotated, latent [S, r] normed, k_pe [S, p] rotated, k_b [H, r, n], v_b [H, v, r]
-    chosen  int64 [T, K]: the cached tokens a query attends to, NOTHING where they are fewer; None: all up to its own
+    chosen   int64 [T, K]: the cached tokens a query attends to, NOTHING where they are fewer; None: all up to its own
+    observe  is told of every head's product with a stored matrix: "attn_k_b.weight" or "attn_v_b.weight", the head, the
+             rows [T, cols] it multiplies
     """
 
     q_nope: Floats
@@ -62,13 +64,15 @@ class Inputs:
     v_b: Floats
     scale: float
     chosen: Numbers | None = None
+    observe: Callable[[str, int, Floats], object] | None = None
 
 
 Form = Callable[[Inputs], "Floats"]  # → [T, H, v]
 
 
 def vanilla(x: Inputs) -> Floats:
-    """Multi-head attention over expanded keys and values."""
+    """Multi-head attention over expanded keys and values; ValueError where it is observed."""
+    refuse_observer(x)
     out = np.empty((*x.q_nope.shape[:2], x.v_b.shape[1]), np.float32)
     hidden = unseen(x.chosen, len(x.q_nope), len(x.latent))
     for head in range(out.shape[1]):
@@ -76,6 +80,12 @@ def vanilla(x: Inputs) -> Floats:
         query = np.concatenate([x.q_nope[:, head], x.q_pe[:, head]], axis=1)
         out[:, head] = masked_softmax(query @ key.T, x.scale, hidden) @ (x.latent @ x.v_b[head].T)
     return out
+
+
+def refuse_observer(x: Inputs) -> None:
+    """Raise ValueError where products are observed: expanding multiplies attn_k_b, [r, n] per head, by its rows."""
+    if x.observe is not None:
+        raise ValueError("vanilla attention does not multiply the columns of attn_k_b; observe an absorbed form")
 
 
 def unseen(chosen: Numbers | None, queries: int, cached: int) -> Mask:
@@ -129,13 +139,20 @@ class RowLayout:
 
 def absorb(x: Inputs) -> Floats:
     """Return the queries' latent part q_nope·W_UK, [T, H, r]."""
-    by_head = x.q_nope.transpose(1, 0, 2) @ x.k_b.transpose(0, 2, 1)
-    return by_head.transpose(1, 0, 2)
+    return _by_head(x, "attn_k_b.weight", x.q_nope, x.k_b)
 
 
-def expand(attended: Floats, v_b: Floats) -> Floats:
-    """Return the heads' values [T, H, v] of attended latents [T, H, r]."""
-    by_head = attended.transpose(1, 0, 2) @ v_b.transpose(0, 2, 1)
+def expand(x: Inputs, attended: Floats) -> Floats:
+    """Return the heads' values attended·W_UV, [T, H, v], of attended latents [T, H, r]."""
+    return _by_head(x, "attn_v_b.weight", attended, x.v_b)
+
+
+def _by_head(x: Inputs, name: str, rows: Floats, matrices: Floats) -> Floats:
+    """Return every head's rows [T, H, cols] times its own matrix of [H, out, cols], [T, H, out]."""
+    if x.observe is not None:
+        for head in range(len(matrices)):
+            x.observe(name, head, rows[:, head])
+    by_head = rows.transpose(1, 0, 2) @ matrices.transpose(0, 2, 1)
     return by_head.transpose(1, 0, 2)
 
 
@@ -163,7 +180,7 @@ def absorbed(x: Inputs, *, pe_first: bool = False, stored: str = "F32") -> Float
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1], pe_first)
     rows = as_stored(layout.join(x.latent, x.k_pe), stored)
     queries = layout.join(absorb(x), x.q_pe)
-    return expand(attend(queries, rows, layout, x.scale, x.chosen), x.v_b)
+    return expand(x, attend(queries, rows, layout, x.scale, x.chosen))
 
 
 def as_stored(rows: Floats, type_name: str) -> Floats:
@@ -181,29 +198,29 @@ def token_by_token(x: Inputs) -> Floats:
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
     chosen = [None] * len(queries) if x.chosen is None else np.split(x.chosen, len(queries))
     steps = [attend(queries[t : t + 1], rows[: before + t + 1], layout, x.scale, now) for t, now in enumerate(chosen)]
-    return expand(np.concatenate(steps), x.v_b)
+    return expand(x, np.concatenate(steps))
 
 
 def gathered(x: Inputs, block: int = 1) -> Floats:
     """Absorbed attention over the rows that are chosen by so many queries at a time."""
     layout, out = RowLayout(x.latent.shape[1], x.k_pe.shape[1]), []
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
-    for part, used, places in _unions(x, block):
-        out.append(attend(queries[part], rows[used], layout, x.scale, places))
-    return expand(np.concatenate(out), x.v_b)
+    for part, used, columns in _unions(x, block):
+        out.append(attend(queries[part], rows[used], layout, x.scale, columns))
+    return expand(x, np.concatenate(out))
 
 
 def vanilla_gathered(x: Inputs, block: int = UNION) -> Floats:
     """Multi-head attention that expands only what is chosen by so many queries at a time."""
     out = []
-    for part, used, places in _unions(x, block):
+    for part, used, columns in _unions(x, block):
         queries = replace(x, q_nope=x.q_nope[part], q_pe=x.q_pe[part])
-        out.append(vanilla(replace(queries, latent=x.latent[used], k_pe=x.k_pe[used], chosen=places)))
+        out.append(vanilla(replace(queries, latent=x.latent[used], k_pe=x.k_pe[used], chosen=columns)))
     return np.concatenate(out)
 
 
 def _unions(x: Inputs, block: int) -> Iterator[tuple[slice, Numbers, Numbers]]:
-    """Yield blocks of queries, the tokens that any of them attends to, and the places of their choices among those."""
+    """Yield blocks of queries, the tokens that any of them attends to, and where their choices lie among those."""
     chosen = everything(len(x.q_nope), len(x.latent)) if x.chosen is None else x.chosen
     for start in range(0, len(chosen), block):
         part = chosen[start : start + block]
@@ -262,10 +279,10 @@ def paged(x: Inputs) -> Floats:
     rows = RowLayout(x.latent.shape[1], x.k_pe.shape[1]).join(x.latent, x.k_pe)
     pages = prefixes(rows, len(x.q_nope)) if x.chosen is None else single_rows(rows, x.chosen)
     attended, _ = decode_paged(absorb(x), x.q_pe, pages, x.scale)
-    return expand(attended, x.v_b)
+    return expand(x, attended)
 
 
-def shift(rows: Floats, layout: RowLayout, by: int, model: Model) -> Floats:
+def shift(rows: Floats, layout: RowLayout, by: int, model: Rotary) -> Floats:
     """Return cached rows [S, r+p] moved by so many positions: only their rotated part turns, the latent stays."""
     moved = rows.copy()
     moved[:, layout.pe] = rope.rotate(rows[:, layout.pe], np.full(len(rows), by), model)

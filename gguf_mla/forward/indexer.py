@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.model import Indexer, Model
+    from gguf_mla.forward.model import Indexer
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
@@ -31,6 +31,14 @@ EPS = 1e-6  # of the keys' LayerNorm, whatever rms_norm_eps is
 PRODUCTS = 1 << 22  # of queries and keys that are held at a time
 FP8_BLOCK, FP8_LARGEST, FP8_FLOOR = 128, 448.0, 1e-4
 NOTHING = -1  # in a choice, where a query has fewer tokens before it than it may attend to
+
+
+class Indexed(rope.Rotary, Protocol):
+    """What has an indexer and the rotation of its rows: a model, or what has these of one."""
+
+    @property
+    def indexer(self) -> Indexer | None:
+        """The indexer's sizes."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Index:
     weights: Floats
 
 
-def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], model: Model) -> Index:
+def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], model: Indexed) -> Index:
     """Return the index of T queries that are the last of S tokens, from their projections.
 
     q [T, heads · size], k [S, size], weights [T, heads]; norm: weight and bias of the keys' LayerNorm, [size]
@@ -57,18 +65,18 @@ def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], 
     return Index(queries, keys, weights * scale)
 
 
-def _of(model: Model) -> Indexer:
+def _of(model: Indexed) -> Indexer:
     assert model.indexer is not None  # noqa: S101 - only layers with one come here
     return model.indexer
 
 
-def _turned(x: Floats, positions: Numbers, model: Model) -> Floats:
+def _turned(x: Floats, positions: Numbers, model: Indexed) -> Floats:
     """Rotate the leading part of x [N, ..., size] to its positions [N] and transform it."""
     values = hadamard(_rotated(x, positions, model))
     return round_fp8(values) if _of(model).fp8 else values
 
 
-def _rotated(x: Floats, positions: Numbers, model: Model) -> Floats:
+def _rotated(x: Floats, positions: Numbers, model: Indexed) -> Floats:
     turn = rope.rotate if _of(model).interleaved else rope.rotate_halves
     return np.concatenate([turn(x[..., : model.rope], positions, model), x[..., model.rope :]], axis=-1)
 
@@ -114,7 +122,7 @@ def e4m3(x: Floats) -> Floats:
 
 
 def scores(index: Index, start: int, stop: int) -> Floats:
-    """Return the scores of the queries start … stop-1, float32 [queries, S]; -inf for tokens behind the query."""
+    """Return the scores of the queries start … stop-1, float32 [queries, S]; -inf for tokens after the query."""
     queries, weights = index.queries[start:stop], index.weights[start:stop]
     products = queries.reshape(-1, queries.shape[-1]) @ index.keys.T
     np.maximum(products, 0, out=products)
@@ -148,9 +156,9 @@ def best(found: Floats, top_k: int) -> Numbers:
     return np.where(ordered == count, NOTHING, ordered)
 
 
-def shift(keys: Floats, by: int, model: Model) -> Floats:
+def shift(keys: Floats, by: int, model: Indexed) -> Floats:
     """Return cached keys [S, size] moved by so many positions.
 
-    They are cached behind the Hadamard transform, which therefore has to be undone first; their leading part turns.
+    They are cached after the Hadamard transform, which therefore has to be undone first; their leading part turns.
     """
     return hadamard(_rotated(hadamard(keys), np.full(len(keys), by), model))

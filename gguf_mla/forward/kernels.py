@@ -29,15 +29,15 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
 @njit(nogil=True, cache=True)
 def largest(values: Floats, count: int, found: Numbers) -> None:
     """Write the indices of the `count` largest values, largest first, the lower index first among equals."""
-    for place in range(count):
+    for rank in range(count):
         best = -1
         for i in range(values.size):
             taken = False
-            for earlier in range(place):
+            for earlier in range(rank):
                 taken = taken or found[earlier] == i
             if not taken and (best < 0 or values[i] > values[best]):
                 best = i
-        found[place] = best
+        found[rank] = best
 
 
 @njit(nogil=True, cache=True)
@@ -60,8 +60,8 @@ def choose_one(
         group_scores[group] = scores[best[0]] + (scores[best[1]] if by_two and per_group > 1 else np.float32(0))
     largest(group_scores, groups_used, best_groups)
     allowed[:] = -np.inf
-    for place in range(groups_used):
-        first = best_groups[place] * per_group
+    for rank in range(groups_used):
+        first = best_groups[rank] * per_group
         for expert in range(first, first + per_group):
             allowed[expert] = select[expert]
     largest(allowed, chosen.size, chosen)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gguf_mla.forward import kernels
+from gguf_mla.forward.attention import FORMS, Form
+from gguf_mla.forward.choice import Chooser
 from gguf_mla.forward.model import BEST_TWO
 
 if TYPE_CHECKING:
@@ -14,33 +18,90 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.model import Routing
-    from gguf_mla.forward.tensors import Stack, Weights
+    from gguf_mla.forward.model import Model, Routing
+    from gguf_mla.forward.tensors import Weights
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
 
+Observer = Callable[[str, int, "Floats"], object]
+"""Is told of a product: the tensor's name, which of its matrices (head or expert), the rows [N, cols] it multiplies."""
 
-def feed_forward(weights: Weights, layer: int, hidden: Floats) -> Floats:
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of some tokens through a model: all that its layers need beside their state.
+
+    weights  the model's tensors
+    form     how latent attention is computed
+    chooser  carries the choices of sparse attention from layer to layer
+    observe  is told of every product with a stored matrix, whose name is the one asked for: tied output weights are
+             "output.weight". Vanilla forms multiply attn_k_b from its other side and refuse to be observed
+    """
+
+    weights: Weights
+    form: Form = FORMS["vanilla"]
+    chooser: Chooser = field(default_factory=Chooser)
+    observe: Observer | None = None
+
+    @property
+    def model(self) -> Model:
+        """What the weights are of."""
+        return self.weights.model
+
+    def vector(self, name: str) -> Floats:
+        """Return a stored vector, float32 [cols]."""
+        return self.weights.stack(name).vector()
+
+    def linear(self, x: Floats, name: str, index: int = 0) -> Floats:
+        """Return x·Wᵀ for x [..., cols] and one matrix of a stored stack, [..., rows]."""
+        pieces = [piece for _, piece in self.pieces(x, name, index)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+
+    def pieces(self, x: Floats, name: str, index: int = 0) -> Iterator[tuple[int, Floats]]:
+        """Yield x·Wᵀ in pieces, reading W in pieces: the first row of W, [..., rows].
+
+        All products with stored matrices are here, but those of a form of attention with its heads' matrices.
+        """
+        if self.observe is not None:
+            self.observe(name, index, x.reshape(-1, x.shape[-1]))
+        for start, rows in self.weights.stack(name).chunks(index):
+            yield start, x @ rows.T
+
+
+def lookup(pass_: Pass, table: str, tokens: Numbers) -> Floats:
+    """Return the rows of a table of embeddings for tokens [...], float32 [..., hidden]."""
+    stack = pass_.weights.stack(table)
+    unique, where = np.unique(tokens, return_inverse=True)
+    rows = np.concatenate([stack.read(0, token, token + 1) for token in unique.tolist()])
+    return rows[where.reshape(tokens.shape)]
+
+
+def feed_forward(pass_: Pass, layer: int, hidden: Floats) -> Floats:
     """Return what the MLP or the experts of a layer add to hidden states [B, T, hidden]."""
-    model, at = weights.model, f"blk.{layer}."
-    x = rms_norm(hidden, weights.stack(at + "ffn_norm.weight").vector(), model.eps)
+    model, at = pass_.model, f"blk.{layer}."
+    x = rms_norm(hidden, pass_.vector(at + "ffn_norm.weight"), model.eps)
     flat = x.reshape(-1, model.hidden)
     if model.is_dense(layer):
-        return _mlp(weights, at, "", flat).reshape(x.shape)
-    return (_experts(weights, at, flat) + _mlp(weights, at, "_shexp", flat)).reshape(x.shape)
+        return _mlp(pass_, at, "", flat).reshape(x.shape)
+    return (_experts(pass_, at, flat) + _mlp(pass_, at, "_shexp", flat)).reshape(x.shape)
 
 
-def _experts(weights: Weights, at: str, x: Floats) -> Floats:
+def _experts(pass_: Pass, at: str, x: Floats) -> Floats:
     """Return the weighted sum of every token's experts, [N, hidden]; every expert is read once."""
-    model = weights.model
-    logits = linear(x, weights.stack(at + "ffn_gate_inp.weight"))
-    bias = weights.stack(at + "exp_probs_b.bias").vector() if model.routing.corrected else np.float32(0)
-    chosen, shares = route(logits, bias, model.routing)
+    routing = pass_.model.routing
+    logits = pass_.linear(x, at + "ffn_gate_inp.weight")
+    bias = pass_.vector(at + "exp_probs_b.bias") if routing.corrected else np.float32(0)
+    chosen, shares = route(logits, bias, routing)
+    return mixed(pass_, at, x, chosen, shares)
+
+
+def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats) -> Floats:
+    """Return the sum of the experts that tokens x [N, hidden] have chosen, weighted by shares [N, K], [N, hidden]."""
     out = np.zeros_like(x)
     for expert in np.unique(chosen).tolist():
-        tokens, place = np.nonzero(chosen == expert)
-        out[tokens] += _mlp(weights, at, "_exps", x[tokens], expert) * shares[tokens, place, None]
+        tokens, slots = np.nonzero(chosen == expert)
+        out[tokens] += _mlp(pass_, at, "_exps", x[tokens], expert) * shares[tokens, slots, None]
     return out
 
 
@@ -73,19 +134,11 @@ def sigmoid(x: Floats) -> Floats:
     return values
 
 
-def _mlp(weights: Weights, at: str, kind: str, x: Floats, index: int = 0) -> Floats:
-    """Return down(silu(gate x) · up x) of rows [N, hidden]."""
-    gate, up, down = (weights.stack(f"{at}ffn_{part}{kind}.weight") for part in ("gate", "up", "down"))
-    opened = linear(x, gate, index)
-    return linear(opened * sigmoid(opened) * linear(x, up, index), down, index)
-
-
-def linear(x: Floats, stack: Stack, index: int = 0) -> Floats:
-    """Return x·Wᵀ for x [..., cols], reading W in pieces."""
-    out = np.empty((*x.shape[:-1], stack.rows), np.float32)
-    for start, rows in stack.chunks(index):
-        np.matmul(x, rows.T, out=out[..., start : start + len(rows)])
-    return out
+def _mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0) -> Floats:
+    """Return down(silu(gate x) · up x) of rows [N, hidden]; suffix: "", "_exps" or "_shexp"."""
+    gate, up, down = (f"{at}ffn_{part}{suffix}.weight" for part in ("gate", "up", "down"))
+    opened = pass_.linear(x, gate, index)
+    return pass_.linear(opened * sigmoid(opened) * pass_.linear(x, up, index), down, index)
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
@@ -93,9 +146,3 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     mean = np.mean(x * x, axis=-1, keepdims=True)
     normed: Floats = x / np.sqrt(mean + np.float32(eps)) * weight
     return normed
-
-
-def logits(weights: Weights, hidden: Floats, head: str = "output.weight") -> Iterator[tuple[int, Floats]]:
-    """Yield the logits of normed hidden states [N, hidden] in pieces: the first token, [N, tokens]."""
-    for start, rows in weights.stack(head).chunks():
-        yield start, hidden @ rows.T

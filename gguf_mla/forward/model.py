@@ -1,22 +1,16 @@
-"""What an MLA model is: its sizes and constants, from config.json or from a GGUF file's metadata.
+"""What a model is: its sizes and constants, from config.json or from a GGUF file's metadata.
 
-Both are read here from the published definitions, without the converter's rules, so that a mistake there shows.
+Both are read from the published definitions, without the converter's rules, so that a mistake there shows.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 BETA_FAST, BETA_SLOW = 32.0, 1.0
 BEST, BEST_TWO = "best", "best two"  # how a group of experts is scored
-# Whether the indexer rotates neighbouring pairs, by the names that models with one have in config.json and in GGUF.
-INTERLEAVED = {
-    "DeepseekV32ForCausalLM": False,
-    "deepseek32": False,
-    "GlmMoeDsaForCausalLM": True,
-    "glm-dsa": True,
-}
 
 
 @dataclass(frozen=True)
@@ -64,21 +58,22 @@ class Indexer:
     fp8: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """Sizes and constants in the papers' terms; `q_rank` is 0 where q is projected directly.
+    """Sizes and constants that every architecture has, in the papers' terms; an architecture adds its own.
 
-    `predictors` are layers of multi-token prediction behind the `layers`.
+    architecture  the name of the `Architecture` that computes such models
+    q_rank        0 where q is projected directly
+    predictors    how many layers of multi-token prediction come after the `layers`
     """
+
+    architecture: ClassVar[str]
 
     layers: int
     vocab: int
     hidden: int
     heads: int
-    nope: int
     rope: int
-    value: int
-    kv_rank: int
     q_rank: int
     ffn: int
     dense_layers: int
@@ -86,7 +81,6 @@ class Model:
     shared: int
     routing: Routing
     eps: float
-    latent_eps: float
     theta: float
     yarn: Yarn | None
     tied: bool
@@ -94,21 +88,21 @@ class Model:
     predictors: int = 0
 
     def size(self, name: str) -> int:
-        """Return a tensor dimension by the name it has in `tensors.ROLES`."""
+        """Return a tensor dimension by the name it has in the architecture's `Roles`."""
+        derived = self.derived_sizes()
+        return derived[name] if name in derived else int(getattr(self, name))
+
+    def derived_sizes(self) -> dict[str, int]:
+        """Return the dimensions that are not fields but made of them."""
         derived = {
             "experts": self.routing.experts,
-            "nope+rope": self.nope + self.rope,
-            "q_rows": self.heads * (self.nope + self.rope),
-            "kv_rank+rope": self.kv_rank + self.rope,
-            "kv_b_rows": self.heads * (self.nope + self.value),
-            "o_cols": self.heads * self.value,
             "shared_ffn": self.shared * self.expert_ffn,
             "2 hidden": 2 * self.hidden,
         }
         if self.indexer is not None:
             heads, size = self.indexer.heads, self.indexer.size
             derived |= {"index_heads": heads, "index_size": size, "index_rows": heads * size}
-        return derived[name] if name in derived else int(getattr(self, name))
+        return derived
 
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has one MLP instead of experts."""
@@ -122,6 +116,28 @@ class Model:
     def blocks(self) -> int:
         """The number of layers with those of multi-token prediction."""
         return self.layers + self.predictors
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlaModel(Model):
+    """A model with multi-head latent attention; `latent_eps` is that of the norms of the compressed q and kv."""
+
+    architecture: ClassVar[str] = "mla"
+
+    nope: int
+    value: int
+    kv_rank: int
+    latent_eps: float
+
+    def derived_sizes(self) -> dict[str, int]:
+        """Return the dimensions that are not fields but made of them."""
+        return super().derived_sizes() | {
+            "nope+rope": self.nope + self.rope,
+            "q_rows": self.heads * (self.nope + self.rope),
+            "kv_rank+rope": self.kv_rank + self.rope,
+            "kv_b_rows": self.heads * (self.nope + self.value),
+            "o_cols": self.heads * self.value,
+        }
 
     @property
     def softmax_scale(self) -> float:

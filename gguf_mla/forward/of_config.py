@@ -1,10 +1,10 @@
-"""The model that a config.json describes."""
+"""The MLA model that a config.json describes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, INTERLEAVED, Indexer, Model, Routing, Yarn
+from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -13,18 +13,21 @@ if TYPE_CHECKING:
 
 
 LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whatever rms_norm_eps says
-PREDICTORS = 8  # layers behind the last that are looked at for multi-token prediction
+PREDICTORS = 8  # layers after the last that are looked at for multi-token prediction
+# The classes with an indexer: whether it rotates neighbouring pairs, where the configuration does not say.
+INTERLEAVED = {"DeepseekV32ForCausalLM": False, "GlmMoeDsaForCausalLM": True}
+LISTED = {"full": True, "F": True, "shared": False, "S": False}  # a layer in indexer_types or index_topk_pattern
 
 
-def model_of_config(config: Config, names: Container[str] = ()) -> Model:
+def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
     """Return the model that a config.json of the family describes.
 
-    `names` are the checkpoint's tensors: a layer behind the last predicts if it has eh_proj, whatever
+    `names` are the checkpoint's tensors: a layer after the last predicts if it has eh_proj, whatever
     num_nextn_predict_layers says.
     """
     v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
     layers = config.positive("num_hidden_layers")
-    return Model(
+    return MlaModel(
         layers=layers,
         vocab=config.positive("vocab_size"),
         hidden=config.positive("hidden_size"),
@@ -50,9 +53,9 @@ def model_of_config(config: Config, names: Container[str] = ()) -> Model:
 
 
 def _dense_layers(config: Config) -> int:
-    """Return how many layers have no experts; some configurations list each layer's kind instead."""
-    kinds = config.content.get("mlp_layer_types")
-    listed = kinds.count("dense") if isinstance(kinds, list) else 0
+    """Return how many layers have no experts; some configurations list each layer instead."""
+    types = config.content.get("mlp_layer_types")
+    listed = types.count("dense") if isinstance(types, list) else 0
     return config.integer("first_k_dense_replace", listed)
 
 
@@ -73,14 +76,20 @@ def _config_indexer(config: Config, layers: int) -> Indexer | None:
 
 
 def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
-    """Return which layers of GLM-5 have an indexer: listed by word or letter, or every so many. Source: its config."""
+    """Return which layers of a GLM-5 choose for themselves; the others share the choice of the one before.
+
+    Where they are not listed one by one, the first `index_skip_topk_offset` layers choose, and from the last of these
+    on every `index_topk_freq`-th. Source: the fields of transformers' GlmMoeDsaConfig.
+    """
     listed = config.content.get("indexer_types") or config.content.get("index_topk_pattern")
     if listed is None:
-        every, first = max(config.integer("index_topk_freq", 1), 1), config.integer("index_skip_topk_offset", 2)
-        return tuple(max(layer - first + 1, 0) % every == 0 for layer in range(layers))
-    if not isinstance(listed, (list, str)) or len(listed) != layers or listed[0] not in ("full", "F"):
+        first, every = config.integer("index_skip_topk_offset", 2), config.integer("index_topk_freq", 1)
+        choosing = {*range(first), *range(first - 1, layers, max(every, 1))}
+        return tuple(layer in choosing for layer in range(layers))
+    own = [LISTED.get(str(entry)) for entry in listed] if isinstance(listed, (list, str)) else []
+    if len(own) != layers or None in own or not own[0]:
         raise config.refuse("indexer_types", f'"full" and {layers - 1} times "full" or "shared"', listed)
-    return tuple(kind in ("full", "F") for kind in listed)
+    return tuple(map(bool, own))
 
 
 def _config_routing(config: Config, default: str) -> Routing:

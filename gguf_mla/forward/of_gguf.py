@@ -1,4 +1,4 @@
-"""The model that a GGUF file's metadata describe."""
+"""The MLA model that a GGUF file's metadata describe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.errors import InputError
-from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, INTERLEAVED, Indexer, Model, Routing, Yarn
+from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 GATES = {1: "softmax", 2: "sigmoid"}
+# The architectures with an indexer: whether it rotates neighbouring pairs, which no key says.
+INTERLEAVED = {"deepseek32": False, "glm-dsa": True}
 
 
-def model_of_gguf(file: GgufFile) -> Model:
+def model_of_gguf(file: GgufFile) -> MlaModel:
     """Return the model that a file of the family describes, as a reader of the file takes it.
 
     The file says neither how groups are scored nor whether mscale differs from mscale_all_dim: a softmax router's
@@ -34,7 +36,7 @@ def model_of_gguf(file: GgufFile) -> Model:
     if predictors >= blocks:
         raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
     layers = blocks - predictors
-    return Model(
+    return MlaModel(
         layers=layers,
         vocab=len(keys.get("tokenizer.ggml.tokens", ())) or keys.integer("vocab_size"),
         hidden=keys.integer("embedding_length"),

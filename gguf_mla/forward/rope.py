@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,12 +12,28 @@ from gguf_mla.forward import kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.model import Model, Yarn
+    from gguf_mla.forward.model import Yarn
 
     Floats = NDArray[np.float32]
 
 
-def frequencies(model: Model) -> Floats:
+class Rotary(Protocol):
+    """What turns `rope` values of a row to their position: a model, or what has these of one."""
+
+    @property
+    def rope(self) -> int:
+        """How many values turn."""
+
+    @property
+    def theta(self) -> float:
+        """The base of the angles."""
+
+    @property
+    def yarn(self) -> Yarn | None:
+        """How they are stretched over a longer context."""
+
+
+def frequencies(model: Rotary) -> Floats:
     """Return the angle per position of every pair, float32 [p/2]."""
     steps = np.arange(0, model.rope, 2, dtype=np.float32) / np.float32(model.rope)
     plain: Floats = np.float32(1) / np.power(np.float32(model.theta), steps)
@@ -41,7 +57,7 @@ def _ramp(yarn: Yarn, theta: float, width: int) -> Floats:
     return ramp
 
 
-def rotate(x: Floats, positions: NDArray[np.int64], model: Model) -> Floats:
+def rotate(x: Floats, positions: NDArray[np.int64], model: Rotary) -> Floats:
     """Return x [N, H, p] or [N, p] with its pairs (2i, 2i+1) turned to their positions [N]."""
     angles = positions[:, None].astype(np.float32) * frequencies(model)[None]
     turned = x.reshape(len(x), -1, model.rope).astype(np.float32, order="C", copy=True)
@@ -49,7 +65,7 @@ def rotate(x: Floats, positions: NDArray[np.int64], model: Model) -> Floats:
     return turned.reshape(x.shape)
 
 
-def rotate_halves(x: Floats, positions: NDArray[np.int64], model: Model) -> Floats:
+def rotate_halves(x: Floats, positions: NDArray[np.int64], model: Rotary) -> Floats:
     """Return x [N, H, p] or [N, p] with its pairs (i, i+p/2) turned to their positions [N]."""
     paired = np.ascontiguousarray(x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)).reshape(x.shape)
     turned = rotate(paired, positions, model).reshape(*x.shape[:-1], -1, 2)

@@ -1,4 +1,4 @@
-"""Every tensor of an MLA model, streamed from a checkpoint or a GGUF file in one form.
+"""Every tensor of a model, streamed from a checkpoint or a GGUF file in one form.
 
 The form is that of an MLA file: stacks of matrices [count, rows, cols], one per head or expert, or a single matrix or
 vector. kv_b_proj is [H·(n+v), r], n key rows and then v value rows per head; `attn_k_b` is its key rows transposed
@@ -14,10 +14,11 @@ import numpy as np
 
 from gguf_mla import codec
 from gguf_mla.errors import InputError
+from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.ggtypes.shared import floats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -40,77 +41,47 @@ class Role:
     where: str = "always"
 
 
-_ATTENTION, _EXPERT, _SHARED = "self_attn.", "mlp.experts.{expert}.", "mlp.shared_experts."
-_INDEXER = _ATTENTION + "indexer."
+@dataclass(frozen=True)
+class Roles:
+    """The tensors of an architecture, by GGUF name, without `blk.N.` for a layer's, and in the order of computation.
 
-# By GGUF name, without `blk.N.` and in the order of computation.
-LAYER_ROLES = {
-    "nextn.embed_tokens.weight": Role("embed_tokens.weight", ("vocab", "hidden"), "predicting"),
-    "nextn.enorm.weight": Role("enorm.weight", ("hidden",), "predicting"),
-    "nextn.hnorm.weight": Role("hnorm.weight", ("hidden",), "predicting"),
-    "nextn.eh_proj.weight": Role("eh_proj.weight", ("hidden", "2 hidden"), "predicting"),
-    "attn_norm.weight": Role("input_layernorm.weight", ("hidden",)),
-    "attn_q.weight": Role(_ATTENTION + "q_proj.weight", ("q_rows", "hidden"), "full q"),
-    "attn_q_a.weight": Role(_ATTENTION + "q_a_proj.weight", ("q_rank", "hidden"), "low-rank q"),
-    "attn_q_a_norm.weight": Role(_ATTENTION + "q_a_layernorm.weight", ("q_rank",), "low-rank q"),
-    "attn_q_b.weight": Role(_ATTENTION + "q_b_proj.weight", ("q_rows", "q_rank"), "low-rank q"),
-    "indexer.attn_q_b.weight": Role(_INDEXER + "wq_b.weight", ("index_rows", "q_rank"), "sparse"),
-    "indexer.attn_k.weight": Role(_INDEXER + "wk.weight", ("index_size", "hidden"), "sparse"),
-    "indexer.k_norm.weight": Role(_INDEXER + "k_norm.weight", ("index_size",), "sparse"),
-    "indexer.k_norm.bias": Role(_INDEXER + "k_norm.bias", ("index_size",), "sparse"),
-    "indexer.proj.weight": Role(_INDEXER + "weights_proj.weight", ("index_heads", "hidden"), "sparse"),
-    "attn_kv_a_mqa.weight": Role(_ATTENTION + "kv_a_proj_with_mqa.weight", ("kv_rank+rope", "hidden")),
-    "attn_kv_a_norm.weight": Role(_ATTENTION + "kv_a_layernorm.weight", ("kv_rank",)),
-    "attn_k_b.weight": Role(_ATTENTION + "kv_b_proj.weight", ("heads", "kv_rank", "nope")),
-    "attn_v_b.weight": Role(_ATTENTION + "kv_b_proj.weight", ("heads", "value", "kv_rank")),
-    "attn_output.weight": Role(_ATTENTION + "o_proj.weight", ("hidden", "o_cols")),
-    "ffn_norm.weight": Role("post_attention_layernorm.weight", ("hidden",)),
-    "ffn_gate.weight": Role("mlp.gate_proj.weight", ("ffn", "hidden"), "dense"),
-    "ffn_up.weight": Role("mlp.up_proj.weight", ("ffn", "hidden"), "dense"),
-    "ffn_down.weight": Role("mlp.down_proj.weight", ("hidden", "ffn"), "dense"),
-    "ffn_gate_inp.weight": Role("mlp.gate.weight", ("experts", "hidden"), "moe"),
-    "exp_probs_b.bias": Role("mlp.gate.e_score_correction_bias", ("experts",), "corrected"),
-    "ffn_gate_exps.weight": Role(_EXPERT + "gate_proj.weight", ("experts", "expert_ffn", "hidden"), "moe"),
-    "ffn_up_exps.weight": Role(_EXPERT + "up_proj.weight", ("experts", "expert_ffn", "hidden"), "moe"),
-    "ffn_down_exps.weight": Role(_EXPERT + "down_proj.weight", ("experts", "hidden", "expert_ffn"), "moe"),
-    "ffn_gate_shexp.weight": Role(_SHARED + "gate_proj.weight", ("shared_ffn", "hidden"), "moe"),
-    "ffn_up_shexp.weight": Role(_SHARED + "up_proj.weight", ("shared_ffn", "hidden"), "moe"),
-    "ffn_down_shexp.weight": Role(_SHARED + "down_proj.weight", ("hidden", "shared_ffn"), "moe"),
-    "nextn.shared_head_norm.weight": Role("shared_head.norm.weight", ("hidden",), "predicting"),
-    "nextn.shared_head_head.weight": Role("shared_head.head.weight", ("vocab", "hidden"), "predicting"),
-}
-FIRST_ROLES = {"token_embd.weight": Role("model.embed_tokens.weight", ("vocab", "hidden"))}
-LAST_ROLES = {
-    "output_norm.weight": Role("model.norm.weight", ("hidden",)),
-    "output.weight": Role("lm_head.weight", ("vocab", "hidden"), "untied"),
-}
+    prefix      what a checkpoint's names of a layer's tensors begin with
+    conditions  model, layer (None for `first` and `last`) → which of the roles' `where` hold
+    """
+
+    first: Mapping[str, Role]
+    layer: Mapping[str, Role]
+    last: Mapping[str, Role]
+    prefix: str
+    conditions: Callable[[Any, int | None], set[str]]
+
+    def role(self, layer: int | None, name: str) -> Role:
+        """Return a tensor's role by the two parts of its name, as `split_name` gives them."""
+        return self.layer[name] if layer is not None else {**self.first, **self.last}[name]
+
+    def shapes(self, model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield every tensor of a model and its shape in an MLA file."""
+        yield from self._held(model, self.first, None)
+        for layer in range(model.blocks):
+            yield from self._held(model, self.layer, layer)
+        yield from self._held(model, self.last, None)
+
+    def _held(
+        self, model: Model, roles: Mapping[str, Role], layer: int | None
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        prefix, held = "" if layer is None else f"blk.{layer}.", self.conditions(model, layer)
+        for name, role in roles.items():
+            if role.where in held:
+                yield prefix + name, tuple(model.size(size) for size in role.shape)
+
+
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 
 
 def shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Return every tensor of a model in the MLA form, in the order of computation: GGUF name → shape."""
-    found = dict(_instances(model, FIRST_ROLES, "", {"always"}))
-    for layer in range(model.blocks):
-        found.update(_instances(model, LAYER_ROLES, f"blk.{layer}.", _conditions(model, layer)))
-    return found | dict(_instances(model, LAST_ROLES, "", {"always"} if model.tied else {"always", "untied"}))
-
-
-def _instances(
-    model: Model, roles: dict[str, Role], prefix: str, conditions: set[str]
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, role in roles.items():
-        if role.where in conditions:
-            yield prefix + name, tuple(model.size(size) for size in role.shape)
-
-
-def _conditions(model: Model, layer: int) -> set[str]:
-    held = {"always", "low-rank q" if model.q_rank else "full q"}
-    held |= {"sparse"} if model.is_sparse(layer) else set()
-    held |= {"predicting"} if layer >= model.layers else set()
-    if model.is_dense(layer):
-        return held | {"dense"}
-    return held | ({"moe", "corrected"} if model.routing.corrected else {"moe"})
+    return dict(architecture_of(model).roles.shapes(model))
 
 
 def split_name(name: str) -> tuple[int | None, str]:
@@ -126,7 +97,7 @@ class Stack:
     """A tensor as `count` matrices of [rows, cols]; a vector is one row.
 
     stored  the type it has in its file
-    read    matrix number, first row, row behind the last → float32 [rows, cols]
+    read    matrix number, first row, row after the last → float32 [rows, cols]
     """
 
     name: str
@@ -178,9 +149,9 @@ class CheckpointWeights:
     def stack(self, name: str) -> Stack:
         """Return a tensor by its GGUF name; tied output weights are the embeddings."""
         layer, rest = split_name(name)
-        roles = FIRST_ROLES | LAST_ROLES if layer is None else LAYER_ROLES
-        role = roles["token_embd.weight" if rest == "output.weight" and self.model.tied else rest]
-        prefix = "" if layer is None else f"model.layers.{layer}."
+        roles = architecture_of(self.model).roles
+        role = roles.role(layer, "token_embd.weight" if rest == "output.weight" and self.model.tied else rest)
+        prefix = "" if layer is None else roles.prefix.format(layer=layer)
         count, rows, cols = _three([self.model.size(size) for size in role.shape])
         template = prefix + role.checkpoint
         first = self._tensor(template.format(expert=0))
@@ -240,19 +211,20 @@ def _check_shapes(sources: list[SourceTensor], rows: int, cols: int) -> None:
 
 def _half(name: str, rest: str, model: Model, stored: str, read: Callable[[int, int], Floats]) -> Stack:
     """Return the key or value half of a kv_b_proj whose rows `read` gives."""
-    step = model.nope + model.value
+    heads, nope, value_rows, rank = (model.size(name) for name in ("heads", "nope", "value", "kv_rank"))
+    step = nope + value_rows
 
     def key(head: int, start: int, stop: int) -> Floats:
-        rows = read(head * step, head * step + model.nope)
+        rows = read(head * step, head * step + nope)
         return np.ascontiguousarray(rows.T[start:stop])
 
     def value(head: int, start: int, stop: int) -> Floats:
-        first = head * step + model.nope
+        first = head * step + nope
         return read(first + start, first + stop)
 
     if rest == LEGACY_HALVES[0]:
-        return Stack(name, model.heads, model.kv_rank, model.nope, stored, key)
-    return Stack(name, model.heads, model.value, model.kv_rank, stored, value)
+        return Stack(name, heads, rank, nope, stored, key)
+    return Stack(name, heads, value_rows, rank, stored, value)
 
 
 def _values(source: SourceTensor, start: int, stop: int) -> Floats:

@@ -1,47 +1,45 @@
-"""A model computed layer by layer."""
+"""A model computed layer by layer, whatever its architecture."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gguf_mla.forward.attention import FORMS, Form
-from gguf_mla.forward.choice import Chooser
-from gguf_mla.forward.layers import feed_forward, rms_norm
-from gguf_mla.forward.mla import attention
+from gguf_mla.forward.architecture import architecture_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.tensors import Weights
+    from gguf_mla.forward.architecture import State
+    from gguf_mla.forward.layers import Pass
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
 
 
-def embed(weights: Weights, tokens: Numbers, table: str = "token_embd.weight") -> Floats:
-    """Return the embeddings of tokens [...], float32 [..., hidden]."""
-    stack = weights.stack(table)
-    unique, where = np.unique(tokens, return_inverse=True)
-    rows = np.concatenate([stack.read(0, token, token + 1) for token in unique.tolist()])
-    return rows[where.reshape(tokens.shape)]
-
-
-def hidden_states(weights: Weights, tokens: Numbers, form: Form = FORMS["vanilla"]) -> Floats:
+def hidden_states(pass_: Pass, tokens: Numbers) -> Floats:
     """Return the normed output of the last layer for token sequences [B, T], float32 [B, T, hidden]."""
-    hidden, chooser = embed(weights, tokens), Chooser()
-    for layer in range(weights.model.layers):
-        hidden = run_layer(weights, layer, hidden, form, chooser)
-    return final_norm(weights, hidden)
+    state = embed(pass_, tokens)
+    for layer in range(pass_.model.layers):
+        state = run_layer(pass_, layer, state, tokens)
+    return finish(pass_, state)
 
 
-def final_norm(weights: Weights, hidden: Floats) -> Floats:
+def embed(pass_: Pass, tokens: Numbers) -> State:
+    """Return the state before the first layer for token sequences [B, T]."""
+    return architecture_of(pass_.model).embed(pass_, tokens)
+
+
+def run_layer(pass_: Pass, layer: int, state: State, tokens: Numbers) -> State:
+    """Return the state after one layer."""
+    return architecture_of(pass_.model).layer(pass_, layer, state, tokens)
+
+
+def finish(pass_: Pass, state: State) -> Floats:
     """Return the normed output of the last layer, which the output head and multi-token prediction read."""
-    return rms_norm(hidden, weights.stack("output_norm.weight").vector(), weights.model.eps)
+    return architecture_of(pass_.model).finish(pass_, state)
 
 
-def run_layer(weights: Weights, layer: int, hidden: Floats, form: Form, chooser: Chooser | None = None) -> Floats:
-    """Return hidden states [B, T, hidden] behind one layer; `chooser` carries the choices of sparse attention."""
-    hidden = hidden + attention(weights, layer, hidden, form, chooser)
-    return hidden + feed_forward(weights, layer, hidden)
+def attention(pass_: Pass, layer: int, hidden: Floats, tokens: Numbers) -> Floats:
+    """Return what the attention of a layer adds to hidden states [B, T, hidden] of token sequences [B, T]."""
+    return architecture_of(pass_.model).attention(pass_, layer, hidden, tokens)

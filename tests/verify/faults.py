@@ -322,7 +322,7 @@ def rows_mistaken(x: Inputs) -> np.ndarray:
     """Rows [pe | kv] read as if they were [kv | pe]."""
     written, read = (attention.RowLayout(RANK, ROPE, pe_first) for pe_first in (True, False))
     queries = read.join(attention.absorb(x), x.q_pe)
-    return attention.expand(attention.attend(queries, written.join(x.latent, x.k_pe), read, x.scale), x.v_b)
+    return attention.expand(x, attention.attend(queries, written.join(x.latent, x.k_pe), read, x.scale))
 
 
 def values_shifted(x: Inputs) -> np.ndarray:
@@ -332,7 +332,7 @@ def values_shifted(x: Inputs) -> np.ndarray:
     out = np.empty((*x.q_nope.shape[:2], RANK), np.float32)
     for head in range(HEADS):
         out[:, head] = attention.causal_softmax(queries[:, head] @ rows_.T, x.scale) @ rows_[:, ROPE:]
-    return attention.expand(out, x.v_b)
+    return attention.expand(x, out)
 
 
 def latent_rotated(x: Inputs) -> np.ndarray:
@@ -353,7 +353,7 @@ def every_token_seen(x: Inputs) -> np.ndarray:
     queries = layout.join(attention.absorb(x), x.q_pe)
     cached = layout.join(x.latent, x.k_pe)
     weights = layers.softmax(np.einsum("thr,sr->hts", queries, cached) * np.float32(x.scale))
-    return attention.expand(np.einsum("hts,sr->thr", weights, x.latent), x.v_b)
+    return attention.expand(x, np.einsum("hts,sr->thr", weights, x.latent))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.container.values import Kind, array, string, u32
-from gguf_mla.forward import attention, indexer, layers, prediction, rope, walk
+from gguf_mla.forward import attention, indexer, layers, prediction, rope
 from tests.verify.faults import Fault, changed, copied, key, missing, swapped
 
 if TYPE_CHECKING:
@@ -158,18 +158,18 @@ def shift_behind_the_transform(keys: np.ndarray, model: Model) -> np.ndarray:
     return indexer._rotated(keys, np.full(len(keys), SHIFT), model)
 
 
-def hidden_first(weights: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def hidden_first(pass_: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """eh_proj of [hidden | embedding]: the halves of its input swapped."""
-    model, at = weights.model, f"blk.{layer}.nextn."
-    embedded = walk.embed(weights, tokens[:, 1:], at + "embed_tokens.weight")
-    h = layers.rms_norm(states[:, :-1], weights.stack(at + "hnorm.weight").vector(), model.eps)
-    e = layers.rms_norm(embedded, weights.stack(at + "enorm.weight").vector(), model.eps)
-    return layers.linear(np.concatenate([h, e], axis=-1), weights.stack(at + "eh_proj.weight"))
+    model, at = pass_.model, f"blk.{layer}.nextn."
+    embedded = layers.lookup(pass_, at + "embed_tokens.weight", tokens[:, 1:])
+    h = layers.rms_norm(states[:, :-1], pass_.vector(at + "hnorm.weight"), model.eps)
+    e = layers.rms_norm(embedded, pass_.vector(at + "enorm.weight"), model.eps)
+    return pass_.linear(np.concatenate([h, e], axis=-1), at + "eh_proj.weight")
 
 
-def same_token(weights: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def same_token(pass_: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """The embedding of the token itself instead of the next."""
-    return prediction.enter(weights, layer, states, np.concatenate([tokens[:, :1], tokens[:, :-1]], axis=1))
+    return prediction.enter(pass_, layer, states, np.concatenate([tokens[:, :1], tokens[:, :-1]], axis=1))
 
 
 @dataclass(frozen=True)

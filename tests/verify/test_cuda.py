@@ -340,6 +340,12 @@ def assemble(ptx: str, capability: tuple[int, int], folder: Path) -> None:
         subprocess.run([assembler, *options, source, "-o", folder / "kernel.cubin"], check=True)
 
 
+@pytest.mark.parametrize("size", [attend.WIDTH, indexer.SIZE, selection.THREADS], ids=repr)
+def test_a_size_that_no_variant_gave_refuses_to_compute(size: Any) -> None:
+    with pytest.raises(TypeError, match="has no value yet"):
+        size // 2
+
+
 @pytest.mark.parametrize("ask", [forms, lambda: list(bench_gpu.lines())])
 @pytest.mark.skipif("gpu()", reason="there is a GPU")
 def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
@@ -348,7 +354,8 @@ def test_a_machine_without_gpu_says_so(ask: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "sentence"), [(2, "the GPU has not memory enough. .*shorter --context"), (719, "the GPU failed: .*719")]
+    ("code", "sentence"),
+    [(2, "the GPU does not have enough memory. .*shorter --context"), (719, "the GPU failed: .*719")],
 )
 def test_a_failing_gpu_is_a_sentence(code: int, sentence: str) -> None:
     from numba.cuda.cudadrv.driver import CudaAPIError

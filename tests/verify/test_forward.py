@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gguf_mla import open_checkpoint, open_gguf
-from gguf_mla.forward import layers, walk
+from gguf_mla.forward import walk
+from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.of_config import model_of_config
 from gguf_mla.forward.of_gguf import model_of_gguf
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
@@ -61,8 +62,9 @@ def gguf_weights(path: Path) -> GgufWeights:
 
 
 def logits(weights: Weights, prompt: list[int]) -> np.ndarray:
-    hidden = walk.hidden_states(weights, np.array([prompt]))
-    pieces = list(layers.logits(weights, hidden[0]))
+    pass_ = Pass(weights)
+    hidden = walk.hidden_states(pass_, np.array([prompt]))
+    pieces = list(pass_.pieces(hidden[0], "output.weight"))
     assert [start for start, _ in pieces] == np.cumsum([0, *(p.shape[1] for _, p in pieces[:-1])]).tolist()
     return np.concatenate([piece for _, piece in pieces], axis=1)
 

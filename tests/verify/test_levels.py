@@ -10,6 +10,7 @@ import pytest
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward import layers
+from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.model import BEST, BEST_TWO, Routing
 from verify.levels import logits
 from verify.levels.weights import Piece, TensorError
@@ -23,25 +24,25 @@ VOCAB, HIDDEN, TOKENS = 301, 16, 40
 
 
 def side(seed: int, pieces: int) -> Any:
-    """Output weights that are read in pieces, for `layers.logits`."""
+    """A pass whose output weights are read in pieces."""
     matrix = np.random.default_rng(seed).standard_normal((VOCAB, HIDDEN), np.float32)
 
-    def chunks() -> Iterator[tuple[int, np.ndarray]]:
+    def chunks(_index: int) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, VOCAB, -(-VOCAB // pieces)):
             yield start, matrix[start : start + -(-VOCAB // pieces)]
 
-    return SimpleNamespace(matrix=matrix, stack=lambda _name: SimpleNamespace(chunks=chunks))
+    return Pass(SimpleNamespace(matrix=matrix, stack=lambda _name: SimpleNamespace(chunks=chunks)))
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_scores_are_those_of_whole_distributions(pieces: int) -> None:
     rng = np.random.default_rng(0)
     ours, theirs = side(1, pieces), side(2, pieces)
-    theirs.matrix[:] = ours.matrix + 0.1 * theirs.matrix
+    theirs.weights.matrix[:] = ours.weights.matrix + 0.1 * theirs.weights.matrix
     hidden = rng.standard_normal((TOKENS, HIDDEN), np.float32)
     targets = rng.integers(0, VOCAB, TOKENS)
-    scores = logits._score((ours, hidden), (theirs, hidden), targets)
-    p, q = (log_softmax((hidden @ each.matrix.T).astype(np.float64)) for each in (ours, theirs))
+    scores = logits._score((ours, hidden, "output.weight"), (theirs, hidden, "output.weight"), targets)
+    p, q = (log_softmax((hidden @ each.weights.matrix.T).astype(np.float64)) for each in (ours, theirs))
     at = np.arange(TOKENS), targets
     np.testing.assert_allclose(scores.reference, p[at], rtol=1e-5)
     np.testing.assert_allclose(scores.candidate, q[at], rtol=1e-5)

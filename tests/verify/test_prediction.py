@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla.forward import layers, prediction, walk
+from gguf_mla.forward import prediction, walk
 from gguf_mla.forward.attention import FORMS
+from gguf_mla.forward.layers import Pass
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.judges import Transformers, prompts
@@ -28,10 +29,11 @@ LAYERS, TOKENS = 2, 60
 def predicted(weights: Weights, prompt: list[int], form: str = "vanilla") -> np.ndarray:
     """Logits of the token after the next at every position but the last."""
     tokens = np.array([prompt])
-    states = walk.hidden_states(weights, tokens)
-    entered = prediction.enter(weights, LAYERS, states, tokens)
-    found = prediction.leave(weights, LAYERS, walk.run_layer(weights, LAYERS, entered, FORMS[form]))
-    return np.concatenate([piece for _, piece in layers.logits(weights, found[0], prediction.head(LAYERS))], axis=1)
+    states = walk.hidden_states(Pass(weights), tokens)
+    pass_ = Pass(weights, FORMS[form])
+    entered = prediction.enter(pass_, LAYERS, states, tokens)
+    found = prediction.leave(pass_, LAYERS, walk.run_layer(pass_, LAYERS, entered, tokens[:, 1:]))
+    return pass_.linear(found[0], prediction.head(LAYERS))
 
 
 def judged(reference: Transformers, directory: Path, prompt: list[int]) -> np.ndarray:

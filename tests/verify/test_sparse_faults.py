@@ -55,8 +55,8 @@ def read_wrongly(fault: SparseFault, patch: pytest.MonkeyPatch) -> None:
     def prepare(*arguments: Any) -> Any:
         return (fault.prepare if arguments[-1] is candidates[0] else right["prepare"])(*arguments)
 
-    def enter(weights: Any, *arguments: Any) -> Any:
-        return (fault.enter if weights.model is candidates[0] else right["enter"])(weights, *arguments)
+    def enter(pass_: Any, *arguments: Any) -> Any:
+        return (fault.enter if pass_.model is candidates[0] else right["enter"])(pass_, *arguments)
 
     patch.setattr(job, "open_candidate", misread)
     patch.setitem(attention.FORMS, "absorbed", fault.form)

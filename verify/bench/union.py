@@ -13,9 +13,9 @@ import numpy as np
 
 from gguf_mla.forward import indexer, walk
 from gguf_mla.forward.attention import RowLayout, absorb, absorbed, causal_softmax, unseen
-from gguf_mla.forward.choice import Chooser
 from gguf_mla.forward.indexer import NOTHING, Index
-from gguf_mla.forward.model import Indexer, Model, Routing, Yarn
+from gguf_mla.forward.layers import Pass
+from gguf_mla.forward.model import Indexer, Model, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,14 +31,42 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2  # a value of the cache, F16
 WIDTH = 256  # of the synthetic hidden states
 CORRELATIONS = (0.0, 0.9, 0.99)  # of neighbours among them
-INDEXER = Indexer(heads=64, size=128, top_k=2048, interleaved=False, own_layers=(True,))  # DeepSeek-V3.2's
-# with its rope; the rest of the model does not matter here
-V32 = Model(
-    layers=1, vocab=1, hidden=WIDTH, heads=128, nope=128, rope=64, value=128, kv_rank=512, q_rank=WIDTH, ffn=1,
-    dense_layers=1, expert_ffn=1, shared=1, routing=Routing(1, 1, 1, 1, "sigmoid", "best", False, 1.0, False), eps=1e-6,
-    latent_eps=1e-6, theta=10000.0, yarn=Yarn(40.0, 4096, 1.0), tied=True,
-    indexer=INDEXER,
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IndexerShape:
+    """What decides how much of a cache is read: an indexer, the rotation of its rows, the rank of the latent rows."""
+
+    indexer: Indexer
+    kv_rank: int
+    rope: int
+    theta: float
+    yarn: Yarn | None
+
+    @classmethod
+    def of(cls, model: Model) -> IndexerShape:
+        """Return a model's; one without an indexer counts as having DeepSeek-V3.2's."""
+        indexer = model.indexer or V32.indexer
+        return cls(indexer, model.size("kv_rank"), model.rope, model.theta, model.yarn)
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of a cached row of attention."""
+        return CACHE_BYTES * (self.kv_rank + self.rope)
+
+    @property
+    def key_bytes(self) -> int:
+        """The size of a cached key of the indexer."""
+        return CACHE_BYTES * self.indexer.size
+
+
+V32 = IndexerShape(
+    Indexer(heads=64, size=128, top_k=2048, interleaved=False, own_layers=(True,)),
+    kv_rank=512,
+    rope=64,
+    theta=10000.0,
+    yarn=Yarn(40.0, 4096, 1.0),
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +93,10 @@ class Reading:
 
 
 def readings(
-    model: Model, source: str, chosen: Numbers, cached: int, top_k: int, batches: Sequence[int]
+    shape: IndexerShape, source: str, chosen: Numbers, cached: int, top_k: int, batches: Sequence[int]
 ) -> Iterator[Reading]:
     """Yield what batches of these many queries read, for the choices [T, K] of the last T queries."""
-    size = (model.indexer or INDEXER).size
-    row, key = CACHE_BYTES * (model.kv_rank + model.rope), CACHE_BYTES * size
+    row, key = shape.row_bytes, shape.key_bytes
     counts = (chosen != NOTHING).sum(axis=1)
     for queries in (queries for queries in batches if queries <= len(chosen)):
         seen, union = batch_sizes(chosen, cached, queries)
@@ -89,21 +116,20 @@ def batch_sizes(chosen: Numbers, cached: int, queries: int) -> tuple[float, floa
     return float(np.mean([cached - len(chosen) + end for end in ends])), float(np.mean(unions))
 
 
-def synthetic(cached: int, queries: int, correlation: float, model: Model = V32, seed: int = 0) -> Index:
+def synthetic(cached: int, queries: int, correlation: float, shape: IndexerShape = V32, seed: int = 0) -> Index:
     """Return an index of random projections of random hidden states, for the last queries of a cache.
 
     Every state is `correlation` times the one before it plus fresh noise: 0 for tokens without relation, 0.99 for a
     text that stays with its subject for some hundred tokens.
     """
-    assert model.indexer is not None  # noqa: S101 - the models given have one
-    rng, heads, size = np.random.default_rng(seed), model.indexer.heads, model.indexer.size
+    rng, heads, size = np.random.default_rng(seed), shape.indexer.heads, shape.indexer.size
     states = rng.standard_normal((cached, WIDTH), np.float32)
     for t in range(1, cached):
         states[t] = correlation * states[t - 1] + (1 - correlation**2) ** 0.5 * states[t]
-    shapes = (WIDTH, heads * size), (WIDTH, size), (WIDTH, heads)
-    q, k, shares = (rng.standard_normal(shape, np.float32) * np.float32(WIDTH**-0.5) for shape in shapes)
+    projections = (WIDTH, heads * size), (WIDTH, size), (WIDTH, heads)
+    q, k, shares = (rng.standard_normal(sizes, np.float32) * np.float32(WIDTH**-0.5) for sizes in projections)
     norm = np.ones(size, np.float32), np.zeros(size, np.float32)
-    return indexer.prepare(states[-queries:] @ q, states @ k, states[-queries:] @ shares, norm, model)
+    return indexer.prepare(states[-queries:] @ q, states @ k, states[-queries:] @ shares, norm, shape)
 
 
 def measured(
@@ -114,18 +140,19 @@ def measured(
     In a dense model the tokens are taken that get most attention, all heads together, which is what an indexer is
     trained to find; an eighth of the text unless said otherwise, as V3.2's 2048 of 16384.
     """
-    model, hidden, chooser, last = weights.model, walk.embed(weights, tokens[None]), Chooser(), max(batches)
+    model, last, watch = weights.model, max(batches), _Watch()
     if model.indexer is not None:
         top_k = top_k or model.indexer.top_k
         weights = replace(weights, model=replace(model, indexer=replace(model.indexer, top_k=top_k)))
     top_k = top_k or max(1, len(tokens) // 8)
+    pass_, shape, sequences = Pass(weights, watch), IndexerShape.of(model), tokens[None]
+    state = walk.embed(pass_, sequences)
     for layer in range(model.layers):
-        watch = _Watch()
-        hidden = walk.run_layer(weights, layer, hidden, watch, chooser)
+        state = walk.run_layer(pass_, layer, state, sequences)
         if model.is_sparse(layer) or model.indexer is None:
             chosen = watch.inputs.chosen
             chosen = indexer.best(attention_mass(watch.inputs, last), top_k) if chosen is None else chosen[-last:]
-            yield from readings(model, f"layer {layer}", chosen, len(tokens), top_k, batches)
+            yield from readings(shape, f"layer {layer}", chosen, len(tokens), top_k, batches)
 
 
 class _Watch:
@@ -150,12 +177,11 @@ def attention_mass(x: Inputs, queries: int) -> Floats:
     return mass
 
 
-def simulated(lengths: Sequence[int], batches: Sequence[int], model: Model = V32) -> Iterator[Reading]:
+def simulated(lengths: Sequence[int], batches: Sequence[int], shape: IndexerShape = V32) -> Iterator[Reading]:
     """Yield what batches of the last tokens of synthetic texts read."""
-    assert model.indexer is not None  # noqa: S101 - the models given have one
     for correlation in CORRELATIONS:
         for cached in lengths:
-            index = synthetic(cached, min(max(batches), cached), correlation, model)
-            top_k = model.indexer.top_k
+            index = synthetic(cached, min(max(batches), cached), correlation, shape)
+            top_k = shape.indexer.top_k
             chosen = indexer.choose(index, top_k)
-            yield from readings(model, f"correlation {correlation:g}", chosen, cached, top_k, batches)
+            yield from readings(shape, f"correlation {correlation:g}", chosen, cached, top_k, batches)

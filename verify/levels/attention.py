@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward import mla, walk
-from gguf_mla.forward.attention import FORMS
-from gguf_mla.forward.choice import Chooser
+from gguf_mla.forward import walk
+from gguf_mla.forward.layers import Pass, lookup
 from verify.findings import Finding
 from verify.levels.choice import ChoiceAgreement, Follower
 from verify.measures import Agreement, agreement
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 
 LEVEL = "attention"
 TOKENS = 64
-ATTENTION_TENSORS = (
-    "attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", "indexer.attn_q_b",
-    "indexer.attn_k", "indexer.proj",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,14 @@ def compare_attention(
     reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: Form, types: Callable[[int], str]
 ) -> Iterator[LayerAgreement]:
     """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
-    hidden, ours = walk.embed(reference, tokens), Chooser()
-    theirs = Follower(ours)
+    ours = Pass(reference)
+    follower = Follower(ours.chooser)
+    theirs = Pass(candidate, form, follower)
+    hidden = lookup(ours, "token_embd.weight", tokens)
     for layer in range(reference.model.blocks):
-        expected = mla.attention(reference, layer, hidden, FORMS["vanilla"], ours)
-        found = mla.attention(candidate, layer, hidden, form, theirs)
-        yield LayerAgreement(layer, types(layer), agreement(found, expected), theirs.agreement)
+        expected = walk.attention(ours, layer, hidden, tokens)
+        found = walk.attention(theirs, layer, hidden, tokens)
+        yield LayerAgreement(layer, types(layer), agreement(found, expected), follower.agreement)
 
 
 def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str = "attention") -> Finding | None:

@@ -98,7 +98,7 @@ def same_choice(first: Numbers, second: Numbers, scores: Floats) -> Mask:
     highest = np.where(apart, scores, -np.inf).max(axis=1)
     lowest = np.where(apart, scores, np.inf).min(axis=1)
     largest = np.where(scores == -np.inf, 0, np.abs(scores)).max(axis=1)
-    with np.errstate(invalid="ignore"):  # inf - inf where a token is behind the query, which is no tie
+    with np.errstate(invalid="ignore"):  # inf - inf where a token comes after the query, which is not a tie
         tied = highest - lowest <= np.float32(TIE) * largest
     same: Mask = (ours.sum(axis=1) == theirs.sum(axis=1)) & (tied | ~apart.any(axis=1))
     return same

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.forward import layers, walk
+from gguf_mla.forward import walk
+from gguf_mla.forward.layers import Pass
 from verify.findings import Finding
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ def compare_engine(path: Path, candidate: Weights, tokens: NDArray[np.int64], th
 
 
 def _log_probabilities(weights: Weights, tokens: NDArray[np.int64], lengths: Sequence[int]) -> NDArray[Any]:
-    """Return our log-probabilities behind prefixes, float64 [prefixes, vocabulary]."""
-    last = walk.hidden_states(weights, tokens[None])[0, np.array(lengths) - 1]
-    logits = np.concatenate([piece for _, piece in layers.logits(weights, last)], axis=1).astype(np.float64)
+    """Return our log-probabilities after prefixes, float64 [prefixes, vocabulary]."""
+    pass_ = Pass(weights)
+    last = walk.hidden_states(pass_, tokens[None])[0, np.array(lengths) - 1]
+    logits = pass_.linear(last, "output.weight").astype(np.float64)
     normalised: NDArray[Any] = logits - _log_sum_exp(logits)
     return normalised
 
@@ -107,7 +109,9 @@ class _Engine:
         params.n_parallel, params.n_gpu_layers = 1, 0
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        if yarn is not None:  # it does not read these of a deepseek2 file, so they are said as its user has to say them
+        if (
+            yarn is not None
+        ):  # it does not read these of a deepseek2 file, so they are passed as its user has to pass them
             params.yarn_beta_fast, params.yarn_beta_slow = yarn.fast, yarn.slow
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.fit_params = params.warmup = False

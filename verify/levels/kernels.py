@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numba import njit
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 
 @njit(nogil=True, cache=True)
@@ -38,31 +37,45 @@ def compare_rows(reference: Floats, candidate: Floats, block: int, floor: float,
                 worst[row, 0], worst[row, 1] = size / peak, first
 
 
-@njit(nogil=True, cache=True)
-def add_logits(reference: Floats, candidate: Floats, first: int, state: Any, best: Numbers) -> None:
-    """Take in the logits [N, rows] of tokens `first` onward from both sides, for everything a distribution is asked.
+TOTALS = np.dtype(
+    [
+        ("reference_peak", np.float64),
+        ("reference_sum", np.float64),
+        ("reference_best", np.int64),
+        ("candidate_peak", np.float64),
+        ("candidate_sum", np.float64),
+        ("candidate_best", np.int64),
+        ("cross", np.float64),
+    ]
+)
+"""What is kept of a token's two distributions while their logits r and c are read.
 
-    state  float64 [N, 5]: running maximum and Σexp of the reference, the same of the candidate, Σ p·(r-c) before it is
-           normalised by the reference's Σexp
-    best   int64 [N, 2]: the likeliest token of each side
-    """
+peak   the largest logit so far, -inf before the first
+sum    Σ exp(logit - peak)
+best   the likeliest token so far
+cross  Σ exp(r - reference_peak)·(r - c)
+"""
+
+
+@njit(nogil=True, cache=True)
+def add_logits(reference: Floats, candidate: Floats, first: int, totals: Any) -> None:
+    """Take in the logits [N, rows] of tokens `first` onward from both sides; totals [N] of TOTALS."""
     for token in range(reference.shape[0]):
-        r_max, r_sum, c_max, c_sum, cross = state[token]
+        total = totals[token]
+        r_max, r_sum, r_best = total.reference_peak, total.reference_sum, total.reference_best
+        c_max, c_sum, c_best = total.candidate_peak, total.candidate_sum, total.candidate_best
+        cross = total.cross
         for i in range(reference.shape[1]):
             r, c = float(reference[token, i]), float(candidate[token, i])
             if r > r_max:
                 shrink = math.exp(r_max - r)
-                r_sum, cross, r_max, best[token, 0] = r_sum * shrink, cross * shrink, r, first + i
+                r_sum, cross, r_max, r_best = r_sum * shrink, cross * shrink, r, first + i
             if c > c_max:
-                c_sum, c_max, best[token, 1] = c_sum * math.exp(c_max - c), c, first + i
+                c_sum, c_max, c_best = c_sum * math.exp(c_max - c), c, first + i
             weight = math.exp(r - r_max)
             r_sum += weight
             cross += weight * (r - c)
             c_sum += math.exp(c - c_max)
-        state[token, 0], state[token, 1], state[token, 2], state[token, 3], state[token, 4] = (
-            r_max,
-            r_sum,
-            c_max,
-            c_sum,
-            cross,
-        )
+        total.reference_peak, total.reference_sum, total.reference_best = r_max, r_sum, r_best
+        total.candidate_peak, total.candidate_sum, total.candidate_best = c_max, c_sum, c_best
+        total.cross = cross

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.forward import layers, prediction, walk
-from gguf_mla.forward.attention import FORMS
-from gguf_mla.forward.choice import Chooser
+from gguf_mla.forward import prediction, walk
+from gguf_mla.forward.layers import Pass
 from verify.findings import Finding
 from verify.levels import kernels
 from verify.levels.attention import LayerAgreement
@@ -26,12 +25,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.forward.architecture import State
     from gguf_mla.forward.attention import Form
     from gguf_mla.forward.tensors import Weights
 
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
-    States = tuple[Floats, Floats]  # of the reference and of the candidate
+    States = tuple[Floats, Floats]  # normed, of the reference and of the candidate
 
 LEVEL = "logits"
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
@@ -119,29 +119,29 @@ class _Both:
     """
 
     def __init__(self, reference: Weights, candidate: Weights, form: Form) -> None:
-        self.reference, self.candidate, self.form = reference, candidate, form
-        self.ours = Chooser()
-        self.theirs = Follower(self.ours)
+        self.reference = Pass(reference)
+        self.follower = Follower(self.reference.chooser)
+        self.candidate = Pass(candidate, form, self.follower)
 
-    def run(self, layer: int, hidden: Floats, own: Floats, followed: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return what is behind a layer: of the reference, of the candidate's own states, and of the followed ones."""
-        after = walk.run_layer(self.reference, layer, hidden, FORMS["vanilla"], self.ours)
-        inputs = np.concatenate([own, followed])
-        own, judged = np.split(walk.run_layer(self.candidate, layer, inputs, self.form, self.theirs), 2)
+    def run(self, layer: int, state: State, own: State, followed: State, tokens: Numbers) -> tuple[State, State, State]:
+        """Return the states after a layer: the reference's, the candidate's own, and its answer to the followed."""
+        after = walk.run_layer(self.reference, layer, state, tokens)
+        inputs = np.concatenate([own, followed]), np.concatenate([tokens, tokens])
+        own, judged = np.split(walk.run_layer(self.candidate, layer, *inputs), 2)
         return after, own, judged
 
     def predict(self, layer: int, states: States, tokens: Numbers) -> tuple[States, Agreement]:
-        """Return the states of both sides behind a layer of multi-token prediction, and its agreement on the same."""
+        """Return the states of both sides after a layer of multi-token prediction, and its agreement on the same."""
         ours, theirs = states
         entered = prediction.enter(self.reference, layer, ours, tokens)
         inputs = np.concatenate([theirs, ours]), np.concatenate([tokens, tokens])
         own, followed = np.split(prediction.enter(self.candidate, layer, *inputs), 2)
-        after, own, judged = self.run(layer, entered, own, followed)
+        after, own, judged = self.run(layer, entered, own, followed, tokens[:, 1:])
         left = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
         return left, agreement(judged, after)
 
     def score(self, ours: Floats, theirs: Floats, tokens: Numbers, head: str = "output.weight") -> Scores:
-        """Score normed states [B, T, hidden] of both sides, each for the token behind its own."""
+        """Score normed states [B, T, hidden] of both sides, each for the token after its own."""
         sides = (self.reference, _half(ours), head), (self.candidate, _half(theirs), head)
         return _score(*sides, _targets(tokens))
 
@@ -157,22 +157,22 @@ def compare_logits(
     """Run both models over chunks [B, T].
 
     Return every layer's agreement on the reference's input, and the scores: of the next token, and for every layer of
-    multi-token prediction of the one behind that.
+    multi-token prediction of the one after that.
     """
     both = _Both(reference, candidate, form)
     layers: list[LayerAgreement] = []
-    hidden, own = walk.embed(reference, tokens), walk.embed(candidate, tokens)
+    state, own = walk.embed(both.reference, tokens), walk.embed(both.candidate, tokens)
     for layer in range(reference.model.layers):
-        after, own, judged = both.run(layer, hidden, own, hidden)
-        measured = agreement(judged - hidden, after - hidden)
-        layers.append(LayerAgreement(layer, types(layer), measured, both.theirs.agreement))
-        hidden = after
+        after, own, judged = both.run(layer, state, own, state, tokens)
+        measured = agreement(judged - state, after - state)
+        layers.append(LayerAgreement(layer, types(layer), measured, both.follower.agreement))
+        state = after
         progress(1)
-    states = walk.final_norm(reference, hidden), walk.final_norm(candidate, own)
+    states = walk.finish(both.reference, state), walk.finish(both.candidate, own)
     scores = [both.score(*states, tokens)]
     for layer in range(reference.model.layers, reference.model.blocks):
         states, measured = both.predict(layer, states, tokens)
-        layers.append(LayerAgreement(layer, types(layer), measured, both.theirs.agreement))
+        layers.append(LayerAgreement(layer, types(layer), measured, both.follower.agreement))
         tokens = tokens[:, 1:]
         scores.append(both.score(*states, tokens, prediction.head(layer)))
         progress(1)
@@ -188,21 +188,21 @@ def _targets(tokens: Numbers) -> Numbers:
     return tokens[:, tokens.shape[1] // 2 + 1 :].reshape(-1)
 
 
-def _score(reference: tuple[Weights, Floats, str], candidate: tuple[Weights, Floats, str], targets: Numbers) -> Scores:
-    """Go through the vocabulary once, a piece at a time; a side is its weights, its states and its head's name."""
-    count = len(targets)
-    state, best = np.zeros((count, 5)), np.zeros((count, 2), np.int64)
-    state[:, (0, 2)] = -np.inf
-    hit = np.zeros((2, count))
-    pieces = zip(layers.logits(*reference), layers.logits(*candidate), strict=True)
-    for (first, ours), (_, theirs) in pieces:
-        kernels.add_logits(ours, theirs, first, state, best)
+def _score(reference: tuple[Pass, Floats, str], candidate: tuple[Pass, Floats, str], targets: Numbers) -> Scores:
+    """Go through the vocabulary once, a piece at a time; a side is its pass, its states and its head's name."""
+    totals = np.zeros(len(targets), kernels.TOTALS)
+    totals["reference_peak"] = totals["candidate_peak"] = -np.inf
+    hit = np.zeros((2, len(targets)))
+    sides = (pass_.pieces(states, head) for pass_, states, head in (reference, candidate))
+    for (first, ours), (_, theirs) in zip(*sides, strict=True):
+        kernels.add_logits(ours, theirs, first, totals)
         inside = np.nonzero((targets >= first) & (targets < first + ours.shape[1]))[0]
         for side, logits in enumerate((ours, theirs)):
             hit[side, inside] = logits[inside, targets[inside] - first]
-    log_sums = state[:, 0] + np.log(state[:, 1]), state[:, 2] + np.log(state[:, 3])
-    kld = state[:, 4] / state[:, 1] - log_sums[0] + log_sums[1]
-    return Scores(hit[0] - log_sums[0], hit[1] - log_sums[1], np.maximum(kld, 0), best[:, 0] == best[:, 1])
+    ours, theirs = (totals[f"{side}_peak"] + np.log(totals[f"{side}_sum"]) for side in ("reference", "candidate"))
+    kld = totals["cross"] / totals["reference_sum"] - ours + theirs
+    same_top = totals["reference_best"] == totals["candidate_best"]
+    return Scores(hit[0] - ours, hit[1] - theirs, np.maximum(kld, 0), same_top)
 
 
 def judge(scores: Scores, allowed: float) -> Finding | None:

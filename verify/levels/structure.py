@@ -6,6 +6,7 @@ import math
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.tensors import LEGACY, LEGACY_HALVES, shapes
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Finding
@@ -91,7 +92,9 @@ def _short(value: Any) -> Any:
 
 
 def check_layout(file: GgufFile, model: Model, architecture: str) -> Iterator[Finding]:
-    """Yield the cache sizes that do not belong to the file's attention layout."""
+    """Yield the cache sizes that do not belong to the file's attention layout; only MLA has two."""
+    if not isinstance(model, MlaModel):
+        return
     if attention_layout(file.tensors) == "legacy":
         expected = {
             "attention.head_count_kv": model.heads,
@@ -135,5 +138,7 @@ def _stored_shapes(file: GgufFile, model: Model) -> dict[str, tuple[int, ...]]:
     wanted = shapes(model)
     if attention_layout(file.tensors) != "legacy":
         return wanted
-    legacy = {f"blk.{layer}.{LEGACY}": (model.size("kv_b_rows"), model.kv_rank) for layer in range(model.blocks)}
+    legacy = {
+        f"blk.{layer}.{LEGACY}": (model.size("kv_b_rows"), model.size("kv_rank")) for layer in range(model.blocks)
+    }
     return {name: shape for name, shape in wanted.items() if not name.endswith(LEGACY_HALVES)} | legacy

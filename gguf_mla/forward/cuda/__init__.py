@@ -1,5 +1,9 @@
 """Attention, rotation, routing and the sparse indexer on a GPU, each equal to its CPU form within float32's rounding.
 
+The forward pass takes its attention from here (`attention`, `attend`). Rotation and routing (`pointwise`), the indexer
+(`indexer`) and its choice (`selection`) have no caller but the tests: they are an independent second form of what the
+CPU computes, to judge a forward pass on a GPU by.
+
 Importing this costs nothing; numba is imported when a GPU is asked for. docs/gpu-attention.md says how it works.
 """
 

@@ -29,15 +29,17 @@ from numba import cuda, float32, int64, uint64
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward.cuda.specialise import compiled, greater, lesser, specialise
+from gguf_mla.lanes.binding import unbound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MICRO = 4  # query rows and cached rows whose products a thread forms at once
 REGISTERS = 128  # per thread: two blocks of 256 run at once; what does not fit is used outside the inner loops
-# Placeholders for what `Row.names` and `Tile.names` compile in.
-WIDTH = KEY = VALUE = FIRST = PADDED = 4
-QUERIES = TOKENS = THREADS = SLICES = PARTIALS = SCORES = COLUMNS = HELD_ROWS = HELD_COLUMNS = 4
+# What `Tile.names` compiles in: of the rows, and of the tile.
+WIDTH, KEY, VALUE, FIRST, PADDED = map(unbound, ("WIDTH", "KEY", "VALUE", "FIRST", "PADDED"))
+QUERIES, TOKENS, THREADS, SLICES, PARTIALS = map(unbound, ("QUERIES", "TOKENS", "THREADS", "SLICES", "PARTIALS"))
+SCORES, COLUMNS, HELD_ROWS, HELD_COLUMNS = map(unbound, ("SCORES", "COLUMNS", "HELD_ROWS", "HELD_COLUMNS"))
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def tile_for(row: Row, count: int) -> Tile:
 
 
 def bring(tile: Any, pages: Any, indptr: Any, indices: Any, request: int, start: int, end: int) -> None:
-    """Copy the cached rows start … of a request to shared memory; zeros from `end` on and behind a row's end."""
+    """Copy the cached rows start … of a request to shared memory; zeros from `end` on and past a row's end."""
     loaders = THREADS // TOKENS
     token, lane = cuda.threadIdx.x // loaders, cuda.threadIdx.x % loaders
     at, page_size = start + token, pages.shape[1]
@@ -131,7 +133,7 @@ def bring(tile: Any, pages: Any, indptr: Any, indices: Any, request: int, start:
 
 
 def multiply(tile: Any, queries: Any, first: int, last: int, partial: Any) -> None:
-    """Form this thread's part of MICRO × MICRO scores; query rows behind the last repeat it."""
+    """Form this thread's part of MICRO × MICRO scores; query rows past the last repeat it."""
     side, part = cuda.threadIdx.x % SLICES, cuda.threadIdx.x // SLICES
     row, token = part % (QUERIES // MICRO) * MICRO, part // (QUERIES // MICRO) * MICRO
     begin = cuda.local.array(MICRO, int64)
@@ -157,12 +159,12 @@ def multiply(tile: Any, queries: Any, first: int, last: int, partial: Any) -> No
 
 
 def add_up(partial: Any, weights: Any, first_seen: int, per_token: int, first: int, start: int, scale: Any) -> None:
-    """Turn partial products into scaled scores; a query row does not see the tokens behind its own."""
-    for place in range(cuda.threadIdx.x, SCORES, THREADS):
-        row, token = place // TOKENS, place % TOKENS
+    """Turn partial products into scaled scores; a query row does not see the tokens after its own."""
+    for number in range(cuda.threadIdx.x, SCORES, THREADS):
+        row, token = number // TOKENS, number % TOKENS
         score = float32(0)
         for side in range(SLICES):
-            score += partial[uint64(place), uint64(side)]
+            score += partial[uint64(number), uint64(side)]
         seen = start + token < first_seen + (first + row) // per_token
         weights[row, token] = score * scale if seen else float32(-math.inf)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda
 
-from gguf_mla.forward.attention import Inputs, Pages, RowLayout, absorb, expand, prefixes, single_rows
+from gguf_mla.forward.attention import Inputs, Pages, RowLayout, absorb, expand, prefixes, refuse_observer, single_rows
 from gguf_mla.forward.cuda import attend as kernels
 from gguf_mla.forward.cuda.attend import Row, Tile, tile_for
 from gguf_mla.forward.cuda.device import explained, sent
@@ -168,8 +168,8 @@ def absorbed(x: Inputs, tile: Tile | None = None) -> Floats:
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1])
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
     if x.chosen is None:
-        return expand(attend(queries, rows, layout, x.scale, tile=tile), x.v_b)
-    return expand(attend_chosen(queries, rows, layout, x.chosen, x.scale, tile=tile)[0], x.v_b)
+        return expand(x, attend(queries, rows, layout, x.scale, tile=tile))
+    return expand(x, attend_chosen(queries, rows, layout, x.chosen, x.scale, tile=tile)[0])
 
 
 def paged(x: Inputs, tile: Tile | None = None) -> Floats:
@@ -177,12 +177,13 @@ def paged(x: Inputs, tile: Tile | None = None) -> Floats:
     rows = RowLayout(x.latent.shape[1], x.k_pe.shape[1]).join(x.latent, x.k_pe)
     pages = prefixes(rows, len(x.q_nope)) if x.chosen is None else single_rows(rows, x.chosen)
     attended, _ = decode_paged(absorb(x), x.q_pe, pages, x.scale, tile=tile)
-    return expand(attended, x.v_b)
+    return expand(x, attended)
 
 
 @explained()
 def vanilla(x: Inputs, tile: Tile | None = None) -> Floats:
     """Multi-head attention over expanded keys and values, some heads at a time; every head is a request."""
+    refuse_observer(x)
     count, heads, nope = x.q_nope.shape
     (cached, rope), value = x.k_pe.shape, x.v_b.shape[1]
     row = Row(nope + rope + value, nope + rope, nope + rope, value)

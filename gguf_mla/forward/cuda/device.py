@@ -45,4 +45,4 @@ def explained() -> Iterator[None]:
             yield
     except cuda_driver.OutOfMemoryError:
         remedy = "Use a GPU with more free memory, a shorter --context, or --device cpu"
-        raise MachineError("the GPU has not memory enough", remedy=remedy) from None
+        raise MachineError("the GPU does not have enough memory", remedy=remedy) from None

@@ -18,6 +18,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.forward.cuda.device import explained, sent
 from gguf_mla.forward.cuda.selection import best
 from gguf_mla.forward.cuda.specialise import compiled, specialise
+from gguf_mla.lanes.binding import unbound
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 MICRO = 4  # heads and tokens whose products a thread forms at once
 LARGEST = 2048  # values of a Hadamard row: two per thread of a block
 SCORES = 1 << 28  # that are held at a time
-# Placeholders for what `Piece.names` and `transform_function` compile in.
-HEADS = TOKENS = DEPTH = PADDED = THREADS = SIDES = SIZE = HALF = 4
-SHRINK = 0.5
+# What `Piece.names` compiles in, and `transform_function`.
+HEADS, TOKENS, DEPTH, PADDED = map(unbound, ("HEADS", "TOKENS", "DEPTH", "PADDED"))
+THREADS, SIDES = map(unbound, ("THREADS", "SIDES"))
+SIZE, HALF, SHRINK = map(unbound, ("SIZE", "HALF", "SHRINK"))
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def transform(x: Any) -> None:
 
 def bring(tile: Any, rows: Any, count: int, first: int, depth: int) -> None:
     """Copy DEPTH values of `count` rows from `first` on to shared memory; zeros where there are none."""
-    for place in range(cuda.threadIdx.x, count * DEPTH, THREADS):
-        row, col = place // DEPTH, place % DEPTH
+    for number in range(cuda.threadIdx.x, count * DEPTH, THREADS):
+        row, col = number // DEPTH, number % DEPTH
         inside = first + row < rows.shape[0] and depth + col < rows.shape[1]
         tile[row, col] = rows[first + row, depth + col] if inside else float32(0)
 
@@ -169,7 +171,7 @@ def transformer(size: int) -> Any:
 
 @explained()
 def hadamard(x: Floats) -> Floats:
-    """Return rows x [..., D] times the orthonormal Hadamard matrix; InputError if D is no power of two up to 2048."""
+    """Return rows x [..., D] times the Hadamard matrix over √D; InputError if D is not a power of two up to 2048."""
     size = x.shape[-1]
     if size < 2 or size > LARGEST or size & (size - 1):
         raise InputError("these rows have no Hadamard transform here", expected="a power of two up to 2048", found=size)
@@ -197,7 +199,7 @@ def _scored(q: Any, k: Any, weights: Any, piece: Piece) -> Any:
 
 @explained()
 def choose(q: Floats, k: Floats, weights: Floats, count: int, piece: Piece = PIECE) -> Numbers:
-    """Return the tokens that queries attend to, int64 [T, min(count, S)] in rising order, -1 behind the last.
+    """Return the tokens that queries attend to, int64 [T, min(count, S)] in rising order, -1 after the last.
 
     Queries q [T, H, D] are the last of the tokens of k [S, D]; weights [T, H]. Scores stay on the device.
     """

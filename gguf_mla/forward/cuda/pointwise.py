@@ -24,9 +24,9 @@ THREADS = 128
 def rotate_pairs(x: Any, cos: Any, sin: Any, step: int, gap: int) -> None:
     """Rotate x [N, H, p] in place, a thread per pair: pair i is (i·step, i·step + gap), turned by cos, sin [N, p/2]."""
     heads, pairs = x.shape[1], cos.shape[1]
-    place = cuda.grid(1)
-    if place < x.shape[0] * heads * pairs:
-        token, head, i = place // (heads * pairs), place // pairs % heads, place % pairs
+    thread = cuda.grid(1)
+    if thread < x.shape[0] * heads * pairs:
+        token, head, i = thread // (heads * pairs), thread // pairs % heads, thread % pairs
         a, b = x[token, head, i * step], x[token, head, i * step + gap]
         x[token, head, i * step] = a * cos[token, i] - b * sin[token, i]
         x[token, head, i * step + gap] = a * sin[token, i] + b * cos[token, i]

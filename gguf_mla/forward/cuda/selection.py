@@ -14,6 +14,7 @@ from numba import cuda, int32, int64
 
 from gguf_mla.forward.cuda.device import explained, sent
 from gguf_mla.forward.cuda.specialise import compiled, lesser, specialise
+from gguf_mla.lanes.binding import unbound
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 DIGITS = 256  # of 8 bits
 BLOCK = 256  # threads
-THREADS = 4  # a placeholder for what `function` compiles in
+THREADS = unbound("THREADS")  # `function` compiles it in
 
 
 def ordered(bits: Any) -> Any:
@@ -49,7 +50,7 @@ def count_digits(bits: Any, seen: int, prefix: int, shift: int, histogram: Any) 
 
 
 def pick_digit(histogram: Any, found: Any) -> None:
-    """Set found[0] to the digit of the found[1]-th largest number, and found[1] to its place among those."""
+    """Set found[0] to the digit of the found[1]-th largest number, and found[1] to its rank among those."""
     if cuda.threadIdx.x == 0:
         digit, left = DIGITS - 1, found[1]
         while histogram[digit] < left:
@@ -73,7 +74,7 @@ def add_before(above: Any, same: Any) -> None:
 
 
 def compact(bits: Any, seen: int, threshold: int, ties: int, above: Any, same: Any, chosen: Any) -> None:
-    """Write the places of the numbers above the threshold and of the first `ties` that equal it, in their order."""
+    """Write the positions of the numbers above the threshold and of the first `ties` that equal it, in their order."""
     thread, share = cuda.threadIdx.x, (seen + cuda.blockDim.x - 1) // cuda.blockDim.x
     start = thread * share
     end = lesser(start + share, seen)
@@ -95,8 +96,8 @@ def compact(bits: Any, seen: int, threshold: int, ties: int, above: Any, same: A
 def select(bits: Any, first_seen: int, chosen: Any) -> None:
     """Choose the largest of scores, given by their bits: uint32 [T, S]; a block of THREADS threads per query.
 
-    Query t sees the first first_seen + t scores. Writes the places of its K largest, in order, to chosen [T, K], -1
-    behind the last.
+    Query t sees the first first_seen + t scores. Writes the positions of its K largest, in order, to chosen [T, K], -1
+    after the last.
     """
     histogram = cuda.shared.array(DIGITS, int32)
     above = cuda.shared.array(THREADS, int32)
@@ -139,10 +140,10 @@ def best(scores: Any, count: int, threads: int = BLOCK) -> Any:
 
 @explained()
 def top_k(scores: Floats, count: int, threads: int = BLOCK) -> Numbers:
-    """Return the places of the `count` largest of every row's scores [T, S], int64 [T, min(count, S)].
+    """Return the positions of the `count` largest of every row's scores [T, S], int64 [T, min(count, S)].
 
-    Row t sees the first S-T+t+1 scores. Places are in rising order, -1 behind the last where a row sees fewer; of equal
-    scores the first are taken, and NaN is the largest.
+    Row t sees the first S-T+t+1 scores. Positions are in rising order, -1 after the last where a row sees fewer; of
+    equal scores the first are taken, and NaN is the largest.
     """
     chosen: Numbers = best(sent(scores), min(count, scores.shape[1]), threads).copy_to_host()
     return chosen

@@ -1,4 +1,8 @@
-"""Kernels with the sizes of a model compiled in: module constants are placeholders that each variant replaces."""
+"""Kernels with the sizes of a model compiled in: names of their module that are `unbound` get a value in each variant.
+
+It is the trick of `lanes.binding.variant`, a code object with other globals, for kernels whose helpers use `cuda`: they
+have to share one scope, which `variant` does not give.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from numba import config, cuda
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Text = Any
+Function = Any
 """A plain function; typing's Callable has no __code__."""
 
 
@@ -24,7 +28,9 @@ def greater(a: Any, b: Any) -> Any:
     return b if b > a else a  # noqa: FURB136 - likewise
 
 
-def specialise(kernel: Text, helpers: tuple[Text, ...] = (), names: Mapping[str, Any] | None = None) -> Text:
+def specialise(
+    kernel: Function, helpers: tuple[Function, ...] = (), names: Mapping[str, Any] | None = None
+) -> Function:
     """Return `kernel` with other values for some of its module's names, also in the device functions it calls.
 
     All of them share one scope: numba's simulator puts its own `cuda` into the kernel's and leaves it there while
@@ -36,13 +42,13 @@ def specialise(kernel: Text, helpers: tuple[Text, ...] = (), names: Mapping[str,
     return _copy(kernel, scope)
 
 
-def _copy(function: Text, scope: dict[str, Any]) -> FunctionType:
+def _copy(function: Function, scope: dict[str, Any]) -> FunctionType:
     return FunctionType(function.__code__, scope, function.__name__)
 
 
-def compiled(function: Text, registers: int | None = None) -> Any:
+def compiled(function: Function, registers: int | None = None) -> Any:
     """Return a kernel that is compiled when it is first launched, to use at most so many registers per thread."""
-    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # that a short text leaves a GPU idle is no news to its reader
-    # the simulator knows no such option
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # nobody has to hear that a short text leaves a GPU idle
+    # the simulator does not have this option
     options = {} if registers is None or config.ENABLE_CUDASIM else {"max_registers": registers}
     return cuda.jit(function, **options)

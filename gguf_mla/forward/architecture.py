@@ -1,0 +1,109 @@
+"""What an architecture says of itself, and which there are.
+
+A file of this package that defines ARCHITECTURE is one; nothing else has to name it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla import forward
+from gguf_mla.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gguf_mla.container.reader import GgufFile
+    from gguf_mla.forward.layers import Pass
+    from gguf_mla.forward.model import Model
+    from gguf_mla.forward.tensors import Roles
+    from gguf_mla.sources.config import Config
+
+    Floats = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
+
+State = Any
+"""What goes from layer to layer: an array whose first axis is the sequence. How many streams, its architecture says."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How models of one architecture are read and computed; tokens are int64 [B, T], hidden states [B, T, hidden].
+
+    name        by which its models name it, `Model.architecture`
+    classes     what config.json calls it, read by `of_config` with the names of the checkpoint's tensors
+    gguf_names  what general.architecture calls it, read by `of_gguf`
+    roles       its tensors
+    attends     the matrices that attention multiplies by, without `blk.N.` and `.weight`
+    embed       tokens → the state before the first layer
+    layer       layer, the state before it, tokens → the state after it
+    finish      the state after the last layer → normed hidden states, which the output head reads
+    attention   layer, hidden states, tokens → what the layer's attention adds to them
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    gguf_names: tuple[str, ...]
+    of_config: Callable[[Config, Container[str]], Model]
+    of_gguf: Callable[[GgufFile], Model]
+    roles: Roles
+    attends: tuple[str, ...]
+    embed: Callable[[Pass, Numbers], State]
+    layer: Callable[[Pass, int, State, Numbers], State]
+    finish: Callable[[Pass, State], Floats]
+    attention: Callable[[Pass, int, Floats, Numbers], Floats]
+
+
+@functools.cache
+def architectures() -> Mapping[str, Architecture]:
+    """Return every architecture by name."""
+    names = (f"{forward.__name__}.{found.name}" for found in pkgutil.iter_modules(forward.__path__) if not found.ispkg)
+    modules = map(importlib.import_module, names)
+    found = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
+    return MappingProxyType({architecture.name: architecture for architecture in found})
+
+
+def architecture_of(model: Model) -> Architecture:
+    """Return the architecture that computes a model."""
+    return architectures()[model.architecture]
+
+
+def read_config(config: Config, names: Container[str] = ()) -> Model:
+    """Return the model that a config.json describes; `names` are the checkpoint's tensors.
+
+    InputError for a class that no architecture reads, and for a configuration that cannot be used.
+    """
+    stated = (config.content.get("architectures") or [None])[0]
+    for architecture in architectures().values():
+        if stated in architecture.classes:
+            return architecture.of_config(config, names)
+    expected = " or ".join(classes())
+    raise InputError("no forward pass knows this class", file=config.file, expected=expected, found=stated)
+
+
+def read_gguf(file: GgufFile) -> Model:
+    """Return the model that a GGUF file's metadata describe; InputError as for a config.json."""
+    stated = file.metadata.get("general.architecture")
+    for architecture in architectures().values():
+        if stated in architecture.gguf_names:
+            return architecture.of_gguf(file)
+    expected = " or ".join(gguf_names())
+    raise InputError("no forward pass knows this architecture", file=file.path, expected=expected, found=stated)
+
+
+def classes() -> tuple[str, ...]:
+    """Return the names that config.json may have for an architecture."""
+    return tuple(name for architecture in architectures().values() for name in architecture.classes)
+
+
+def gguf_names() -> tuple[str, ...]:
+    """Return the names that general.architecture may have for one."""
+    return tuple(name for architecture in architectures().values() for name in architecture.gguf_names)

@@ -1,0 +1,84 @@
+"""An architecture for tests: two residual streams, experts by token id, a mean over the past for attention.
+
+It reads checkpoints of DeepSeek-V3's form whose config.json names another class, and their embeddings, experts and
+norms only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from gguf_mla.forward.architecture import Architecture
+from gguf_mla.forward.layers import Pass, lookup, mixed, rms_norm
+from gguf_mla.forward.mla import FIRST_ROLES, LAST_ROLES, LAYER_ROLES
+from gguf_mla.forward.model import Model
+from gguf_mla.forward.of_config import model_of_config
+from gguf_mla.forward.tensors import Roles
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+
+EXPERTS = ("ffn_norm.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight")
+LAYER = {name: LAYER_ROLES[name] for name in EXPERTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinModel(Model):
+    architecture: ClassVar[str] = "twin"
+
+    streams: int = 2
+
+
+def conditions(_model: TwinModel, layer: int | None) -> set[str]:
+    return {"always", "untied" if layer is None else "moe"}
+
+
+def of_config(config: Any, names: Container[str]) -> TwinModel:
+    like = model_of_config(config, names)
+    return TwinModel(**{field.name: getattr(like, field.name) for field in fields(Model)})
+
+
+def of_gguf(_file: Any) -> TwinModel:
+    raise NotImplementedError
+
+
+def embed(pass_: Pass, tokens: np.ndarray) -> np.ndarray:
+    """[B, T, streams, hidden]"""
+    one = lookup(pass_, "token_embd.weight", tokens)
+    return np.stack([one, -one], axis=2)
+
+
+def attention(_pass: Pass, _layer: int, hidden: np.ndarray, _tokens: np.ndarray) -> np.ndarray:
+    return hidden.cumsum(axis=1) / np.arange(1, hidden.shape[1] + 1, dtype=np.float32)[:, None]
+
+
+def layer(pass_: Pass, number: int, state: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    at, routing = f"blk.{number}.", pass_.model.routing
+    mean = state.mean(axis=2) + attention(pass_, number, state[:, :, 0], tokens)
+    x = rms_norm(mean, pass_.vector(at + "ffn_norm.weight"), pass_.model.eps)
+    rows, chosen = x.reshape(-1, x.shape[-1]), tokens.reshape(-1, 1) % routing.experts
+    added = mixed(pass_, at, rows, chosen, np.ones(chosen.shape, np.float32)).reshape(x.shape)
+    return np.stack([state[:, :, 0] + added, mean], axis=2)
+
+
+def finish(pass_: Pass, state: np.ndarray) -> np.ndarray:
+    return rms_norm(state.mean(axis=2), pass_.vector("output_norm.weight"), pass_.model.eps)
+
+
+ARCHITECTURE = Architecture(
+    name="twin",
+    classes=("TwinForCausalLM",),
+    gguf_names=("twin",),
+    of_config=of_config,
+    of_gguf=of_gguf,
+    roles=Roles(FIRST_ROLES, LAYER, LAST_ROLES, "model.layers.{layer}.", conditions),
+    attends=(),
+    embed=embed,
+    layer=layer,
+    finish=finish,
+    attention=attention,
+)
