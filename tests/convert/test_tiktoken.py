@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.errors import InputError
 from gguf_mla.text.ranks import read_ranks, split
-from tests.convert.test_pretokenizers import DIGITS, TEXTS
 from tests.convert.tokenizer_files import judged_section
 from tests.support import hub, tiktoken_files
 from tests.support.command import convert, gguf_mla
 from tests.support.damage import change_json
 from tests.support.judges import TokenizingEngine
+from tests.support.texts import DIGITS, TEXTS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,6 +18,7 @@ import pytest
 from gguf_mla import ggtypes
 from tests.support import cuda_driver, ptx
 from tests.support.hub import REPOSITORY
+from tests.support.nvvm import nvvm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,15 +34,6 @@ KERNELS = 2 + sum(
     for kind in ggtypes.types().values()
     if kind.bytes != 4 or kind.block > 1
 )
-
-
-def nvvm() -> bool:
-    from numba.cuda.cudadrv.nvvm import NVVM, NvvmSupportError
-
-    try:
-        return bool(NVVM().get_version())
-    except NvvmSupportError:
-        return False
 
 
 needs_nvvm = pytest.mark.skipif(not nvvm(), reason="there is no NVVM (of a CUDA toolkit) to compile kernels with")

@@ -25,17 +25,17 @@ from gguf_mla.forward.attention import RowLayout
 from gguf_mla.forward.cuda import attend, forms, indexer, pointwise, selection
 from gguf_mla.forward.cuda.attend import EXPANDED, LATENT, MICRO, NARROW, SHARED, Row, Tile, tile_for
 from gguf_mla.forward.cuda.device import explained
-from tests.gguf_mla.test_lanes_cuda import nvvm
+from tests.support.close import STEP as EPS
+from tests.support.close import close_together as close
 from tests.support.hub import REPOSITORY
+from tests.support.nvvm import nvvm
 from tests.verify import cuda_cases as cases
 from verify.bench import gpu as bench_gpu
-from verify.measures import agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-EPS = 2.0**-24
 DEEPSEEK, PE_FIRST = Row(576, 576, 0, 512), Row(576, 576, 64, 512)
 HEADS = Row(320, 192, 192, 128)
 GLM = Row(512, 256, 256, 256)  # GLM-4.7-Flash's heads: 192 + 64 and 256
@@ -65,12 +65,6 @@ def definition(
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     total = weights.sum(axis=1, keepdims=True)
     return weights @ values / total, scores.max(axis=1) + np.log(total[:, 0])
-
-
-def close(found: np.ndarray, expected: np.ndarray, terms: int) -> None:
-    measured = agreement(found, expected)
-    assert found.shape == expected.shape
-    assert measured.wmape <= 4 * terms**0.5 * EPS, measured
 
 
 @pytest.mark.parametrize("shape", cases.SHAPES, ids=lambda shape: f"T{shape[0]}-S{shape[1]}")
