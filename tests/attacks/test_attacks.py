@@ -37,6 +37,7 @@ def test_a_handmade_attack_is_refused(reader: Callable[[Path], Any], attack: Att
     assert len(str(refusal.value)) < 70_000
 
 
+@pytest.mark.slow
 def test_thousands_of_changed_files_and_all_attacks_cost_little(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "tests.attacks.mutated", str(tmp_path), str(MUTATIONS), "0"]
     before = measure([*line[:4], "0", "0"], tmp_path / "before.json")

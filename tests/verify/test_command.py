@@ -227,6 +227,7 @@ def test_llama_cpp_says_what_the_forward_pass_says(tmp_path: Path) -> None:
     assert all(prompt["same_top"] for prompt in prompts)  # this model is trained: nothing is as likely as the likeliest
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_a_layer_and_not_with_the_model(tmp_path: Path) -> None:
     peaks = []
     for name, layers in (("small", 2), ("large", 6)):
@@ -241,7 +242,7 @@ def test_peak_memory_grows_with_a_layer_and_not_with_the_model(tmp_path: Path) -
         peaks.append(measured.peak)
     small, large = (open_gguf(tmp_path / f"{name}.gguf").size for name in ("small", "large"))
     assert large > small * 3
-    assert peaks[1] < peaks[0] * 1.1
+    assert peaks[1] - peaks[0] < (large - small) / 4  # of its four more layers not even one, as it is stored
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "DeepseekV4ForCausalLM"])
