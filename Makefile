@@ -20,7 +20,7 @@ quick: $(VENV)/test.stamp ## what takes two minutes: no other program judges, no
 	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow'
 
 # Sums in the orders of other CPUs, the golden bytes from their machine code, and files as where Linux's own calls fail.
-# BLAS has no part in what is compiled for a GPU, nor in the slow ones here, which measure memory and all file types.
+# BLAS has no part in what is compiled for a GPU, nor in the slow ones here, which measure memory.
 elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
 	OPENBLAS_CORETYPE=Nehalem $(PYTEST) tests/verify -m 'not gpu and not cuda and not slow'
 	OPENBLAS_CORETYPE=Haswell $(PYTEST) tests/verify -m 'not gpu and not cuda and not slow'

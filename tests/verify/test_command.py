@@ -13,11 +13,12 @@ from gguf_mla import open_gguf
 from gguf_mla.container.values import f32, u32
 from gguf_mla.forward.attention import FORMS
 from tests.support import bulk, hub
+from tests.support.attention import bundled_model
 from tests.support.command import Answer, command, convert, gguf_mla, measure
 from tests.support.damage import configure
 from tests.support.html import Page
 from tests.verify.faults import ARCH, Image
-from verify import job
+from verify import job, rounding
 from verify.command import FORMS as OFFERED
 from verify.findings import LEVELS
 from verify.job import Proof, Request, prove
@@ -130,7 +131,10 @@ def test_another_form_of_attention_says_the_same(q8: Path, tmp_path: Path) -> No
     expected, found = (
         json.loads(verify(hub.BUNDLED, q8, *options, "--form", each).output)["logits"] for each in ("vanilla", "paged")
     )
-    assert found["kld"][0] == pytest.approx(expected["kld"][0], rel=1e-2)  # float32 sums in another order, squared
+    # A divergence is half the variance of what the candidate's logits are off: if these are off by a little more, in
+    # another direction, it changes by no more than the two deviations' product. This model's logits deviate by 4.
+    kld, moved = expected["kld"][0], 4 * rounding.relative(bundled_model(), 48)
+    assert found["kld"][0] == pytest.approx(kld, rel=0, abs=moved * (2 * kld) ** 0.5)
 
 
 def test_the_device_asked_for_is_the_one_that_attends(q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
