@@ -13,6 +13,8 @@ from tests.support.command import command, measure
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 671_026_419_200  # without multi-token prediction
 KIMI_PARAMETERS = 1_026_408_232_448
 # Headers and Python's own modules are read, 160 MB at most, and what is planned is held: 100 000 names and numbers.
