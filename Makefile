@@ -5,13 +5,28 @@ BIN = $(VENV)/bin
 # The CPU build where the package index offers one under this version; only the tests need torch.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check gpu clean
+# A test file runs in one process, as many files at a time as there are processors; each then needs but one thread.
+PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+.PHONY: demo test quick elsewhere check gpu clean
 
 demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp speak
 	$(BIN)/gguf-mla demo
 
 test: $(VENV)/test.stamp ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: $(VENV)/test.stamp ## what takes two minutes: no other program judges, nothing is compiled for a GPU
+	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow'
+
+# Sums in the orders of other CPUs, the golden bytes from their machine code, and files as where Linux's own calls fail.
+# BLAS has no part in what is compiled for a GPU, nor in the slow ones here, which measure memory.
+elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
+	OPENBLAS_CORETYPE=Nehalem $(PYTEST) tests/verify -m 'not gpu and not cuda and not slow'
+	OPENBLAS_CORETYPE=Haswell $(PYTEST) tests/verify -m 'not gpu and not cuda and not slow'
+	NUMBA_CPU_NAME=haswell $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
+	NUMBA_CPU_NAME=generic $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
+	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
 
 # Builds nothing, so that it runs where nothing can be downloaded: in the environment, if there is one, or as PYTHON.
 gpu: ## test and measure a CUDA device

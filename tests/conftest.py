@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.judges import Engine
+
+    Shared = Callable[[str, Callable[[Path], None]], Path]
 
 # Where CI is set pytest explains a failed comparison by a diff of everything, which takes hours for the bytes of a
 # tensor, and tests that plant a fault fail such comparisons on purpose. Hypothesis keeps what it does there: the same
@@ -34,12 +37,40 @@ MINIATURE: kinds.Config = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "judges" in getattr(item, "fixturenames", ()):
+            item.add_marker("judge")
+
+
 @pytest.fixture(scope="session")
 def judges() -> None:
     """The independent programs are there; a run without them has not shown what it says."""
     missing = [name for name in JUDGES if importlib.util.find_spec(name) is None]
     if missing:
         pytest.fail(f"These tests need {', '.join(missing)}: pip install 'gguf-mla[test]'.", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
+    """Have a directory of this name filled once, by whichever of the test processes comes first."""
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # pytest-xdist's, whose processes have directories side by side
+        root = root.parent
+
+    def directory(name: str, fill: Callable[[Path], None]) -> Path:
+        made, done = root / f"shared-{name}", root / f"shared-{name}.done"
+        with (root / f"shared-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(made, ignore_errors=True)  # of a process that failed half-way
+                made.mkdir()
+                fill(made)
+                done.touch()
+        return made
+
+    return directory
 
 
 @pytest.fixture
@@ -51,9 +82,13 @@ def engine(judges: None) -> Callable[[Path], Engine]:  # noqa: ARG001 - says whe
 
 
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pristine(shared: Shared) -> Path:
     """A V3 in FP8 of 2 layers and 4 experts in several shards; to be copied, not changed."""
-    return hub.write(tmp_path_factory.mktemp("pristine") / "v3fp8", "v3fp8", shard_bytes=1_000_000, **MINIATURE)
+
+    def write(directory: Path) -> None:
+        hub.write(directory / "v3fp8", "v3fp8", shard_bytes=1_000_000, **MINIATURE)
+
+    return shared("pristine", write) / "v3fp8"
 
 
 @pytest.fixture

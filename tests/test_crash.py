@@ -56,6 +56,7 @@ def undisturbed(jobs: dict[str, Job], tmp_path_factory: pytest.TempPathFactory) 
     return written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convert", "quantize", "copy", "repack", "split"])
 def test_a_run_killed_at_any_instant_is_continued_to_the_same_bytes(
     name: str, jobs: dict[str, Job], undisturbed: dict[str, dict[str, bytes]], tmp_path: Path

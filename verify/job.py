@@ -146,8 +146,8 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None
 def _engine(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding | None]:
     candidate, request = _opened(proof), proof.request
     tokens = _tokens(proof, reference)[0]
-    proof.engine = engine.compare_engine(request.candidate, candidate.weights, tokens, request.threads)
-    return [engine.judge(proof.engine, exact=set(candidate.shares()) == {"F32"})]
+    proof.engine, exact = engine.compare_engine(request.candidate, candidate.weights, tokens, request.threads)
+    return [engine.judge(proof.engine, exact if set(candidate.shares()) == {"F32"} else None)]
 
 
 _RUN: dict[str, Callable[[Proof, Reference, Bar], list[Finding] | list[Finding | None]]] = {

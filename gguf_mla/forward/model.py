@@ -104,6 +104,10 @@ class Model:
             derived |= {"index_heads": heads, "index_size": size, "index_rows": heads * size}
         return derived
 
+    def attention_products(self, tokens: int) -> int:
+        """Return how many products the attention of a layer adds up, one after the other, over so many tokens."""
+        return self.hidden + self.q_rank + tokens
+
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has one MLP instead of experts."""
         return layer < self.dense_layers
@@ -128,6 +132,11 @@ class MlaModel(Model):
     value: int
     kv_rank: int
     latent_eps: float
+
+    def attention_products(self, tokens: int) -> int:
+        """Return how many products the attention of a layer adds up: queries, keys, scores, values, output."""
+        scores = self.kv_rank + self.nope + self.rope
+        return super().attention_products(tokens) + scores + self.heads * self.value
 
     def derived_sizes(self) -> dict[str, int]:
         """Return the dimensions that are not fields but made of them."""

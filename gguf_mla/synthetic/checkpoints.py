@@ -17,8 +17,9 @@ import numpy as np
 
 from gguf_mla.sources.checkpoint import INDEX
 from gguf_mla.sources.safetensors import ITEM_BYTES
-from gguf_mla.synthetic import numbers, tokenizers
-from gguf_mla.synthetic.shapes import FP8_BLOCK, INT4_GROUP, shapes
+from gguf_mla.synthetic import numbers, storage, tokenizers
+from gguf_mla.synthetic.shapes import shapes
+from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -73,16 +74,16 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Stored]:
 
 
 def _fp8(name: str, shape: tuple[int, ...]) -> Iterator[Stored]:
-    yield Stored(name, "F8_E4M3", shape, name, shape, "fp8")
-    blocks = tuple(-(-size // FP8_BLOCK) for size in shape)
-    yield Stored(f"{name}_scale_inv", "F32", blocks, name, shape, "fp8 scales")
+    codes, scales = storage.fp8(name, shape)
+    yield Stored(*codes, name, shape, "fp8")
+    yield Stored(*scales, name, shape, "fp8 scales")
 
 
 def _int4(name: str, shape: tuple[int, ...]) -> Iterator[Stored]:
-    rows, cols = shape
-    yield Stored(f"{name}_packed", "I32", (rows, -(-cols // 8)), name, shape, "int4")
-    yield Stored(f"{name}_scale", "BF16", (rows, -(-cols // INT4_GROUP)), name, shape, "int4 scales")
-    yield Stored(f"{name}_shape", "I32", (2,), name, shape, content=np.array(shape, np.int32).tobytes())
+    words, scales, size = storage.int4(name, shape)
+    yield Stored(*words, name, shape, "int4")
+    yield Stored(*scales, name, shape, "int4 scales")
+    yield Stored(*size, name, shape, content=np.array(shape, np.int32).tobytes())
 
 
 def _prediction(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

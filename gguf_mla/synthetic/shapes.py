@@ -14,13 +14,12 @@ from gguf_mla.errors import InputError
 from gguf_mla.families import family_of, prediction
 from gguf_mla.families.base import source_shapes
 from gguf_mla.sources.config import Config
+from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP
 from gguf_mla.units import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FP8_BLOCK = 128
-INT4_GROUP = 32
 STEP = 32  # rows of experts: what a small model's size is made exact with, and the smallest block of a ggml type
 WIDEST = 4096  # hidden size of a small model
 

@@ -1,17 +1,17 @@
-"""Hostile files are read rightly or refused with a sentence, in less than a second and 200 MB."""
+"""Hostile files are read rightly or refused with a sentence, with little work and in little memory."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gguf_mla.errors import InputError
-from tests.attacks.mutated import ATTACKS, LIMIT_SECONDS
+from tests.attacks.mutated import ATTACKS
 from tests.support.command import measure
+from tests.support.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MUTATIONS = 21_000
 LIMIT_BYTES = 200_000_000
+LIMIT_CALLS = 2_000_000  # of functions: four for each of half a million objects, the longest header of them all
 
 
 @pytest.mark.parametrize(
@@ -29,14 +30,14 @@ LIMIT_BYTES = 200_000_000
 def test_a_handmade_attack_is_refused(reader: Callable[[Path], Any], attack: Attack, tmp_path: Path) -> None:
     path = tmp_path / "hostile"
     attack.write(path)
-    begin = time.process_time()
-    with pytest.raises(InputError, match=attack.words) as refusal:
+    with pytest.raises(InputError, match=attack.words) as refusal, Work() as work:
         reader(path)
-    assert time.process_time() - begin < LIMIT_SECONDS
+    assert work.calls < LIMIT_CALLS
     assert str(path) in str(refusal.value)
     assert len(str(refusal.value)) < 70_000
 
 
+@pytest.mark.slow
 def test_thousands_of_changed_files_and_all_attacks_cost_little(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "tests.attacks.mutated", str(tmp_path), str(MUTATIONS), "0"]
     before = measure([*line[:4], "0", "0"], tmp_path / "before.json")
@@ -45,5 +46,5 @@ def test_thousands_of_changed_files_and_all_attacks_cost_little(tmp_path: Path) 
     outcome = json.loads(after.output)
     assert outcome["read"] + outcome["refused"] >= 20_000
     assert min(outcome["read"], outcome["refused"]) > 2000
-    assert outcome["slowest"] < LIMIT_SECONDS
+    assert outcome["calls"] < 10_000
     assert after.peak - before.peak < LIMIT_BYTES

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.judges import Transformers, largest_difference, prompts
+from tests.support.weights import checkpoint_weights
+from verify import rounding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from gguf_mla.forward.model import Model as Description
     from tests.support.judges import Engine
 
 pytestmark = [
@@ -22,8 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # transformers' and torch's own
 ]
 
-TOLERANCE = 2e-4  # largest |Δ logprob| over all prompts
-TOKENS = 2048  # the likeliest ones are compared: the whole of the bundled vocabulary, more costs seconds per prompt
+TOKENS = 256  # the likeliest ones are compared: every logit is the same hidden state times a row of its own
 LENGTHS = (1, 2, 3, 5, 8, 13, 17, 21, 34, 55, 64, 65, 89, 127, 128, 160)
 
 
@@ -43,7 +46,6 @@ class Model:
 
 
 MODELS = {
-    # 27 layers of wild random weights come close to the tolerance (1.4e-4 measured), and on another CPU may pass it
     "v2lite": Model("v2lite", options={"tame": True}),
     "v2lite-4-layers": Model("v2lite", options={"num_hidden_layers": 4}),
     "v3": Model("v3"),
@@ -64,16 +66,19 @@ MODELS = {
 def test_logprobs_are_those_of_transformers(name: str, engine: Callable[..., Engine], tmp_path: Path) -> None:
     checkpoint = MODELS[name].write(tmp_path / "model")
     convert(checkpoint, tmp_path / "model.gguf", "F32")
-    worst = agreement(engine(tmp_path / "model.gguf", **MODELS[name].engine), Transformers(checkpoint))
-    assert worst <= TOLERANCE
+    model = checkpoint_weights(checkpoint).model
+    agree(engine(tmp_path / "model.gguf", **MODELS[name].engine), Transformers(checkpoint), model)
 
 
-def agreement(engine: Engine, reference: Transformers) -> float:
-    """The largest |Δ logprob| over all prompts and the likeliest tokens; the likeliest of all must be the same."""
-    deltas = []
+def agree(engine: Engine, reference: Transformers, model: Description) -> None:
+    """The likeliest tokens have the same logprobs up to rounding after every prompt, and the likeliest is the same."""
+    told = 0
     for prompt in prompts(reference.vocabulary, LENGTHS):
         expected = reference.next_logprobs(prompt)
         tokens, found = engine.next_logprobs(prompt, min(TOKENS, reference.vocabulary))
-        assert tokens[0] == expected.argmax()
-        deltas.append(largest_difference(tokens, found, expected))
-    return max(deltas)
+        limit = rounding.largest(model, len(prompt), float(expected.std()), TOKENS * len(LENGTHS))
+        assert largest_difference(tokens, found, expected) <= limit
+        first, second = np.sort(expected)[:-3:-1]
+        told += first - second > 2 * limit
+        assert tokens[0] == expected.argmax() or first - second <= 2 * limit
+    assert told > len(LENGTHS) // 2

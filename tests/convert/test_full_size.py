@@ -13,9 +13,12 @@ from tests.support.command import command, measure
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 671_026_419_200  # without multi-token prediction
 KIMI_PARAMETERS = 1_026_408_232_448
-SECONDS, MEMORY = 20.0, 512 << 20  # generous: about 2 s and 170 MiB were measured, with a trillion 6 s and 270 MiB
+# Headers and Python's own modules are read, 160 MB at most, and what is planned is held: 100 000 names and numbers.
+READ, MEMORY = 256 << 20, 512 << 20
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def planned(checkpoint: Path, kind: str, directory: Path) -> dict[str, Any]:
     line = command("convert", checkpoint, directory / "out.gguf", "--type", kind, "--dry-run", "--json")
     measured = measure(line, directory / "report.json")
     assert measured.status == 0, measured.output
-    assert measured.seconds < SECONDS
+    assert measured.read < READ
     assert measured.peak < MEMORY
     plan: dict[str, Any] = json.loads(measured.output)
     return plan

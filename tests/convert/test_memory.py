@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gguf_mla.stream import chunks
 from tests.support import bulk
 from tests.support.command import Measured, command, measure
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LAYERS = (1, 21)  # a model of 36 MB as BF16, and one of sixteen times as much
-LIMIT = 1.5 * (1 << 30)
-CHUNK = 4 << 20  # bytes, as float32
+LAYERS = (1, 11)  # a model of 36 MB as BF16, and one of 310 MB
+CHUNK = 4 * chunks.CHUNK_VALUES  # bytes, as float32
+HELD = 3 * CHUNK  # by a thread at most: its chunk as it is stored, as float32, and encoded
+IDLE = 1 << 29  # bytes: Python, its modules, the compiled kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "type_"), [("v3", "BF16"), ("v3fp8", "Q8_0")])
 def test_peak_memory_does_not_grow_with_the_model(kind: str, type_: str, tmp_path: Path) -> None:
     small, large = (
@@ -24,9 +27,9 @@ def test_peak_memory_does_not_grow_with_the_model(kind: str, type_: str, tmp_pat
     )
     for threads in (2, 16):
         peaks = [converted(model, tmp_path, type_, threads).peak for model in (small, large)]
-        # The small model has too few chunks for all threads to hold a large one at the same time.
-        assert peaks[1] < peaks[0] + threads * CHUNK, (threads, peaks)
-        assert peaks[1] < LIMIT
+        # The small model may have too few chunks for all threads to hold one at the same time.
+        assert peaks[1] - peaks[0] < threads * HELD, (threads, peaks)
+        assert peaks[1] < IDLE + threads * HELD
 
 
 def converted(checkpoint: Path, directory: Path, type_: str, threads: int) -> Measured:

@@ -15,6 +15,7 @@ from gguf_mla.errors import InputError
 from tests.convert.tokenizer_files import Json, added, convert, judged_section, refusal, small
 from tests.support import command, hub
 from tests.support.judges import TokenizingEngine
+from tests.support.texts import DIGITS, TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,21 +126,6 @@ def test_a_glm_has_the_ids_its_engine_wants(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pre", ["", "a b", "../x", "-", "x" * 65])
 def test_a_name_must_be_one(tmp_path: Path, pre: str) -> None:
     assert "Known names are deepseek-v3" in refusal(tmp_path, small(), pre=pre)
-
-
-TEXTS = [
-    "Hello World, I've I'LL we'd 'tis",
-    "def f(x):\n    return x**2  # ok\n\n\n",
-    "  leading  and trailing   ",
-    "你好，世界。日本語テスト 한국어 텍스트 中文abc中文",
-    "naïve café Ünïcödé Ωμέγα \u1f7d\u212a e\u0301",
-    "tabs\t\tand\r\nCRLF\r\n",
-    "a_b-c+d=e/f\\g [x]{y}(z) <|foo|> $ €",
-    "🚀🦙 emoji👩‍👩‍👧 zero\u200dwidth",
-    "...!!!???---===",
-    "iPhoneProMax XMLHttpRequest fooBarBaz नमस्ते दुनिया",
-]
-DIGITS = ["12345 apples", "1a2b 3.14 ½ ² Ⅷ ١٢٣٤", "中文123"]
 
 
 @pytest.mark.engine

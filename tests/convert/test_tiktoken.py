@@ -13,11 +13,11 @@ from gguf_mla.errors import InputError
 from gguf_mla.files.input import InputFile
 from gguf_mla.text.ranks import read_ranks, split
 from tests.convert import tokenizer_files
-from tests.convert.test_pretokenizers import DIGITS, TEXTS
 from tests.support import hub, tiktoken_files
 from tests.support.command import convert, gguf_mla
 from tests.support.damage import change_json
 from tests.support.judges import TokenizingEngine
+from tests.support.texts import DIGITS, TEXTS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -159,7 +159,9 @@ def test_a_call_of_a_dat_file_counts_as_a_chunk_of_tokens(tmp_path: Path, turned
     new = peer_gguf(tmp_path / "1.gguf", {GATE: entry([300, 0], [0, 300], counts=[100, 50])}, chunk_size=100)
     old = dat(tmp_path / "2.dat", {GATE: (2, [10, 20, 30, 40]), "old": (5, [10])})
     matrix = read_imatrix([old, new] if turned else [new, old])
-    assert np.allclose(listed(matrix, GATE, (2, 8, 2)), [[1300 / 300, 2000 / 300], [3000 / 250, 4300 / 250]])
+    assert np.allclose(
+        listed(matrix, GATE, (2, 8, 2)), [[1300 / 300, 2000 / 300], [3000 / 250, 4300 / 250]], rtol=1e-6, atol=0
+    )
     assert listed(matrix, "old", (8, 1)) == [[2]]
 
 

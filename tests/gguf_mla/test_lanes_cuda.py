@@ -19,6 +19,7 @@ from gguf_mla import ggtypes
 from gguf_mla.codec.encoding import encodings
 from tests.support import cuda_driver, ptx
 from tests.support.hub import REPOSITORY
+from tests.support.nvvm import nvvm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,16 +37,7 @@ KERNELS = 2 + sum(
 )
 
 
-def nvvm() -> bool:
-    from numba.cuda.cudadrv.nvvm import NVVM, NvvmSupportError
-
-    try:
-        return bool(NVVM().get_version())
-    except NvvmSupportError:
-        return False
-
-
-needs_nvvm = pytest.mark.skipif(not nvvm(), reason="there is no NVVM (of a CUDA toolkit) to compile kernels with")
+without_nvvm = pytest.mark.skipif(not nvvm(), reason="there is no NVVM (of a CUDA toolkit) to compile kernels with")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +52,7 @@ def facts() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+@pytest.mark.cuda
 def test_the_tests_of_the_device_pass_in_the_simulator() -> None:
     simulated = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
     line = [*IN_A_PROCESS, "tests/gpu"]
@@ -68,7 +61,8 @@ def test_the_tests_of_the_device_pass_in_the_simulator() -> None:
     assert re.fullmatch(r"\d+ passed in .*", done.stdout.splitlines()[-1])
 
 
-@needs_nvvm
+@pytest.mark.cuda
+@without_nvvm
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler for a stand-in of the CUDA driver")
 def test_the_tests_of_the_device_pass_over_a_stand_in_for_the_driver(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "pytest", "-p", "tests.support.cuda_driver", *IN_A_PROCESS[3:]]
@@ -81,7 +75,8 @@ def test_the_tests_of_the_device_pass_over_a_stand_in_for_the_driver(tmp_path: P
     assert done.stderr == ""
 
 
-@needs_nvvm
+@pytest.mark.cuda
+@without_nvvm
 def test_every_operation_is_rounded_on_its_own(facts: dict[str, dict[str, dict[str, Any]]]) -> None:
     for name, by_architecture in facts.items():
         for architecture, found in by_architecture.items():
@@ -89,7 +84,8 @@ def test_every_operation_is_rounded_on_its_own(facts: dict[str, dict[str, dict[s
             assert found["exact"] > 0 or "encode" not in name, (name, architecture)
 
 
-@needs_nvvm
+@pytest.mark.cuda
+@without_nvvm
 def test_only_known_encoders_have_local_memory_and_only_their_scratch(
     facts: dict[str, dict[str, dict[str, Any]]],
 ) -> None:
@@ -104,7 +100,8 @@ def test_only_known_encoders_have_local_memory_and_only_their_scratch(
     assert with_arrays == WITH_LOCAL_ARRAYS
 
 
-@needs_nvvm
+@pytest.mark.cuda
+@without_nvvm
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="there is no ptxas (of a CUDA toolkit) to count registers")
 def test_no_register_is_spilled(facts: dict[str, dict[str, dict[str, Any]]]) -> None:
     assert {name: found["sm_90"]["spilled_bytes"] for name, found in facts.items()} == dict.fromkeys(facts, 0)

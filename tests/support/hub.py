@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.synthetic import numbers
+from gguf_mla.synthetic import storage as forms
+from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP
 from tests.support import safetensors_file, tiktoken_files
-from tests.support.kinds import FP8_BLOCK, INT4_GROUP, KINDS, Config
+from tests.support.kinds import KINDS, Config
 from tests.support.safetensors_file import Stored
 
 if TYPE_CHECKING:
@@ -187,20 +189,19 @@ def _stored_fp8(weight: Weight, storage: str, seed: int) -> Iterator[Stored]:
     def halves() -> tuple[np.ndarray, np.ndarray]:
         return numbers.e4m3_blocks(weight.values(seed), FP8_BLOCK, power_of_two=storage != "fp8")
 
-    blocks = tuple(-(-size // FP8_BLOCK) for size in weight.shape)
-    yield Stored(weight.name, "F8_E4M3", weight.shape, lambda: halves()[0])
-    yield Stored(f"{weight.name}_scale_inv", dtype, blocks, lambda: convert(halves()[1]))
+    codes, scales = forms.fp8(weight.name, weight.shape, dtype)
+    yield Stored(*codes, lambda: halves()[0])
+    yield Stored(*scales, lambda: convert(halves()[1]))
 
 
 def _stored_int4(weight: Weight, seed: int) -> Iterator[Stored]:
     def halves() -> tuple[np.ndarray, np.ndarray]:
         return numbers.int4_groups(weight.values(seed), INT4_GROUP)
 
-    rows, cols = weight.shape
-    words, groups = (rows, -(-cols // 8)), (rows, -(-cols // INT4_GROUP))
-    yield Stored(f"{weight.name}_packed", "I32", words, lambda: numbers.to_int32_words(halves()[0]))
-    yield Stored(f"{weight.name}_scale", "BF16", groups, lambda: halves()[1])
-    yield Stored(f"{weight.name}_shape", "I32", (2,), lambda: np.array(weight.shape, np.int32))
+    words, scales, size = forms.int4(weight.name, weight.shape)
+    yield Stored(*words, lambda: numbers.to_int32_words(halves()[0]))
+    yield Stored(*scales, lambda: halves()[1])
+    yield Stored(*size, lambda: np.array(weight.shape, np.int32))
 
 
 # -------------------------------------------------------------------------------------------------- directories

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-FP8_BLOCK = 128
-INT4_GROUP = 32
+from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP
 
 Config = dict[str, Any]
 

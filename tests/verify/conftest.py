@@ -12,6 +12,8 @@ from tests.support.command import convert
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.conftest import Shared
+
 SPARSE_TYPES = ("F32", "Q8_0", "Q4_K_M")
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "n_routed_experts": 8, "tame": True}
 SPARSE_KINDS: dict[str, dict[str, Any]] = {
@@ -23,11 +25,13 @@ SPARSE_KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def sparse_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sparse_files(shared: Shared) -> Path:
     """A directory with every kind's checkpoint, and its files as KIND-TYPE.gguf; all have a prediction layer."""
-    directory = tmp_path_factory.mktemp("sparse")
+    return shared("sparse", write_sparse_files)
+
+
+def write_sparse_files(directory: Path) -> None:
     for kind, options in SPARSE_KINDS.items():
         hub.write(directory / kind, kind, **options)
         more = [option for name in SPARSE_TYPES[1:] for option in ("--type", name)]
         convert(directory / kind, directory / f"{kind}-{{type}}.gguf", SPARSE_TYPES[0], *more)
-    return directory

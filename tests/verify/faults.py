@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.forward.attention import Inputs
     from gguf_mla.forward.model import Model
+    from verify.job import Proof
 
 NOPE, ROPE, RANK, HEADS, VALUE = 128, 64, 512, 4, 128
 ARCH = "deepseek2."
@@ -85,6 +86,14 @@ class Fault:
     blame: str
     damage: Callable[[Image], None]
     hidden_by: tuple[str, ...] = ()
+
+
+def blamed(proof: Proof, level: str, blame: str) -> None:
+    """The proof says wrong, and its first finding is of this level and names this part."""
+    assert not proof.right
+    first = proof.findings[0]
+    assert first.level == level, first.sentence
+    assert blame in first.subject, first.sentence
 
 
 def key(name: str, value: Value | None) -> Callable[[Image], None]:
@@ -358,7 +367,7 @@ def every_token_seen(x: Inputs) -> np.ndarray:
 
 @functools.cache
 def bundled() -> Model:
-    from tests.verify.test_forward import checkpoint_weights
+    from tests.support.weights import checkpoint_weights
 
     return checkpoint_weights(hub.BUNDLED).model
 

@@ -14,9 +14,9 @@ from gguf_mla.forward import attention, layers
 from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import convert
-from tests.verify.faults import FAULTS, READER_FAULTS, Fault, Image, ReaderFault
+from tests.verify.faults import FAULTS, READER_FAULTS, Fault, Image, ReaderFault, blamed
 from verify import job
-from verify.job import Proof, Request, prove
+from verify.job import Request, prove
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,13 +77,6 @@ def test_a_fault_is_found_and_blamed(fault: Fault, kind: str, images: dict[str, 
     fault.damage(image)
     proof = prove(request(image.write(tmp_path / "faulty.gguf"), "weights"))
     blamed(proof, fault.level, fault.blame)
-
-
-def blamed(proof: Proof, level: str, blame: str) -> None:
-    assert not proof.right
-    first = proof.findings[0]
-    assert first.level == level, first.sentence
-    assert blame in first.subject, first.sentence
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import pytest
 
 from gguf_mla.forward import attention, indexer, prediction
 from tests.verify.conftest import SPARSE_TYPES
-from tests.verify.faults import Image
+from tests.verify.faults import Image, blamed
 from tests.verify.sparse_faults import FAULTS, READER_FAULTS, SHARED_FAULTS, SparseFault, shift, shifted
-from tests.verify.test_faults import blamed
 from verify import job
 from verify.job import Proof, Request, prove
 
