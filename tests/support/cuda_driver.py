@@ -22,7 +22,8 @@ from gguf_mla import codec, ggtypes
 
 MEMORY = 160 << 20
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int)
-KERNEL = re.compile(r"4cuda\d+(?:([A-Z]+\d\w*?)_)?(special|spread|encode_weighted|encode|decode_block|decode_value)")
+ACTIONS = "special|spread|encode_weighted|encode|decode_block|decode_value"
+KERNEL = re.compile(rf"12cuda_kernels\d+(?:([A-Z]+\d\w*?)_)?({ACTIONS})")
 
 
 class Arguments:
