@@ -9,7 +9,7 @@ import pytest
 
 from gguf_mla import codec, ggtypes
 from gguf_mla.bench import gpu
-from gguf_mla.codec import on_cuda, trial
+from gguf_mla.codec import on_cpu, on_cuda, trial
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.forward.on_device import form_on
@@ -143,7 +143,7 @@ def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkey
     importance = Weights({"experts.weight": np.random.default_rng(2).random((2, 64), np.float32)})
 
     files = []
-    for name, place, threads in (("cpu", codec.CPU, 1), ("one", device, 1), ("three", device, 3)):
+    for name, place, threads in (("cpu", on_cpu.CPU, 1), ("one", device, 1), ("three", device, 3)):
         output = outputs.single(plan, tmp_path / f"{name}.gguf")
         sources = {**experts, **quantized}
         execute.execute([output], sources, importance=importance, threads=threads, device=place)
