@@ -24,6 +24,7 @@ from gguf_mla.recipes import FileType, Offer, candidates, sensitivity, spend, ta
 from gguf_mla.sources.checkpoint import open_checkpoint
 from quantize.command import quantize
 from tests.support.hub import BUNDLED
+from tests.support.sources import Weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +107,7 @@ def test_errors_are_weighed_by_importance() -> None:
     spike = np.full((1, 256), 1e-6, np.float32)
     spike[0, :8] = 1
     [even] = measure.errors([embeddings()], [["Q2_K"]], sources)
-    [weighed] = measure.errors([embeddings()], [["Q2_K"]], sources, lambda _name, _shape: spike)
+    [weighed] = measure.errors([embeddings()], [["Q2_K"]], sources, Weights({"token_embd.weight": spike}))
     assert weighed["Q2_K"] < 0.7 * even["Q2_K"]  # the eight columns that count are favoured within blocks of 16
 
 
