@@ -41,7 +41,7 @@ class MlaImatrix(Mapping[str, Entry]):
         renamed = {name.replace(f".{_LEGACY}.", f".{_MLA}."): name for name in legacy.names}
         self._sources = renamed | {name: name for name in legacy.names if name in renamed}
         if renamed.keys() <= set(legacy.names):
-            raise InputError("has nothing to map: it is no legacy file's matrix", file=legacy.files[0])
+            raise InputError("has nothing to map: it is not the matrix of a legacy file", file=legacy.files[0])
         for name in legacy.names:  # what is wrong is found before the work begins
             legacy.sums(name)
 

@@ -68,7 +68,7 @@ class Limits:
     table: Mapping[str, TypeLimit] = field(default_factory=lambda: TABLE)
 
     def of(self, type_name: str) -> TypeLimit:
-        """Return the limits of a type; InputError for one that is no type of weights."""
+        """Return the limits of a type; InputError for one that is not a type of weights."""
         if type_name not in self.table:
             raise InputError(f"{type_name} is not a type of weights", expected=", ".join(self.table))
         return self.table[type_name]
@@ -102,6 +102,6 @@ def _parse(setting: str) -> tuple[tuple[str, ...], str, float]:
         value = -1.0
     if name not in NAMES or (type_name and type_name not in TABLE) or not value >= 0:
         raise InputError(
-            "this is no limit", expected=f"[TYPE.]NAME=NUMBER with NAME {', '.join(NAMES)}", found=repr(setting)
+            "this is not a limit", expected=f"[TYPE.]NAME=NUMBER with NAME {', '.join(NAMES)}", found=repr(setting)
         )
     return (type_name,) if type_name else tuple(TABLE), name, value

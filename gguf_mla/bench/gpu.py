@@ -42,7 +42,7 @@ COPY = {"in its memory": 2, "up": 1, "down": 1}  # how often a copy's bytes cros
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelSpeed:
     """One line: float32 bytes per second in `gb_per_s`, bytes read and written in `traffic`, its share of a copy's."""
 
     type: str
@@ -71,7 +71,7 @@ class Report:
     device: str
     cores: int
     copies: dict[str, float]
-    kernels: list[Kernel]
+    kernels: list[KernelSpeed]
     core_gb_per_s: float
     read_gb_per_s: float
     files: list[EndToEnd]
@@ -100,7 +100,7 @@ def _time(stream: GpuStream, run: Callable[[], object], seconds: float) -> float
     return best_time(finished, seconds)
 
 
-def kernels(device: Cuda, wanted: Sequence[TensorType], rows: int, seconds: float, copied: float) -> list[Kernel]:
+def kernels(device: Cuda, wanted: Sequence[TensorType], rows: int, seconds: float, copied: float) -> list[KernelSpeed]:
     """Time every kernel of block types on rows that are in the device's memory already."""
     sample = np.random.default_rng(0).standard_normal((min(rows, SAMPLE_ROWS), COLS), np.float32) * np.float32(0.02)
     x = np.resize(sample, (rows, COLS))
@@ -111,7 +111,7 @@ def kernels(device: Cuda, wanted: Sequence[TensorType], rows: int, seconds: floa
         with device.stream() as stream:
             took = _time(stream, _kernel(stream, use, x, importance), seconds)
         traffic = (x.nbytes + rows * tensor_type.row_bytes(COLS)) / took / 1e9
-        found.append(Kernel(tensor_type.name, use.action, x.nbytes / took / 1e9, traffic, traffic / copied))
+        found.append(KernelSpeed(tensor_type.name, use.action, x.nbytes / took / 1e9, traffic, traffic / copied))
     return found
 
 

@@ -33,7 +33,7 @@ POISON = 0xA5
 
 
 @dataclass(frozen=True)
-class Result:
+class TypeSpeed:
     """One line of the table; MB are 10**6 bytes of float32 per second and thread."""
 
     type: str
@@ -114,33 +114,33 @@ def compare(
     ours: tuple[Callable[[], object], Array],
     theirs: Any,
     seconds: float,
-) -> Result:
+) -> TypeSpeed:
     """Time both sides and compare what they wrote; `theirs` is None without `--against`."""
     run, written = ours
     rate = size / 1e6 / best_time(run, seconds)
     if theirs is None:
-        return Result(tensor_type.name, importance, rate)
+        return TypeSpeed(tensor_type.name, importance, rate)
     run, expected = theirs
     against = size / 1e6 / best_time(run, seconds)
     same = bool((written.view(np.uint8) == expected.view(np.uint8)).all())
-    return Result(tensor_type.name, importance, rate, against, rate / against, same)
+    return TypeSpeed(tensor_type.name, importance, rate, against, rate / against, same)
 
 
 def quantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
     """Print how fast types are encoded."""
-    place, ggml = open_device(device), Ggml(against) if against else None
-    report(quantize_results(wanted_types(names), rows, seconds, ggml, place), ggml is not None, as_json)
+    opened, ggml = open_device(device), Ggml(against) if against else None
+    report(quantize_results(wanted_types(names), rows, seconds, ggml, opened), ggml is not None, as_json)
 
 
 def dequantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
     """Print how fast types are decoded."""
-    place, ggml = open_device(device), Ggml(against) if against else None
-    report(dequantize_results(wanted_types(names), rows, seconds, ggml, place), ggml is not None, as_json)
+    opened, ggml = open_device(device), Ggml(against) if against else None
+    report(dequantize_results(wanted_types(names), rows, seconds, ggml, opened), ggml is not None, as_json)
 
 
 def quantize_results(
     tensor_types: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
-) -> Iterator[Result]:
+) -> Iterator[TypeSpeed]:
     """Encode random weights as every type, with and without importance where both exist."""
     x, weights = _sample(rows)
     for tensor_type in tensor_types:
@@ -153,7 +153,7 @@ def quantize_results(
 
 def dequantize_results(
     tensor_types: list[TensorType], rows: int, seconds: float, ggml: Ggml | None, device: Device
-) -> Iterator[Result]:
+) -> Iterator[TypeSpeed]:
     """Decode what `quantize` made of random weights."""
     x, weights = _sample(rows)
     for tensor_type in tensor_types:
@@ -204,7 +204,7 @@ def wanted_types(names: str | None) -> list[TensorType]:
     return [ggtypes.by_name(name.strip()) for name in names.split(",")]
 
 
-def format_result(result: Result) -> str:
+def format_result(result: TypeSpeed) -> str:
     """One line of the table."""
     line = f"{result.type:8} {'importance' if result.importance else '':10} {result.mb_per_s:9.0f}"
     if result.ratio is None:
@@ -212,7 +212,7 @@ def format_result(result: Result) -> str:
     return f"{line} {result.against_mb_per_s:9.0f} {result.ratio:7.2f}x  {'same' if result.identical else 'DIFFERENT'}"
 
 
-def report(results: Iterator[Result], against: bool, as_json: bool) -> None:
+def report(results: Iterator[TypeSpeed], against: bool, as_json: bool) -> None:
     """Print results as they come, or all as JSON; status 1 if any byte differed."""
     done = []
     if not as_json:

@@ -101,7 +101,7 @@ class InputFile:
 def _check_regular(path: Path) -> None:
     """Look before opening: opening a pipe may wait for a writer, and opening a device may do something."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise InputError("is no regular file", file=path, remedy="Check the path")
+        raise InputError("is not a regular file", file=path, remedy="Check the path")
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: Path) -> int:

@@ -72,7 +72,7 @@ def count(file: GgufFile, key: str, default: int | None = None) -> int:
     number = data[0] if isinstance(data, list) and data else data
     if type(number) is not int or number < (1 if default is None else 0):
         raise InputError(
-            f"{name} is no size that a model with multi-head latent attention can have",
+            f"{name} is not a size that a model with multi-head latent attention can have",
             file=file.path,
             expected="a positive whole number",
             found="nothing" if data is None else data,

@@ -8,7 +8,7 @@ from gguf_mla import ggtypes
 from gguf_mla.errors import InputError
 from gguf_mla.plan.budgeted import buy
 from gguf_mla.plan.jobs import TensorJob
-from gguf_mla.recipes import Budget, FileType, Model, Tensor, choose, needing_importance
+from gguf_mla.recipes import Budget, FileType, RecipeModel, Tensor, choose, needing_importance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def assign(
     none.
     """
     known = [Tensor(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
-    model = Model.from_metadata(metadata)
+    model = RecipeModel.from_metadata(metadata)
     bought = dict(chosen or {})
     if isinstance(target, Budget):
         if measure is None:

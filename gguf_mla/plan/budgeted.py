@@ -15,8 +15,8 @@ from gguf_mla.recipes import (
     Budget,
     Choice,
     FileType,
-    Model,
     Offer,
+    RecipeModel,
     Tensor,
     candidates,
     choose,
@@ -50,7 +50,7 @@ def buy(
 ) -> tuple[FileType, dict[str, Choice]]:
     """Return the choices of all tensors that are free, and the file type that most of the bytes make it."""
     known = [Tensor(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
-    model = Model.from_metadata(metadata)
+    model = RecipeModel.from_metadata(metadata)
     free = undecided(known, OTHERWISE, model, overrides)
     fixed, _ = choose(known, OTHERWISE, model, overrides, has_importance=imatrix is not None)
     taken = sum(
@@ -65,7 +65,7 @@ def buy(
 
 
 def _offers(
-    wanted: Sequence[Untyped], model: Model, imatrix: Imatrix | None, measure: Measure
+    wanted: Sequence[Untyped], model: RecipeModel, imatrix: Imatrix | None, measure: Measure
 ) -> list[dict[str, Offer]]:
     types = [
         candidates(t.shape[-1], has_importance=imatrix is not None and not imatrix.missing([t.name])) for t in wanted

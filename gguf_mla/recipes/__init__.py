@@ -6,7 +6,7 @@
 from gguf_mla.recipes.budget import Budget, Offer, candidates, sensitivity, spend, target
 from gguf_mla.recipes.choose import Choice, Tensor, choose, needing_importance, needs_importance, undecided
 from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type
-from gguf_mla.recipes.model import Model
+from gguf_mla.recipes.model import RecipeModel
 from gguf_mla.recipes.overrides import Overrides, parse_tensor_type, read_tensor_types
 
 __all__ = [
@@ -15,9 +15,9 @@ __all__ = [
     "Budget",
     "Choice",
     "FileType",
-    "Model",
     "Offer",
     "Overrides",
+    "RecipeModel",
     "Tensor",
     "candidates",
     "choose",

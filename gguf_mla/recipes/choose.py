@@ -12,12 +12,12 @@ from gguf_mla.recipes import rules
 from gguf_mla.recipes.file_types import COPY, FileType
 from gguf_mla.recipes.overrides import Overrides
 from gguf_mla.recipes.protection import protected_type
-from gguf_mla.recipes.roles import EMBEDDINGS, OUTPUT, Role, kept, role_of, stacked
+from gguf_mla.recipes.roles import EMBEDDINGS, OUTPUT, TensorRole, kept, role_of, stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gguf_mla.recipes.model import Model
+    from gguf_mla.recipes.model import RecipeModel
 
 ANY_ROW = "F16"  # any row length fits
 
@@ -44,7 +44,7 @@ class Choice(NamedTuple):
 def choose(
     tensors: Sequence[Tensor],
     target: FileType,
-    model: Model,
+    model: RecipeModel,
     overrides: Overrides | None = None,
     *,
     has_importance: bool,
@@ -62,7 +62,7 @@ def choose(
     return chooser.choices(), [*model.warnings, *chooser.warnings()]
 
 
-def undecided(tensors: Sequence[Tensor], target: FileType, model: Model, overrides: Overrides) -> list[bool]:
+def undecided(tensors: Sequence[Tensor], target: FileType, model: RecipeModel, overrides: Overrides) -> list[bool]:
     """Tell of each tensor whether the file type's rules decide on it, and no option, name or shape."""
     chooser = _Chooser(tensors, target, model, overrides, False, {})
     return chooser.undecided()
@@ -96,7 +96,7 @@ class _Chooser:
         self,
         tensors: Sequence[Tensor],
         target: FileType,
-        model: Model,
+        model: RecipeModel,
         overrides: Overrides,
         has_importance: bool,
         bought: Mapping[str, Choice],
@@ -105,7 +105,7 @@ class _Chooser:
         self._has_importance, self._bought = has_importance, bought
         self._tied = not any(tensor.name == OUTPUT for tensor in tensors)
         self._total = Counter(role_of(tensor.name) for tensor in tensors)
-        self._decided: Counter[Role] = Counter()
+        self._decided: Counter[TensorRole] = Counter()
         self._expressions = overrides.expressions()
         self._used: set[int] = set()  # indices of expressions that decided a type
 
@@ -142,9 +142,9 @@ class _Chooser:
     def _by_name(self, tensor: Tensor) -> Choice | None:
         """Types that were asked for."""
         role, wanted = role_of(tensor.name), self._overrides
-        if role is Role.TOKEN_EMBD and wanted.token_embedding_type:
+        if role is TensorRole.TOKEN_EMBD and wanted.token_embedding_type:
             return _exactly(tensor, wanted.token_embedding_type, "--token-embedding-type")
-        if role is Role.OUTPUT and wanted.output_tensor_type:
+        if role is TensorRole.OUTPUT and wanted.output_tensor_type:
             return _exactly(tensor, wanted.output_tensor_type, "--output-tensor-type")
         index = self._matching(tensor.name)
         if index is None or (self._target.plain and wanted.compat):
@@ -165,19 +165,19 @@ class _Chooser:
 
     def _ruled(self, tensor: Tensor) -> Choice | None:
         role = role_of(tensor.name)
-        if self._tied and role is Role.TOKEN_EMBD:
-            role = Role.OUTPUT
+        if self._tied and role is TensorRole.TOKEN_EMBD:
+            role = TensorRole.OUTPUT
             if self._overrides.output_tensor_type:
                 return Choice(self._overrides.output_tensor_type, "--output-tensor-type, embeddings serve as output")
-        place = self._place(tensor, role)
+        facts = self._facts(tensor, role)
         self._decided[role] += 1
         if kind := protected_type(tensor.name, self._target):
             return Choice(kind, "no routed expert")
-        found = ((rule.type, rule.reason(place, role)) for rule in rules.rules_for(role, self._target.rules))
+        found = ((rule.type, rule.reason(facts, role)) for rule in rules.rules_for(role, self._target.rules))
         return next((Choice(kind, reason) for kind, reason in found if reason), None)
 
-    def _place(self, tensor: Tensor, role: Role) -> rules.Place:
-        return rules.Place(
+    def _facts(self, tensor: Tensor, role: TensorRole) -> rules.Facts:
+        return rules.Facts(
             name=tensor.name,
             model=self._model,
             count=self._decided[role],

@@ -32,7 +32,7 @@ class FileType:
 
     @property
     def protects(self) -> bool:
-        """Whether it is one of ours, which protect what is no routed expert."""
+        """Whether it is one of ours, which protect all but the routed experts."""
         return self.name.startswith(OURS)
 
     @property

@@ -20,7 +20,7 @@ _OTHER_RULES = ("falcon", "glm5-next", "bailingmoe3")
 
 
 @dataclass(frozen=True)
-class Model:
+class RecipeModel:
     """A model as the rules see it.
 
     `layers` counts multi-token prediction layers too; `heads` and `kv_heads` are the first layer's; `experts` is 0 for
@@ -34,7 +34,7 @@ class Model:
     experts: int = 0
 
     @classmethod
-    def from_metadata(cls, values: Mapping[str, Value]) -> Model:
+    def from_metadata(cls, values: Mapping[str, Value]) -> RecipeModel:
         """Read the model off a GGUF file's metadata; InputError for a key that is missing or no count."""
         architecture = values.get("general.architecture")
         if architecture is None or architecture.kind is not Kind.STRING:
@@ -72,5 +72,5 @@ def _count(values: Mapping[str, Value], key: str, default: int | None = None) ->
     value = values[key]
     content: Any = value.data[0] if value.item is not None and len(value.data) else value.data
     if (value.item or value.kind) not in _INTEGERS or isinstance(content, (list, tuple)) or content < 0:
-        raise InputError(f"{key} is no count", expected="an integer of 0 or more", found=value.data)
+        raise InputError(f"{key} is not a count", expected="an integer of 0 or more", found=value.data)
     return int(content)

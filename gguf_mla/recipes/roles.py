@@ -10,7 +10,7 @@ import math
 from enum import StrEnum
 
 
-class Role(StrEnum):
+class TensorRole(StrEnum):
     """What a tensor is for; the value is what a user reads."""
 
     OUTPUT = "output"
@@ -30,15 +30,15 @@ EMBEDDINGS = frozenset({"token_embd.weight", "per_layer_token_embd.weight"})
 
 # The first piece that a name contains decides.
 _PIECES = (
-    ("attn_qkv.weight", Role.VALUE),
-    ("attn_kv_b.weight", Role.VALUE),
-    ("attn_v.weight", Role.VALUE),
-    ("attn_k.weight", Role.KEY),
-    ("attn_q.weight", Role.QUERY),
-    ("attn_output.weight", Role.ATTN_OUTPUT),
-    ("ffn_up", Role.FFN_UP),
-    ("ffn_gate", Role.FFN_GATE),
-    ("ffn_down", Role.FFN_DOWN),
+    ("attn_qkv.weight", TensorRole.VALUE),
+    ("attn_kv_b.weight", TensorRole.VALUE),
+    ("attn_v.weight", TensorRole.VALUE),
+    ("attn_k.weight", TensorRole.KEY),
+    ("attn_q.weight", TensorRole.QUERY),
+    ("attn_output.weight", TensorRole.ATTN_OUTPUT),
+    ("ffn_up", TensorRole.FFN_UP),
+    ("ffn_gate", TensorRole.FFN_GATE),
+    ("ffn_down", TensorRole.FFN_DOWN),
 )
 
 # A name that contains one of these pieces keeps its type, and why.
@@ -86,13 +86,13 @@ _KEPT = {
 _KEPT_BY_US = {"indexer.proj.weight": "indexer head weights"}
 
 
-def role_of(name: str) -> Role:
+def role_of(name: str) -> TensorRole:
     """Return what a tensor is for."""
     if name == OUTPUT:
-        return Role.OUTPUT
+        return TensorRole.OUTPUT
     if name in EMBEDDINGS:
-        return Role.TOKEN_EMBD
-    return next((role for piece, role in _PIECES if piece in name), Role.OTHER)
+        return TensorRole.TOKEN_EMBD
+    return next((role for piece, role in _PIECES if piece in name), TensorRole.OTHER)
 
 
 def dimensions(shape: tuple[int, ...]) -> int:

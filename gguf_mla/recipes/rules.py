@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
 from gguf_mla.recipes.file_types import FILE_TYPES
-from gguf_mla.recipes.roles import Role
+from gguf_mla.recipes.roles import TensorRole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gguf_mla.recipes.model import Model
+    from gguf_mla.recipes.model import RecipeModel
 
 
 @dataclass(frozen=True)
-class Place:
+class Facts:
     """What a condition may ask about a tensor.
 
     name            the tensor's name
@@ -34,7 +34,7 @@ class Place:
     """
 
     name: str
-    model: Model
+    model: RecipeModel
     count: int
     of: int
     fits: bool
@@ -59,21 +59,21 @@ class Condition:
     """`text` follows the role's name in a reason."""
 
     text: str
-    holds: Callable[[Place], bool]
+    holds: Callable[[Facts], bool]
 
 
 @dataclass(frozen=True)
-class Rule:
+class TypeRule:
     """Tensors of `roles` get `type` in files of `targets` where all conditions hold."""
 
-    roles: frozenset[Role]
+    roles: frozenset[TensorRole]
     targets: frozenset[str]
     type: str
     conditions: tuple[Condition, ...]
 
-    def reason(self, place: Place, role: Role) -> str | None:
+    def reason(self, facts: Facts, role: TensorRole) -> str | None:
         """Return the words for the table if the rule applies."""
-        if all(condition.holds(place) for condition in self.conditions):
+        if all(condition.holds(facts) for condition in self.conditions):
             return " ".join([role.value, *(condition.text for condition in self.conditions)])
         return None
 
@@ -105,77 +105,79 @@ ALL = frozenset(FILE_TYPES)
 MXFP4 = frozenset({"MXFP4_MOE"})
 LOW = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
 HIGH = ALL - LOW - MXFP4
-FFN = frozenset({Role.FFN_UP, Role.FFN_GATE, Role.FFN_DOWN})
-INNER = frozenset(Role) - {Role.OUTPUT}
+FFN = frozenset({TensorRole.FFN_UP, TensorRole.FFN_GATE, TensorRole.FFN_DOWN})
+INNER = frozenset(TensorRole) - {TensorRole.OUTPUT}
 
 
-def _rule(kind: str, roles: Role | frozenset[Role], targets: str | frozenset[str], *conditions: Condition) -> Rule:
-    where = frozenset({roles}) if isinstance(roles, Role) else roles
-    return Rule(where, frozenset(targets.split()) if isinstance(targets, str) else targets, kind, conditions)
+def _rule(
+    kind: str, roles: TensorRole | frozenset[TensorRole], targets: str | frozenset[str], *conditions: Condition
+) -> TypeRule:
+    where = frozenset({roles}) if isinstance(roles, TensorRole) else roles
+    return TypeRule(where, frozenset(targets.split()) if isinstance(targets, str) else targets, kind, conditions)
 
 
 RULES = (
     # Output, and embeddings that serve as output
-    _rule("Q8_0", Role.OUTPUT, "MXFP4_MOE Q8_0"),
-    _rule("Q8_0", Role.OUTPUT, ALL, MISFIT),
-    _rule("Q5_K", Role.OUTPUT, LOW | {"IQ3_XXS"}),
-    _rule("Q6_K", Role.OUTPUT, ALL),
+    _rule("Q8_0", TensorRole.OUTPUT, "MXFP4_MOE Q8_0"),
+    _rule("Q8_0", TensorRole.OUTPUT, ALL, MISFIT),
+    _rule("Q5_K", TensorRole.OUTPUT, LOW | {"IQ3_XXS"}),
+    _rule("Q6_K", TensorRole.OUTPUT, ALL),
     # MXFP4_MOE. In an MLA file attn_k_b and attn_v_b have three dimensions too; they are no experts.
     _rule("MXFP4", INNER, MXFP4, STACKED, AS_LLAMA_CPP),
     _rule("MXFP4", FFN, MXFP4, EXPERTS),
     _rule("Q8_0", INNER, MXFP4),
     # Token embeddings
-    _rule("Q2_K", Role.TOKEN_EMBD, "IQ1_S IQ1_M IQ2_XXS IQ2_XS"),
-    _rule("IQ3_S", Role.TOKEN_EMBD, "IQ2_S IQ2_M IQ3_XXS"),
-    _rule("Q4_K", Role.TOKEN_EMBD, "TQ1_0 TQ2_0 Q2_0"),
+    _rule("Q2_K", TensorRole.TOKEN_EMBD, "IQ1_S IQ1_M IQ2_XXS IQ2_XS"),
+    _rule("IQ3_S", TensorRole.TOKEN_EMBD, "IQ2_S IQ2_M IQ3_XXS"),
+    _rule("Q4_K", TensorRole.TOKEN_EMBD, "TQ1_0 TQ2_0 Q2_0"),
     # attn_v and attn_kv_b
-    _rule("Q4_K", Role.VALUE, LOW, SHARED_KEYS),
-    _rule("Q4_K", Role.VALUE, LOW, FOUR_EXPERTS),
-    _rule("IQ3_S", Role.VALUE, "IQ2_S IQ2_M"),
-    _rule("Q2_K", Role.VALUE, LOW),
-    _rule("Q8_0", Role.VALUE, HIGH, EIGHT_EXPERTS),
-    _rule("Q4_K", Role.VALUE, "Q2_K Q2_K_S IQ3_XXS IQ3_XS IQ3_S", SHARED_KEYS),
-    _rule("Q5_K", Role.VALUE, "IQ4_NL IQ4_XS", SHARED_KEYS),
-    _rule("Q3_K", Role.VALUE, "Q2_K"),
-    _rule("IQ3_S", Role.VALUE, "IQ3_XXS", NO_IMPORTANCE),
-    _rule("Q4_K", Role.VALUE, "IQ3_M"),
-    _rule("Q5_K", Role.VALUE, "Q3_K_M", FIRST_TWO),
-    _rule("Q4_K", Role.VALUE, "Q3_K_M"),
-    _rule("Q5_K", Role.VALUE, "Q3_K_L"),
-    _rule("Q5_K", Role.VALUE, "Q4_K_S", FIRST_FOUR),
-    _rule("Q6_K", Role.VALUE, "Q4_K_M Q5_K_M", COUNTED_MORE),
+    _rule("Q4_K", TensorRole.VALUE, LOW, SHARED_KEYS),
+    _rule("Q4_K", TensorRole.VALUE, LOW, FOUR_EXPERTS),
+    _rule("IQ3_S", TensorRole.VALUE, "IQ2_S IQ2_M"),
+    _rule("Q2_K", TensorRole.VALUE, LOW),
+    _rule("Q8_0", TensorRole.VALUE, HIGH, EIGHT_EXPERTS),
+    _rule("Q4_K", TensorRole.VALUE, "Q2_K Q2_K_S IQ3_XXS IQ3_XS IQ3_S", SHARED_KEYS),
+    _rule("Q5_K", TensorRole.VALUE, "IQ4_NL IQ4_XS", SHARED_KEYS),
+    _rule("Q3_K", TensorRole.VALUE, "Q2_K"),
+    _rule("IQ3_S", TensorRole.VALUE, "IQ3_XXS", NO_IMPORTANCE),
+    _rule("Q4_K", TensorRole.VALUE, "IQ3_M"),
+    _rule("Q5_K", TensorRole.VALUE, "Q3_K_M", FIRST_TWO),
+    _rule("Q4_K", TensorRole.VALUE, "Q3_K_M"),
+    _rule("Q5_K", TensorRole.VALUE, "Q3_K_L"),
+    _rule("Q5_K", TensorRole.VALUE, "Q4_K_S", FIRST_FOUR),
+    _rule("Q6_K", TensorRole.VALUE, "Q4_K_M Q5_K_M", COUNTED_MORE),
     # attn_k and attn_q
-    _rule("Q4_K", Role.KEY, LOW, EIGHT_EXPERTS),
-    _rule("Q8_0", Role.KEY, HIGH, EIGHT_EXPERTS),
-    _rule("IQ3_XXS", frozenset({Role.KEY, Role.QUERY}), "IQ3_XS"),
-    _rule("IQ2_S", frozenset({Role.KEY, Role.QUERY}), "IQ3_XXS"),
+    _rule("Q4_K", TensorRole.KEY, LOW, EIGHT_EXPERTS),
+    _rule("Q8_0", TensorRole.KEY, HIGH, EIGHT_EXPERTS),
+    _rule("IQ3_XXS", frozenset({TensorRole.KEY, TensorRole.QUERY}), "IQ3_XS"),
+    _rule("IQ2_S", frozenset({TensorRole.KEY, TensorRole.QUERY}), "IQ3_XXS"),
     # attn_output
-    _rule("Q5_K", Role.ATTN_OUTPUT, LOW, EIGHT_EXPERTS),
-    _rule("Q5_K", Role.ATTN_OUTPUT, "Q2_K Q3_K_S Q3_K_M Q4_K_S Q4_K_M", EIGHT_EXPERTS),
-    _rule("Q5_K", Role.ATTN_OUTPUT, "IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_NL IQ4_XS", EIGHT_EXPERTS),
-    _rule("IQ2_XXS", Role.ATTN_OUTPUT, "IQ1_S IQ1_M"),
-    _rule("IQ3_S", Role.ATTN_OUTPUT, "IQ2_S IQ2_M IQ3_XXS"),
-    _rule("Q3_K", Role.ATTN_OUTPUT, "Q2_K"),
-    _rule("Q4_K", Role.ATTN_OUTPUT, "Q3_K_M IQ3_M"),
-    _rule("Q5_K", Role.ATTN_OUTPUT, "Q3_K_L", NOT_EIGHT),
+    _rule("Q5_K", TensorRole.ATTN_OUTPUT, LOW, EIGHT_EXPERTS),
+    _rule("Q5_K", TensorRole.ATTN_OUTPUT, "Q2_K Q3_K_S Q3_K_M Q4_K_S Q4_K_M", EIGHT_EXPERTS),
+    _rule("Q5_K", TensorRole.ATTN_OUTPUT, "IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_NL IQ4_XS", EIGHT_EXPERTS),
+    _rule("IQ2_XXS", TensorRole.ATTN_OUTPUT, "IQ1_S IQ1_M"),
+    _rule("IQ3_S", TensorRole.ATTN_OUTPUT, "IQ2_S IQ2_M IQ3_XXS"),
+    _rule("Q3_K", TensorRole.ATTN_OUTPUT, "Q2_K"),
+    _rule("Q4_K", TensorRole.ATTN_OUTPUT, "Q3_K_M IQ3_M"),
+    _rule("Q5_K", TensorRole.ATTN_OUTPUT, "Q3_K_L", NOT_EIGHT),
     # ffn_down, with _exps and _shexp
-    _rule("IQ3_S", Role.FFN_DOWN, "IQ2_S IQ2_M", COUNTED_FIRST),
-    _rule("Q2_K", Role.FFN_DOWN, "IQ1_S IQ1_M IQ2_XXS IQ2_XS", COUNTED_FIRST),
-    _rule("Q3_K", Role.FFN_DOWN, "Q2_K"),
-    _rule("Q4_K", Role.FFN_DOWN, "Q2_K_S IQ3_M", FIRST_EIGHTH),
-    _rule("Q4_K", Role.FFN_DOWN, "IQ3_M", EIGHT_EXPERTS, MORE),
-    _rule("Q4_K", Role.FFN_DOWN, "IQ3_XXS", NO_IMPORTANCE, FIRST_EIGHTH),
-    _rule("Q3_K", Role.FFN_DOWN, "IQ3_XXS", NO_IMPORTANCE),
-    _rule("Q5_K", Role.FFN_DOWN, "Q3_K_M", FIRST_SIXTEENTH),
-    _rule("Q4_K", Role.FFN_DOWN, "Q3_K_M"),
-    _rule("Q5_K", Role.FFN_DOWN, "Q3_K_L"),
-    _rule("Q5_K", Role.FFN_DOWN, "Q4_K_S", FIRST_EIGHTH),
-    _rule("Q5_K", Role.FFN_DOWN, "IQ4_NL IQ4_XS", FIRST_EIGHTH, NO_IMPORTANCE),
-    _rule("Q6_K", Role.FFN_DOWN, "Q4_K_M Q5_K_M", MORE),
-    _rule("Q4_1", Role.FFN_DOWN, "Q4_0", FIRST_EIGHTH, IMPORTANCE),
-    _rule("Q5_1", Role.FFN_DOWN, "Q5_0", FIRST_EIGHTH, IMPORTANCE),
+    _rule("IQ3_S", TensorRole.FFN_DOWN, "IQ2_S IQ2_M", COUNTED_FIRST),
+    _rule("Q2_K", TensorRole.FFN_DOWN, "IQ1_S IQ1_M IQ2_XXS IQ2_XS", COUNTED_FIRST),
+    _rule("Q3_K", TensorRole.FFN_DOWN, "Q2_K"),
+    _rule("Q4_K", TensorRole.FFN_DOWN, "Q2_K_S IQ3_M", FIRST_EIGHTH),
+    _rule("Q4_K", TensorRole.FFN_DOWN, "IQ3_M", EIGHT_EXPERTS, MORE),
+    _rule("Q4_K", TensorRole.FFN_DOWN, "IQ3_XXS", NO_IMPORTANCE, FIRST_EIGHTH),
+    _rule("Q3_K", TensorRole.FFN_DOWN, "IQ3_XXS", NO_IMPORTANCE),
+    _rule("Q5_K", TensorRole.FFN_DOWN, "Q3_K_M", FIRST_SIXTEENTH),
+    _rule("Q4_K", TensorRole.FFN_DOWN, "Q3_K_M"),
+    _rule("Q5_K", TensorRole.FFN_DOWN, "Q3_K_L"),
+    _rule("Q5_K", TensorRole.FFN_DOWN, "Q4_K_S", FIRST_EIGHTH),
+    _rule("Q5_K", TensorRole.FFN_DOWN, "IQ4_NL IQ4_XS", FIRST_EIGHTH, NO_IMPORTANCE),
+    _rule("Q6_K", TensorRole.FFN_DOWN, "Q4_K_M Q5_K_M", MORE),
+    _rule("Q4_1", TensorRole.FFN_DOWN, "Q4_0", FIRST_EIGHTH, IMPORTANCE),
+    _rule("Q5_1", TensorRole.FFN_DOWN, "Q5_0", FIRST_EIGHTH, IMPORTANCE),
     # ffn_gate and ffn_up
-    _rule("IQ3_XXS", frozenset({Role.FFN_GATE, Role.FFN_UP}), "IQ3_XS", MIDDLE),
+    _rule("IQ3_XXS", frozenset({TensorRole.FFN_GATE, TensorRole.FFN_UP}), "IQ3_XS", MIDDLE),
 )  # fmt: skip
 
 # What a type whose blocks do not fit a row is replaced by; F16 fits any row, for all that are not named or fit neither.
@@ -194,6 +196,6 @@ NEEDS_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "I
 
 
 @functools.cache
-def rules_for(role: Role, target: str) -> tuple[Rule, ...]:
+def rules_for(role: TensorRole, target: str) -> tuple[TypeRule, ...]:
     """Return the rules that may apply, in order."""
     return tuple(rule for rule in RULES if role in rule.roles and target in rule.targets)

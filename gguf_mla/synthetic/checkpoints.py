@@ -36,7 +36,7 @@ BF16_NAMES = ("eh_proj.weight", "weights_proj.weight")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredForm:
     """A tensor of a shard: what it holds of the weight `base`, whose shape is `whole`.
 
     `form` is "plain", "fp8", "int4" or the scales that belong to one; `content` is there unless it is random numbers.
@@ -56,7 +56,7 @@ class Stored:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def tensors(config: Mapping[str, Any]) -> Iterator[Stored]:
+def tensors(config: Mapping[str, Any]) -> Iterator[StoredForm]:
     """Yield every tensor that is stored, in the format that the configuration states."""
     weights = shapes(config)
     layers = config["num_hidden_layers"]
@@ -70,20 +70,20 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Stored]:
             yield from _int4(name, shape)
         else:
             correction = name.endswith("e_score_correction_bias")
-            yield Stored(name, "F32" if correction else "BF16", shape, name, shape)
+            yield StoredForm(name, "F32" if correction else "BF16", shape, name, shape)
 
 
-def _fp8(name: str, shape: tuple[int, ...]) -> Iterator[Stored]:
+def _fp8(name: str, shape: tuple[int, ...]) -> Iterator[StoredForm]:
     codes, scales = storage.fp8(name, shape)
-    yield Stored(*codes, name, shape, "fp8")
-    yield Stored(*scales, name, shape, "fp8 scales")
+    yield StoredForm(*codes, name, shape, "fp8")
+    yield StoredForm(*scales, name, shape, "fp8 scales")
 
 
-def _int4(name: str, shape: tuple[int, ...]) -> Iterator[Stored]:
+def _int4(name: str, shape: tuple[int, ...]) -> Iterator[StoredForm]:
     words, scales, size = storage.int4(name, shape)
-    yield Stored(*words, name, shape, "int4")
-    yield Stored(*scales, name, shape, "int4 scales")
-    yield Stored(*size, name, shape, content=np.array(shape, np.int32).tobytes())
+    yield StoredForm(*words, name, shape, "int4")
+    yield StoredForm(*scales, name, shape, "int4 scales")
+    yield StoredForm(*size, name, shape, content=np.array(shape, np.int32).tobytes())
 
 
 def _prediction(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -102,7 +102,7 @@ def _prediction(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]
 def write(
     directory: Path,
     config: Mapping[str, Any],
-    fill: Callable[[BinaryIO, Stored], object],
+    fill: Callable[[BinaryIO, StoredForm], object],
     *,
     shard_bytes: int = SHARD_BYTES,
     files: Mapping[str, bytes] | None = None,
@@ -129,12 +129,12 @@ def write(
     return len(groups)
 
 
-def hollow(file: BinaryIO, tensor: Stored) -> None:
+def hollow(file: BinaryIO, tensor: StoredForm) -> None:
     """Leave a hole."""
     file.truncate(file.seek(tensor.nbytes, 1))
 
 
-def random_weights() -> Callable[[BinaryIO, Stored], None]:
+def random_weights() -> Callable[[BinaryIO, StoredForm], None]:
     """Return a filling with normally distributed weights, the same on every run."""
     x = np.random.default_rng(0).standard_normal(TILE).astype(np.float32)
     tiles: dict[str, NDArray[Any]] = {
@@ -144,7 +144,7 @@ def random_weights() -> Callable[[BinaryIO, Stored], None]:
         "I32": x.view(np.int32) * np.int32(747796405),
     }
 
-    def fill(file: BinaryIO, tensor: Stored) -> None:
+    def fill(file: BinaryIO, tensor: StoredForm) -> None:
         tile = tiles[tensor.dtype]
         whole, rest = divmod(math.prod(tensor.shape), TILE)
         file.writelines([tile.data] * whole)
@@ -164,7 +164,7 @@ def _e4m3(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     return codes.astype(np.uint8)
 
 
-def tame_weights(seed: int, *, power_of_two: bool = False) -> Callable[[BinaryIO, Stored], None]:
+def tame_weights(seed: int, *, power_of_two: bool = False) -> Callable[[BinaryIO, StoredForm], None]:
     """Return a filling with which a model behaves: what leaves a layer is small beside what passes it by.
 
     The bytes depend on the seed and the tensors' names alone. `power_of_two`: FP8 scales are powers of two.
@@ -178,7 +178,7 @@ def tame_weights(seed: int, *, power_of_two: bool = False) -> Callable[[BinaryIO
         integers, scales = numbers.int4_groups(values, INT4_GROUP)
         return numbers.to_int32_words(integers), scales
 
-    def fill(file: BinaryIO, tensor: Stored) -> None:
+    def fill(file: BinaryIO, tensor: StoredForm) -> None:
         if tensor.form == "plain":
             values = _tame(tensor.base, tensor.whole, seed)
             content: NDArray[Any] = values if tensor.dtype == "F32" else numbers.to_bf16(values)
@@ -209,8 +209,8 @@ def _gain(name: str) -> float:
     return 0.7 if name.endswith(("q_proj.weight", "q_b_proj.weight", "_with_mqa.weight")) else 1.0
 
 
-def _groups(stored: Iterable[Stored], shard_bytes: int) -> Iterator[list[Stored]]:
-    group: list[Stored] = []
+def _groups(stored: Iterable[StoredForm], shard_bytes: int) -> Iterator[list[StoredForm]]:
+    group: list[StoredForm] = []
     size = 0
     for tensor in stored:
         if group and size + tensor.nbytes > shard_bytes:
@@ -221,7 +221,7 @@ def _groups(stored: Iterable[Stored], shard_bytes: int) -> Iterator[list[Stored]
     yield group
 
 
-def _write_shard(path: Path, group: list[Stored], fill: Callable[[BinaryIO, Stored], object]) -> None:
+def _write_shard(path: Path, group: list[StoredForm], fill: Callable[[BinaryIO, StoredForm], object]) -> None:
     ends = list(itertools.accumulate(tensor.nbytes for tensor in group))
     header = json.dumps(
         {

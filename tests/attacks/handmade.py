@@ -125,8 +125,8 @@ GGUF = (
     Attack("nothing", "empty", lambda path: path.touch()),
     Attack("four bytes", "too early", lambda path: path.write_bytes(b"GGUF")),
     Attack("a pickle", "not a GGUF file", lambda path: path.write_bytes(b"\x80\x04\x95" + bytes(99))),
-    Attack("a pipe", "no regular file", os.mkfifo),
-    Attack("a device", "no regular file", lambda path: path.symlink_to("/dev/zero")),
+    Attack("a pipe", "not a regular file", os.mkfifo),
+    Attack("a device", "not a regular file", lambda path: path.symlink_to("/dev/zero")),
     Attack("a link to itself", "cannot be read", lambda path: path.symlink_to(path)),
 )
 
@@ -179,7 +179,7 @@ SAFETENSORS = (
     Attack("data nobody names", "no tensor names", shard({"t": stored([8], 0, 32)})),
     Attack("a hole between tensors", "leaves a hole", shard({"a": stored([4], 0, 16), "b": stored([4], 48, 64)})),
     Attack("a hole before the first", "leaves a hole", shard({"a": stored([4], 48, 64)})),
-    Attack("a pipe", "no regular file", os.mkfifo),
+    Attack("a pipe", "not a regular file", os.mkfifo),
 )
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
@@ -231,6 +231,6 @@ CHECKPOINTS = (
     Attack("a shard that is a loop", "missing", checkpoint(placed("b"), b=lambda path: path.symlink_to(path))),
     Attack("a nested index", "nested too deeply", checkpoint(b'{"a":' * 100_000)),
     Attack("an index of a terabyte", "larger than that", checkpoint(**{INDEX: gguf(size=TB)})),
-    Attack("a configuration that is a pipe", "no regular file", checkpoint(**{"config.json": os.mkfifo})),
+    Attack("a configuration that is a pipe", "not a regular file", checkpoint(**{"config.json": os.mkfifo})),
     Attack("a list as quantization", "cannot be read", checkpoint(config={"quantization_config": [1]})),
 )

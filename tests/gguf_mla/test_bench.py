@@ -97,7 +97,10 @@ def test_every_type_is_measured_by_default() -> None:
 def gpu_report(**changes: Any) -> gpu.Report:
     facts = {
         "device": "A GPU (1)", "cores": 8, "copies": {"in its memory": 3900.0, "up": 50.0, "down": 52.0},
-        "kernels": [gpu.Kernel("Q4_K", "encode", 60.0, 68.0, 0.02), gpu.Kernel("Q4_K", "decode", 1500.0, 1710.9, 0.44)],
+        "kernels": [
+            gpu.KernelSpeed("Q4_K", "encode", 60.0, 68.0, 0.02),
+            gpu.KernelSpeed("Q4_K", "decode", 1500.0, 1710.9, 0.44),
+        ],
         "core_gb_per_s": 0.5, "read_gb_per_s": 7.0,
         "files": [
             gpu.EndToEnd("cpu", 10**9, 10**8, 2.0, 0.5, None),

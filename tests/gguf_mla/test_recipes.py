@@ -16,8 +16,8 @@ from gguf_mla.recipes import (
     COPY,
     FILE_TYPES,
     Choice,
-    Model,
     Overrides,
+    RecipeModel,
     Tensor,
     choose,
     file_type,
@@ -26,7 +26,7 @@ from gguf_mla.recipes import (
     parse_tensor_type,
     read_tensor_types,
 )
-from gguf_mla.recipes.rules import RULES, Rule
+from gguf_mla.recipes.rules import RULES, TypeRule
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
 from tests.golden_recipes import table
@@ -82,14 +82,14 @@ def test_every_tensor_of_every_file_type_gets_llama_quantizes_type(model: str) -
 def test_every_rule_decides_something_in_the_golden_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that no table witnesses is a claim nobody checked. Ours alone: MXFP4 for experts only."""
     used: set[int] = set()
-    reason = Rule.reason
+    reason = TypeRule.reason
 
-    def recorded(rule: Rule, *arguments: Any) -> str | None:
+    def recorded(rule: TypeRule, *arguments: Any) -> str | None:
         found = reason(rule, *arguments)
         used.update([id(rule)] if found else [])
         return found
 
-    monkeypatch.setattr(Rule, "reason", recorded)
+    monkeypatch.setattr(TypeRule, "reason", recorded)
     small = {name: sizes for name, sizes in MODELS.items() if sizes.hidden < 1000}
     for case in (case for case in table.cases() if case.model in small):
         our_answer(small[case.model], case)
@@ -120,7 +120,7 @@ def test_the_tables_models_are_those_of_our_conversions(name: str, tmp_path: Pat
     family = family_of(config)
     layers = family.layers_in(config, checkpoint.tensors)
     architecture = {"general.architecture": string(family.architecture)}
-    model = Model.from_metadata(architecture | family.metadata(config, layers))
+    model = RecipeModel.from_metadata(architecture | family.metadata(config, layers))
     tensors = [Tensor(output.name, output.shape) for output in outputs(family, config, checkpoint, layers)[0]]
     choices, _ = choose(tensors, FILE_TYPES["BF16"], model, has_importance=False)
     converted = {(t.name, t.shape, choice.type) for t, choice in zip(tensors, choices, strict=True)}
@@ -361,7 +361,7 @@ BASE = {
     ],
 )
 def test_a_model_from_metadata(more: dict[str, Value], heads_per_key: int, experts: int) -> None:
-    model = Model.from_metadata({**BASE, **more})
+    model = RecipeModel.from_metadata({**BASE, **more})
     assert (model.layers, model.heads_per_key, model.experts) == (4, heads_per_key, experts)
     assert model.warnings == ()
 
@@ -371,14 +371,14 @@ def test_a_model_from_metadata(more: dict[str, Value], heads_per_key: int, exper
     [
         ({"general.architecture": u32(3)}, "no architecture"),
         ({"general.architecture": string("llama")}, "lacks llama.attention.head_count"),
-        ({"deepseek2.block_count": string("4")}, "block_count is no count"),
-        ({"deepseek2.block_count": array(Kind.U32, [])}, "block_count is no count"),
-        ({"deepseek2.block_count": Value(Kind.I32, -4)}, "block_count is no count"),
+        ({"deepseek2.block_count": string("4")}, "block_count is not a count"),
+        ({"deepseek2.block_count": array(Kind.U32, [])}, "block_count is not a count"),
+        ({"deepseek2.block_count": Value(Kind.I32, -4)}, "block_count is not a count"),
     ],
 )
 def test_metadata_that_tells_no_model(change: dict[str, Value], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Model.from_metadata({**BASE, **change})
+        RecipeModel.from_metadata({**BASE, **change})
 
 
 def test_a_layer_beyond_the_metadata_is_refused() -> None:
@@ -388,6 +388,6 @@ def test_a_layer_beyond_the_metadata_is_refused() -> None:
 
 
 def test_models_with_other_rules_are_named() -> None:
-    [warning] = Model("falcon", 4, 4, 1).warnings
+    [warning] = RecipeModel("falcon", 4, 4, 1).warnings
     assert "falcon" in warning
-    assert Model("llama", 80, 64, 8).warnings
+    assert RecipeModel("llama", 80, 64, 8).warnings

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, f32, string, u32
-from gguf_mla.recipes import Model, Tensor
+from gguf_mla.recipes import RecipeModel, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,9 @@ class Sizes:
         return "deepseek32" if self.indexer_heads else "deepseek2"
 
     @property
-    def model(self) -> Model:
+    def model(self) -> RecipeModel:
         kv_heads = self.heads // self.heads_per_key if self.legacy else 1
-        return Model(self.architecture, self.layers + self.mtp, self.heads, kv_heads, self.experts)
+        return RecipeModel(self.architecture, self.layers + self.mtp, self.heads, kv_heads, self.experts)
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the file, layer by layer."""

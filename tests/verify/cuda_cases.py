@@ -214,10 +214,10 @@ def measured() -> Iterator[tuple[str, np.ndarray]]:
     gpu.COPIED = 1 << 10
     attention.tile_for = lambda _row, _count: small_tile()  # a tenth of the threads to simulate
     bounds = gpu.Peak(1e9, 1e9) if config.ENABLE_CUDASIM else None
-    tiny = cost.Heads(heads=2, nope=4, rope=2, value=3, rank=6)
+    tiny = cost.HeadSizes(heads=2, nope=4, rope=2, value=3, rank=6)
     lines = list(gpu.lines(tiny, batch=2, cached=5, queries=3, bounds=bounds, repeats=1))
     yield "bench names", np.array([line.name for line in lines])
-    slow = gpu.Line("slow", cost.Cost(3 * 10**12, 2 * 10**9), 0.5, 0.25, 1.0)
+    slow = gpu.GpuLine("slow", cost.Cost(3 * 10**12, 2 * 10**9), 0.5, 0.25, 1.0)
     yield "bench table", np.array(gpu.text([slow]).split())
     yield "bench costs", np.array([(line.cost.operations, line.cost.nbytes) for line in lines])
 

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 
 from gguf_mla.cli.main import main
 from verify.bench import cost
-from verify.bench.cost import Heads
+from verify.bench.cost import HeadSizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ONE = Heads(heads=1, nope=2, rope=1, value=3, rank=4)
+ONE = HeadSizes(heads=1, nope=2, rope=1, value=3, rank=4)
 
 
 @pytest.mark.parametrize(
@@ -33,20 +33,20 @@ def test_a_small_case_by_hand(form: Callable[..., cost.Cost], multiplications: i
 
 @pytest.mark.parametrize("cached", [256, 1024, 163840])
 def test_both_cost_the_same_at_the_crossover(cached: int) -> None:
-    queries = cost.crossover(Heads(), cached)
+    queries = cost.crossover(HeadSizes(), cached)
     below, above = int(queries), int(queries) + 1
-    assert cost.absorbed(Heads(), below, cached).operations <= cost.vanilla(Heads(), below, cached).operations
-    assert cost.absorbed(Heads(), above, cached).operations >= cost.vanilla(Heads(), above, cached).operations
+    assert cost.absorbed(HeadSizes(), below, cached).operations <= cost.vanilla(HeadSizes(), below, cached).operations
+    assert cost.absorbed(HeadSizes(), above, cached).operations >= cost.vanilla(HeadSizes(), above, cached).operations
 
 
 def test_decoding_absorbed_costs_a_hundredth() -> None:
     # As the count in FlashInfer's pull request 551 has it.
-    one, whole = cost.absorbed(Heads(), 1, 4096).operations, cost.vanilla(Heads(), 1, 4096).operations
+    one, whole = cost.absorbed(HeadSizes(), 1, 4096).operations, cost.vanilla(HeadSizes(), 1, 4096).operations
     assert 0.005 < one / whole < 0.015
 
 
 def test_absorbing_always_computes_less_where_the_latent_is_small() -> None:
-    assert cost.crossover(Heads(rank=100), 1 << 20) == float("inf")
+    assert cost.crossover(HeadSizes(rank=100), 1 << 20) == float("inf")
 
 
 def test_the_command_measures_both_forms() -> None:
@@ -57,4 +57,4 @@ def test_the_command_measures_both_forms() -> None:
     lines = json.loads(CliRunner().invoke(main, ["bench", "attention", *sizes, "--json"]).output)
     assert [line["queries"] for line in lines] == [1, 8]  # 64 queries need as many cached tokens
     assert all(line["vanilla_seconds"] > 0 and line["absorbed_seconds"] > 0 for line in lines)
-    assert lines[1]["absorbed"]["operations"] == cost.absorbed(Heads(2), 8, 32).operations
+    assert lines[1]["absorbed"]["operations"] == cost.absorbed(HeadSizes(2), 8, 32).operations

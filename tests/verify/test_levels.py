@@ -13,7 +13,7 @@ from gguf_mla.forward import layers
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.model import BEST, BEST_TWO, Routing
 from verify.levels import logits
-from verify.levels.weights import Piece, TensorError
+from verify.levels.weights import TensorError, WeightPiece
 from verify.limits import TABLE, Limits
 from verify.measures import agreement
 
@@ -75,7 +75,7 @@ def test_the_error_of_a_tensor_by_hand() -> None:
     candidate[1, 40] = 1.5
     candidate[2, 7] = np.inf
     error = TensorError("x", "Q8_0", 0)
-    error.add(Piece(4, 10, 13), reference, candidate, 32)
+    error.add(WeightPiece(4, 10, 13), reference, candidate, 32)
     assert error.special == 1
     assert error.rms == pytest.approx(np.sqrt((0.25 + 1) / 192))  # what is not finite counts as zero
     assert (error.peak, error.peak_place.row, error.peak_place.col) == (1.0, 12, 0)

@@ -17,7 +17,7 @@ VALUE_BYTES = 4  # float32, as the forms here compute
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadSizes:
     """The head sizes of a model; those of DeepSeek-V2 and V3 by default."""
 
     heads: int = 128
@@ -35,25 +35,25 @@ class Cost:
     nbytes: int
 
 
-def vanilla(heads: Heads, queries: int, cached: int) -> Cost:
+def vanilla(heads: HeadSizes, queries: int, cached: int) -> Cost:
     """Return the cost of expanding the whole cache for these queries."""
     expanded = heads.nope + heads.rope + heads.value
     per_head = cached * heads.rank * (heads.nope + heads.value) + queries * cached * expanded
     return Cost(2 * heads.heads * per_head, _read(heads, cached) + 2 * VALUE_BYTES * heads.heads * cached * expanded)
 
 
-def absorbed(heads: Heads, queries: int, cached: int) -> Cost:
+def absorbed(heads: HeadSizes, queries: int, cached: int) -> Cost:
     """Return the cost of attending over the latent rows as they are."""
     per_head = queries * heads.rank * (heads.nope + heads.value) + queries * cached * (2 * heads.rank + heads.rope)
     return Cost(2 * heads.heads * per_head, _read(heads, cached))
 
 
-def _read(heads: Heads, cached: int) -> int:
+def _read(heads: HeadSizes, cached: int) -> int:
     weights = heads.heads * (heads.nope + heads.value) * heads.rank
     return VALUE_BYTES * (weights + cached * (heads.rank + heads.rope))
 
 
-def crossover(heads: Heads, cached: int) -> float:
+def crossover(heads: HeadSizes, cached: int) -> float:
     """Return the number of queries above which vanilla computes less, for a cache of so many tokens."""
     expansion = heads.rank * (heads.nope + heads.value)
     per_query = expansion + cached * (2 * heads.rank - heads.nope - heads.value)

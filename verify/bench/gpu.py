@@ -19,7 +19,7 @@ from gguf_mla.forward.attention import Pages, RowLayout
 from gguf_mla.forward.cuda.attend import Row
 from gguf_mla.forward.cuda.attention import Work, parts_of, prepare, row_of
 from gguf_mla.forward.cuda.device import explained, require
-from verify.bench.cost import VALUE_BYTES, Cost, Heads
+from verify.bench.cost import VALUE_BYTES, Cost, HeadSizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +41,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Line:
+class GpuLine:
     """One kernel: what it had to do, how long it took, and what part of the time either bound alone would take."""
 
     name: str
@@ -61,7 +61,7 @@ def peak() -> Peak:
 
 
 def lines(
-    heads: Heads | None = None,
+    heads: HeadSizes | None = None,
     *,
     batch: int = 16,
     cached: int = 8192,
@@ -69,7 +69,7 @@ def lines(
     bounds: Peak | None = None,
     repeats: int = REPEATS,
     gpu: int = 0,
-) -> Iterator[Line]:
+) -> Iterator[GpuLine]:
     """Measure a copy, paged decoding of a batch, and prefill of some queries in both forms; MachineError without a GPU.
 
     heads    head sizes, by default DeepSeek-V3's
@@ -78,32 +78,32 @@ def lines(
     """
     require(gpu)
     with cuda.gpus[gpu], explained():
-        heads, bounds = heads or Heads(), bounds or peak()
+        heads, bounds = heads or HeadSizes(), bounds or peak()
         yield _copy(bounds, repeats)
         yield _attention("paged decode", _decode(heads, batch, cached), bounds, repeats)
         yield _attention("prefill, vanilla", _prefill(heads, queries), bounds, repeats)
         yield _attention("prefill, absorbed", _absorbed(heads, queries), bounds, repeats)
 
 
-def _attention(name: str, work: Work, bounds: Peak, repeats: int) -> Line:
+def _attention(name: str, work: Work, bounds: Peak, repeats: int) -> GpuLine:
     run, _, _ = prepare(work, parts_of(work))
     return _line(name, _cost(work), _seconds(run, repeats), bounds)
 
 
-def text(found: Iterable[Line]) -> str:
+def text(found: Iterable[GpuLine]) -> str:
     """Return lines as a table."""
     columns = ("kernel", "ms", "GB/s", "of memory", "TFLOP/s", "of arithmetic")
     return table(columns, map(_row, found), right=",".join(columns[1:]))
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: GpuLine) -> tuple[str, ...]:
     per_second = 1 / line.seconds if line.seconds else 0.0
     moved, computed = line.cost.nbytes / 1e9 * per_second, line.cost.operations / 1e12 * per_second
     shares = f"{line.of_bytes:.0%}", f"{line.of_operations:.0%}"
     return line.name, f"{line.seconds * 1e3:.3f}", f"{moved:.0f}", shares[0], f"{computed:.2f}", shares[1]
 
 
-def _copy(bounds: Peak, repeats: int) -> Line:
+def _copy(bounds: Peak, repeats: int) -> GpuLine:
     source = cuda.device_array(COPIED // VALUE_BYTES, np.float32)
     target = cuda.device_array_like(source)
     seconds = _seconds(lambda: target.copy_to_device(source), repeats)
@@ -124,9 +124,9 @@ def _seconds(run: Callable[[], Any], repeats: int) -> float:
     return median(found)
 
 
-def _line(name: str, cost: Cost, seconds: float, bounds: Peak) -> Line:
+def _line(name: str, cost: Cost, seconds: float, bounds: Peak) -> GpuLine:
     moved, computed = cost.nbytes / bounds.nbytes, cost.operations / bounds.operations
-    return Line(name, cost, seconds, *(least / seconds if seconds else 0.0 for least in (moved, computed)))
+    return GpuLine(name, cost, seconds, *(least / seconds if seconds else 0.0 for least in (moved, computed)))
 
 
 def _cost(work: Work) -> Cost:
@@ -143,7 +143,7 @@ def _random(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _decode(heads: Heads, batch: int, cached: int) -> Work:
+def _decode(heads: HeadSizes, batch: int, cached: int) -> Work:
     """Return a batch of requests of one length, whose pages lie mixed."""
     row = row_of(RowLayout(heads.rank, heads.rope))
     count = -(-cached // PAGE)
@@ -152,7 +152,7 @@ def _decode(heads: Heads, batch: int, cached: int) -> Work:
     return Work.sent(row, _random(batch, heads.heads, row.key), pages, heads.heads, row.key**-0.5)
 
 
-def _prefill(heads: Heads, queries: int) -> Work:
+def _prefill(heads: HeadSizes, queries: int) -> Work:
     """Return the vanilla form: every head a request with rows of its own."""
     key = heads.nope + heads.rope
     row = Row(key + heads.value, key, key, heads.value)
@@ -163,7 +163,7 @@ def _prefill(heads: Heads, queries: int) -> Work:
     return Work.sent(row, _random(heads.heads, queries, key), pages, 1, key**-0.5)
 
 
-def _absorbed(heads: Heads, queries: int) -> Work:
+def _absorbed(heads: HeadSizes, queries: int) -> Work:
     """Return the absorbed form: one request, all heads on the same rows."""
     row = row_of(RowLayout(heads.rank, heads.rope))
     pages = Pages(_random(1, queries, row.width), np.array([0, 1]), np.array([0]), np.array([queries]))

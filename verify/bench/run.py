@@ -17,7 +17,7 @@ from gguf_mla.forward.attention import Inputs
 from gguf_mla.forward.on_device import gpu_of
 from gguf_mla.text.tokens import read_tokens
 from verify.bench import cost, union
-from verify.bench.cost import Heads, crossover
+from verify.bench.cost import HeadSizes, crossover
 from verify.opening import open_reference
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.forward.attention import Form
     from verify.bench.cost import Cost
-    from verify.bench.union import Reading
+    from verify.bench.union import CacheReading
 
 LENGTHS = (1024, 4096)
 QUERIES = (1, 16, 64, 128, 192, 256, 512)
@@ -35,7 +35,7 @@ BATCHES = (1, 8, 64, 512)
 
 
 @dataclass(frozen=True)
-class Line:
+class FormLine:
     """Both forms for some queries over a cache: computed cost, measured seconds."""
 
     cached: int
@@ -46,17 +46,17 @@ class Line:
     absorbed_seconds: float
 
 
-def measure(heads: Heads, lengths: tuple[int, ...], queries: tuple[int, ...]) -> Iterator[Line]:
+def measure(heads: HeadSizes, lengths: tuple[int, ...], queries: tuple[int, ...]) -> Iterator[FormLine]:
     """Run both forms on random values, which take as long as any; queries are the last of the cached tokens."""
     for cached in lengths:
         for count in (count for count in queries if count <= cached):
             inputs = _random(heads, count, cached)
             vanilla, absorbed = (_seconds(form, inputs) for form in (forms.vanilla, forms.absorbed))
             costs = cost.vanilla(heads, count, cached), cost.absorbed(heads, count, cached)
-            yield Line(cached, count, *costs, vanilla, absorbed)
+            yield FormLine(cached, count, *costs, vanilla, absorbed)
 
 
-def _random(heads: Heads, queries: int, cached: int) -> Inputs:
+def _random(heads: HeadSizes, queries: int, cached: int) -> Inputs:
     rng, h = np.random.default_rng(0), heads
     shapes = (
         (queries, h.heads, h.nope), (queries, h.heads, h.rope), (cached, h.rank), (cached, h.rope),
@@ -88,13 +88,13 @@ SPARSE_HEADER = (
 )  # fmt: skip
 
 
-def _reading_row(line: Reading) -> tuple[str, ...]:
+def _reading_row(line: CacheReading) -> tuple[str, ...]:
     sizes = (f"{nbytes / (1 << 20):.2f}" for nbytes in (line.masked, line.gathered, line.single, line.keys))
     share = f"{100 * line.share:.1f} %"
     return line.source, str(line.cached), str(line.top_k), str(line.queries), f"{line.union:.0f}", share, *sizes
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: FormLine) -> tuple[str, ...]:
     cells = (f"{cost.operations / 1e9:.2f}" for cost in (line.vanilla, line.absorbed))
     sizes = (f"{cost.nbytes / (1 << 20):.0f}" for cost in (line.vanilla, line.absorbed))
     seconds = (f"{seconds * 1e3:.1f}" for seconds in (line.vanilla_seconds, line.absorbed_seconds))
@@ -121,7 +121,7 @@ def attention(
     if device != "cpu":
         _on_device(device, as_json=as_json)
         return
-    heads, lengths = Heads(count), cached or LENGTHS
+    heads, lengths = HeadSizes(count), cached or LENGTHS
     _print(measure(heads, lengths, queries or QUERIES), _row, HEADER, "faster", as_json=as_json)
     for length in () if as_json else lengths:
         click.echo(f"{length} cached: vanilla computes less from {crossover(heads, length):.0f} queries at once on")
@@ -147,7 +147,7 @@ def _print(
 
 def _readings(
     path: Path | None, tokens: Path | None, top_k: int | None, cached: tuple[int, ...], batches: tuple[int, ...]
-) -> Iterator[Reading]:
+) -> Iterator[CacheReading]:
     if path is None:
         yield from union.simulated(cached, batches)
         return

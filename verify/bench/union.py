@@ -70,7 +70,7 @@ V32 = IndexerShape(
 
 
 @dataclass(frozen=True)
-class Reading:
+class CacheReading:
     """What the last queries of a cache read, batches of them on average, in bytes of an F16 cache.
 
     source    whose choice: a layer of a model's, or of a synthetic text
@@ -94,7 +94,7 @@ class Reading:
 
 def readings(
     shape: IndexerShape, source: str, chosen: Numbers, cached: int, top_k: int, batches: Sequence[int]
-) -> Iterator[Reading]:
+) -> Iterator[CacheReading]:
     """Yield what batches of these many queries read, for the choices [T, K] of the last T queries."""
     row, key = shape.row_bytes, shape.key_bytes
     counts = (chosen != NOTHING).sum(axis=1)
@@ -102,7 +102,7 @@ def readings(
         seen, union = batch_sizes(chosen, cached, queries)
         single = float(counts.mean()) * queries
         nbytes = (round(size) for size in (seen * row, union * row, single * row, seen * key))
-        yield Reading(source, cached, top_k, queries, union, union / seen, *nbytes)
+        yield CacheReading(source, cached, top_k, queries, union, union / seen, *nbytes)
 
 
 def batch_sizes(chosen: Numbers, cached: int, queries: int) -> tuple[float, float]:
@@ -134,7 +134,7 @@ def synthetic(cached: int, queries: int, correlation: float, shape: IndexerShape
 
 def measured(
     weights: CheckpointWeights | GgufWeights, tokens: Numbers, batches: Sequence[int], top_k: int | None = None
-) -> Iterator[Reading]:
+) -> Iterator[CacheReading]:
     """Yield what batches of the last tokens of a text [T] read in every layer of a model that chooses.
 
     In a dense model the tokens are taken that get most attention, all heads together, which is what an indexer is
@@ -177,7 +177,7 @@ def attention_mass(x: Inputs, queries: int) -> Floats:
     return mass
 
 
-def simulated(lengths: Sequence[int], batches: Sequence[int], shape: IndexerShape = V32) -> Iterator[Reading]:
+def simulated(lengths: Sequence[int], batches: Sequence[int], shape: IndexerShape = V32) -> Iterator[CacheReading]:
     """Yield what batches of the last tokens of synthetic texts read."""
     for correlation in CORRELATIONS:
         for cached in lengths:

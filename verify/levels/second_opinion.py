@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gguf
+import gguf.quants
 import numpy as np
 
 from gguf_mla import codec, ggtypes
@@ -65,12 +67,9 @@ def _misread(tensor: SourceTensor, row: int, ours: np.ndarray, theirs: np.ndarra
 
 def of_gguf(tensor: GgufTensor) -> Finding | None:
     """Compare our decoding of a tensor's first rows with gguf-py's; None when they agree or it has no decoder."""
-    from gguf import GGMLQuantizationType  # noqa: PLC0415 - 0.1 s
-    from gguf.quants import dequantize  # noqa: PLC0415
-
     rows = tensor.read(0, min(JUDGED_ROWS, tensor.rows))
     try:
-        theirs = dequantize(rows, GGMLQuantizationType(ggtypes.by_name(tensor.type).id))
+        theirs = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(ggtypes.by_name(tensor.type).id))
     except (NotImplementedError, ValueError):
         return None
     ours = codec.decode(rows, tensor.type)

@@ -130,7 +130,7 @@ def check_tensors(file: GgufFile, model: Model) -> Iterator[Finding]:
             yield Finding(LEVEL, name, "engines add and multiply vectors in F32 only", "F32", tensor.type)
     for name in file.tensors:
         if name not in wanted and name not in IGNORED:
-            yield Finding(LEVEL, name, "is no tensor of this model")
+            yield Finding(LEVEL, name, "is not a tensor of this model")
 
 
 def _stored_shapes(file: GgufFile, model: Model) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,7 @@ NEGLIGIBLE = 1e-3  # of a piece's RMS: a block of smaller values is measured aga
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where in a tensor something is worst: head or expert, row, first column of the block."""
 
     index: int
@@ -55,9 +55,9 @@ class TensorError:
     values: int = 0
     sums: NDArray[Any] = field(default_factory=lambda: np.zeros(4))
     row_rms: float = 0.0
-    row_place: Place = Place(0, 0, 0)
+    row_place: Position = Position(0, 0, 0)
     peak: float = 0.0
-    peak_place: Place = Place(0, 0, 0)
+    peak_place: Position = Position(0, 0, 0)
     special: int = 0
 
     @property
@@ -70,7 +70,7 @@ class TensorError:
         """Cosine between reference and candidate."""
         return float(self.sums[3] / math.sqrt(self.sums[1] * self.sums[2])) if self.sums[1] * self.sums[2] else 1.0
 
-    def add(self, piece: Piece, reference: Floats, candidate: Floats, block: int) -> None:
+    def add(self, piece: WeightPiece, reference: Floats, candidate: Floats, block: int) -> None:
         """Take in a piece of the tensor from both sides."""
         self.values += candidate.size
         finite = np.isfinite(candidate)
@@ -84,20 +84,23 @@ class TensorError:
         self._worst_row(piece, sums, floor * floor * reference.shape[1])
         self._worst_block(piece, worst)
 
-    def _worst_row(self, piece: Piece, sums: NDArray[Any], floor: float) -> None:
+    def _worst_row(self, piece: WeightPiece, sums: NDArray[Any], floor: float) -> None:
         ratios = np.sqrt(sums[:, 0] / np.maximum(sums[:, 1], floor))
         row = int(ratios.argmax())
         if ratios[row] > self.row_rms:
-            self.row_rms, self.row_place = float(ratios[row]), Place(piece.index, piece.start + row, 0)
+            self.row_rms, self.row_place = float(ratios[row]), Position(piece.index, piece.start + row, 0)
 
-    def _worst_block(self, piece: Piece, worst: NDArray[Any]) -> None:
+    def _worst_block(self, piece: WeightPiece, worst: NDArray[Any]) -> None:
         row = int(worst[:, 0].argmax())
         if worst[row, 0] > self.peak:
-            self.peak, self.peak_place = float(worst[row, 0]), Place(piece.index, piece.start + row, int(worst[row, 1]))
+            self.peak, self.peak_place = (
+                float(worst[row, 0]),
+                Position(piece.index, piece.start + row, int(worst[row, 1])),
+            )
 
 
 @dataclass(frozen=True)
-class Piece:
+class WeightPiece:
     """Rows `start:stop` of matrix number `index` of a tensor."""
 
     index: int
@@ -127,7 +130,7 @@ def _compare(reference: Stack, candidate: Stack, tensor: GgufTensor, pool: Threa
     error = TensorError(candidate.name, candidate.stored, round(tensor.nbytes * share))
     block = max(LEAST_BLOCK, ggtypes.by_name(candidate.stored).block)
 
-    def read(piece: Piece) -> tuple[Piece, Floats, Floats]:
+    def read(piece: WeightPiece) -> tuple[WeightPiece, Floats, Floats]:
         place = piece.index, piece.start, piece.stop
         return piece, reference.read(*place), candidate.read(*place)
 
@@ -138,11 +141,11 @@ def _compare(reference: Stack, candidate: Stack, tensor: GgufTensor, pool: Threa
     return error
 
 
-def _pieces(stack: Stack) -> Iterator[Piece]:
+def _pieces(stack: Stack) -> Iterator[WeightPiece]:
     step = max(1, PIECE_VALUES // stack.cols)
     for index in range(stack.count):
         for start in range(0, stack.rows, step):
-            yield Piece(index, start, min(start + step, stack.rows))
+            yield WeightPiece(index, start, min(start + step, stack.rows))
 
 
 def judge(error: TensorError, limits: Limits) -> Finding | None:
@@ -166,7 +169,7 @@ def judge(error: TensorError, limits: Limits) -> Finding | None:
     return None
 
 
-def _where(error: TensorError, place: Place | None) -> str:
+def _where(error: TensorError, place: Position | None) -> str:
     if place is None:
         return ""
     inside = {"attn_k_b.weight": "head", "attn_v_b.weight": "head"}.get(error.name.split(".", 2)[-1], "expert")

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 MICRO = 4  # heads and tokens whose products a thread forms at once
 LARGEST = 2048  # values of a Hadamard row: two per thread of a block
 SCORES = 1 << 28  # that are held at a time
-# What `Piece.names` compiles in, and `transform_function`.
+# What `ScoreTile.names` compiles in, and `transform_function`.
 HEADS, TOKENS, DEPTH, PADDED = map(unbound, ("HEADS", "TOKENS", "DEPTH", "PADDED"))
 THREADS, SIDES = map(unbound, ("THREADS", "SIDES"))
 SIZE, HALF, SHRINK = map(unbound, ("SIZE", "HALF", "SHRINK"))
 
 
 @dataclass(frozen=True)
-class Piece:
+class ScoreTile:
     """What a block scores at a time: heads × tokens, multiples of MICRO, over `depth` values of their product."""
 
     heads: int
@@ -60,7 +60,7 @@ class Piece:
         return 4 * ((self.heads + self.tokens) * (self.depth + 1) + self.heads // MICRO * self.tokens)
 
 
-PIECE = Piece(heads=64, tokens=64, depth=32)
+PIECE = ScoreTile(heads=64, tokens=64, depth=32)
 
 
 def transform(x: Any) -> None:
@@ -147,7 +147,7 @@ def score(q: Any, k: Any, weights: Any, out: Any) -> None:
             out[query, first + token] = whole if first + token < seen else float32(-math.inf)
 
 
-def score_function(piece: Piece) -> Any:
+def score_function(piece: ScoreTile) -> Any:
     """Return the function of the scoring kernel."""
     return specialise(score, (bring, multiply, weigh), piece.names())
 
@@ -158,7 +158,7 @@ def transform_function(size: int) -> Any:
 
 
 @functools.cache
-def scorer(piece: Piece) -> Any:
+def scorer(piece: ScoreTile) -> Any:
     """Return the scoring kernel."""
     return compiled(score_function(piece))
 
@@ -182,7 +182,7 @@ def hadamard(x: Floats) -> Floats:
 
 
 @explained()
-def scores(q: Floats, k: Floats, weights: Floats, piece: Piece = PIECE) -> Floats:
+def scores(q: Floats, k: Floats, weights: Floats, piece: ScoreTile = PIECE) -> Floats:
     """Return the scores [T, S] of queries q [T, H, D], the last of the tokens of k [S, D]; weights [T, H].
 
     Tokens that a query does not see score -inf.
@@ -191,14 +191,14 @@ def scores(q: Floats, k: Floats, weights: Floats, piece: Piece = PIECE) -> Float
     return found
 
 
-def _scored(q: Any, k: Any, weights: Any, piece: Piece) -> Any:
+def _scored(q: Any, k: Any, weights: Any, piece: ScoreTile) -> Any:
     out = cuda.device_array((q.shape[0], k.shape[0]), np.float32)
     scorer(piece)[q.shape[0] * -(-k.shape[0] // piece.tokens), piece.threads](q, k, weights, out)
     return out
 
 
 @explained()
-def choose(q: Floats, k: Floats, weights: Floats, count: int, piece: Piece = PIECE) -> Numbers:
+def choose(q: Floats, k: Floats, weights: Floats, count: int, piece: ScoreTile = PIECE) -> Numbers:
     """Return the tokens that queries attend to, int64 [T, min(count, S)] in rising order, -1 after the last.
 
     Queries q [T, H, D] are the last of the tokens of k [S, D]; weights [T, H]. Scores stay on the device.
