@@ -196,7 +196,7 @@ def sparse() -> Iterator[tuple[str, np.ndarray]]:
 
     for size in (2, 8, 128):
         yield f"hadamard {size}", indexer.hadamard(bell(21, 2, 1, size))
-    small = indexer.Piece(heads=8, tokens=8, depth=4)
+    small = indexer.ScoreTile(heads=8, tokens=8, depth=4)
     for name in PIECES:
         yield f"scores {name}", indexer.scores(*indexed(name), indexer.PIECE if name == "real" else small)
     for count in WANTED:
