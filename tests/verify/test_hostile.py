@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,10 @@ import pytest
 from convert.plan import plan_conversion
 from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
-from gguf_mla.errors import GgufMlaError
+from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources.folder import LocalFolder
+from gguf_mla.text.tokens import read_tokens
 from tests.convert.tokenizer_files import small
 from tests.support import hub
 from tests.support.command import convert
@@ -190,3 +194,197 @@ def test_whatever_files_say_a_proof_is_a_verdict_or_a_sentence(pair: Sound, tmp_
             error.add_note(f"number {number}, seed {seed}")
             raise
     assert min(found[key] for key in ("right", "wrong", "refused", "convert right", "convert refused")) > 50, found
+
+
+def placed(files: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Files with a value at a path; REMOVED takes the place away."""
+    files = deepcopy(files)
+    *parents, last = path.split("/")
+    place = files
+    for key in parents:
+        place = place[key]
+    if value is REMOVED:
+        del place[last]
+    else:
+        place[last] = value
+    return files
+
+
+REMOVED = object()
+CONFIG_TOKENS = "tokenizer_config.json/added_tokens_decoder"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("tokenizer.json/model", REMOVED, "model is not BPE"),
+        ("tokenizer.json/model", [], "model is not BPE"),
+        ("tokenizer.json/model", "BPE", "model is not BPE"),
+        ("tokenizer.json/model/vocab", [], "not a mapping"),
+        ("tokenizer.json/model/vocab", 7, "not a mapping"),
+        ("tokenizer.json/model/vocab/a", "3", "not an integer"),
+        ("tokenizer.json/model/vocab/a", None, "not an integer"),
+        ("tokenizer.json/model/vocab/a", float("nan"), "not an integer"),
+        ("tokenizer.json/model/vocab/a", 1 << 63, "larger than any vocabulary"),
+        ("tokenizer.json/model/vocab/a", HUGE, "larger than any vocabulary"),
+        ("tokenizer.json/model/vocab/a", -HUGE, "negative"),
+        ("tokenizer.json/model/vocab/a", 0, "id 0 is given to both"),
+        ("tokenizer.json/model/merges", REMOVED, "merges is not a list"),
+        ("tokenizer.json/model/merges", {"a": "b"}, "merges is not a list"),
+        ("tokenizer.json/model/merges", [1, 2], "merge 0"),
+        ("tokenizer.json/model/merges", [[1, 2]], "merge 0"),
+        ("tokenizer.json/model/merges", [["a", "b", "c"]], "merge 0"),
+        ("tokenizer.json/added_tokens", {"content": "x"}, "added_tokens is not a list"),
+        ("tokenizer.json/added_tokens", "x", "added_tokens is not a list"),
+        ("tokenizer.json/added_tokens", [1], "an added token needs"),
+        ("tokenizer.json/added_tokens", [{"id": 1}], "an added token needs"),
+        ("tokenizer.json/added_tokens", [{"id": [], "content": "x"}], "an added token needs"),
+        ("tokenizer.json/added_tokens", [{"id": 1 << 64, "content": "x"}], "an added token needs"),
+        (CONFIG_TOKENS, [], "added_tokens_decoder is not an object"),
+        (CONFIG_TOKENS, "x", "added_tokens_decoder is not an object"),
+        (CONFIG_TOKENS, {"x": {"content": "x"}}, "an added token needs"),
+        (CONFIG_TOKENS, {"9" * 400: {"content": "x"}}, "an added token needs"),
+        (CONFIG_TOKENS, {"9" * 5000: {"content": "x"}}, "an added token needs"),
+        (CONFIG_TOKENS, {"9": 5}, "an added token needs"),
+        (CONFIG_TOKENS, {"9": {}}, "an added token needs"),
+        ("tokenizer_config.json/bos_token", ["a"], "bos_token cannot be used"),
+        ("tokenizer_config.json/bos_token", 7, "bos_token cannot be used"),
+        ("tokenizer_config.json/eos_token", {"content": 7}, "eos_token cannot be used"),
+        ("tokenizer_config.json/pad_token", True, "pad_token cannot be used"),
+        ("config.json/num_hidden_layers", (1 << 32) - 1, "num_hidden_layers"),
+        ("config.json/num_hidden_layers", 1000, "num_hidden_layers"),
+        ("config.json/rms_norm_eps", HUGE, "rms_norm_eps"),
+        ("config.json/rope_theta", float("nan"), "rope_theta"),
+        ("config.json/architectures", {"DeepseekV3ForCausalLM": 0}, "config.json"),
+        ("config.json/architectures", "DeepseekV3ForCausalLM", "config.json"),
+        ("config.json/architectures", [["DeepseekV3ForCausalLM"]], "config.json"),
+        ("config.json/hidden_size", 128.5, "hidden_size"),
+    ],
+    ids=lambda value: f"{value!r:.40}",
+)  # fmt: skip
+def test_a_damaged_file_is_named_by_both(path: str, value: Any, words: str, pair: Sound) -> None:
+    name = path.partition("/")[0]
+    rewrite(pair.directory / name, json.dumps(placed(pair.json, path, value)[name]).encode())
+    for run in (lambda: proven(pair.directory, pair.directory.with_suffix(".gguf")), lambda: planned(pair.directory)):
+        with pytest.raises(InputError, match=re.escape(words)) as refused:
+            run()
+        assert name in str(refused.value)
+        assert refused.value.status == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("rope_theta", 0, "the base of the rotation's angles"),
+        ("rope_theta", 1.0, "the base of the rotation's angles"),
+        ("rms_norm_eps", -1.0, "the epsilon of its norms"),
+        ("num_experts_per_tok", 99, "experts of a token"),
+        ("n_group", 3, "expert groups"),
+        ("rope_scaling/factor", 0, "YaRN's factor"),
+        ("rope_scaling/beta_fast", -1, "YaRN's factor"),
+        ("hidden_size", 64, "has the wrong shape"),
+        ("kv_lora_rank", 64, "has the wrong shape"),
+    ],
+)
+def test_a_reference_that_cannot_be_computed_is_not_held_against_the_candidate(
+    path: str, value: Any, words: str, pair: Sound
+) -> None:
+    files = placed(pair.json, f"config.json/{path}", value)
+    rewrite(pair.directory / "config.json", json.dumps(files["config.json"]).encode())
+    # the candidate says the same, where it can, or is found to be another before tensors are looked at
+    with pytest.raises(InputError, match=re.escape(words)):
+        proven(pair.directory, pair.directory.with_suffix(".gguf"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("top_k", 10**40),
+        ("top_k", -HUGE),
+        ("temperature", HUGE),
+        ("temperature", 1e300),
+        ("top_p", float("nan")),
+        ("min_p", [1]),
+    ],
+    ids=lambda value: f"{value!r:.40}",
+)
+def test_an_impossible_sampling_default_is_left_out(key: str, value: Any, pair: Sound) -> None:
+    generation = pair.json["generation_config.json"] | {key: value}
+    rewrite(pair.directory / "generation_config.json", json.dumps(generation).encode())
+    [(plan, _)] = plan_conversion(open_checkpoint(pair.directory), ("Q8_0",))
+    lay_out(plan.metadata, [])
+    assert any("sampling" in warning for warning in plan.warnings)
+    assert proven(pair.directory, pair.directory.with_suffix(".gguf")).right
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("decoder", {"type": "Nope"}),
+        ("pre_tokenizer", {"type": "Nope"}),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}),
+        ("normalizer", 5),
+    ],
+)
+def test_a_tokenizer_that_the_library_cannot_read_is_a_sentence(path: str, value: Any, pair: Sound) -> None:
+    content = placed(pair.json, f"tokenizer.json/{path}", value)["tokenizer.json"]
+    rewrite(pair.directory / "tokenizer.json", json.dumps(content).encode())
+    with pytest.raises(InputError, match=r"tokenizer\.json: the package tokenizers cannot read"):
+        proven(pair.directory, pair.directory.with_suffix(".gguf"), level="attention")
+
+
+def test_a_tokenizer_that_truncates_or_pads_reads_the_whole_text_all_the_same(pair: Sound, tmp_path: Path) -> None:
+    content = pair.json["tokenizer.json"] | {
+        "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 5, "direction": "Right"},
+        "padding": None,
+    }
+    rewrite(pair.directory / "tokenizer.json", json.dumps(content).encode())
+    (tmp_path / "text").write_text("abc" * 20)
+    ids = read_tokens(tmp_path / "text", None, LocalFolder(pair.directory), 2048, None)
+    assert len(ids) == 40  # "ab" and "c"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rope_freqs.weight", "blk", "blk.x.y.z", "blk.7.attn_norm.weight", f"blk.{'9' * 5000}.x"],
+    ids=lambda name: name[:30],
+)
+def test_a_tensor_that_no_rule_knows(name: str, pair: Sound, tmp_path: Path) -> None:
+    image = Image(pair.image.metadata, pair.image.tensors | {name: ((4,), "F32", bytes(16))})
+    proof = proven(pair.directory, image.write(tmp_path / "more.gguf"), level="weights")
+    if name == "rope_freqs.weight":
+        assert proof.right
+    else:
+        assert [finding.subject for finding in proof.findings] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("attention.head_count", u32(0), "head_count"),
+        ("block_count", u32((1 << 32) - 1), "block_count"),
+        ("block_count", string("2"), "block_count"),
+        ("expert_gating_func", array(Kind.U32, [2]), "expert_gating_func"),
+        ("expert_weights_scale", string("x"), "expert_weights_scale"),
+        ("expert_weights_norm", array(Kind.BOOL, [True]), "expert_weights_norm"),
+        ("rope.scaling.yarn_log_multiplier", f32(float("nan")), "yarn_log_multiplier"),
+        ("rope.scaling.yarn_beta_fast", array(Kind.F32, [1.0]), "yarn_beta_fast"),
+        ("rope.freq_base", f32(0.0), "base of the rotation"),
+        ("attention.key_length_mla", u32(64), "not rotated"),
+    ],
+)
+def test_metadata_of_another_type_or_size(name: str, values: Value, words: str, pair: Sound, tmp_path: Path) -> None:
+    image = Image(pair.image.metadata | {"deepseek2." + name: values}, pair.image.tensors)
+    other, right = image.write(tmp_path / "other.gguf"), pair.directory.with_suffix(".gguf")
+    assert not proven(pair.directory, other).right
+    with pytest.raises(InputError, match=words):
+        proven(other, right)
+
+
+@pytest.mark.parametrize("key", ["tokens", "merges", "bos_token_id", "add_bos_token", "token_type"])
+@pytest.mark.parametrize("value", [u32(7), string("x"), array(Kind.U32, [1]), f32(float("nan"))])
+def test_tokenizer_metadata_of_another_type(key: str, value: Value, pair: Sound, tmp_path: Path) -> None:
+    image = Image(pair.image.metadata | {"tokenizer.ggml." + key: value}, pair.image.tensors)
+    other, right = image.write(tmp_path / "other.gguf"), pair.directory.with_suffix(".gguf")
+    assert outcome(lambda: proven(right, other)) != "right"
+    assert (outcome(lambda: proven(pair.directory, other)) == "right") == (key in ("token_type", "add_bos_token"))
