@@ -57,7 +57,7 @@ def _ids(file: Path) -> Integers:
         values = _stored(file) if file.suffix in (".npy", ".npz") else _written(file)
     except OSError as error:
         raise unreadable(file, error) from None
-    except Exception as error:
+    except Exception as error:  # a damaged header fails in numpy's reader in many ways, tokenize.TokenError among them
         what = f"holds no token ids ({str(error).partition(chr(10))[0]:.80})"
         raise InputError(what, file=file, expected="a .npy of integers, or ids as text") from None
     if values.dtype.kind not in "iu" and values.size:
@@ -68,11 +68,7 @@ def _ids(file: Path) -> Integers:
 def _stored(file: Path) -> NDArray[Any]:
     """Return the array of a .npy file, mapped: a header that lies about its length then costs no memory."""
     with np.errstate(over="ignore"):
-        array = np.load(file, allow_pickle=False, mmap_mode="r")
-    if isinstance(array, np.ndarray):
-        return array
-    array.close()
-    raise ValueError("an archive of several arrays")
+        return np.lib.format.open_memmap(file, mode="r")
 
 
 def _written(file: Path) -> NDArray[Any]:
@@ -109,7 +105,7 @@ def _encoded(text: str, folder: Folder) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
     except (GgufMlaError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:
+    except BaseException as error:  # the library raises bare Exceptions, and panics, which are no Exceptions
         what = f"the package tokenizers cannot read a text with it ({error!s:.200})"
         raise InputError(what, file=folder.path / name, remedy="Download it again, or give --tokens") from None
 
