@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 CHANGES = 3200
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
 HUGE = 10**400
+TINY = {
+    "num_hidden_layers": 2, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1,
+    "vocab_size": 16, "num_nextn_predict_layers": 0,
+}  # fmt: skip
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 7.5, -0.0, 1e300, 1 << 31, 1 << 32, 1 << 63, 10**40, HUGE, -HUGE, float("nan"),
     float("inf"), "", "a", "a b", "\ud800", "0", "9" * 400, [], [0], ["a"], [None], [["a", "b"]], {}, {"a": 0},
@@ -132,7 +136,7 @@ def rewrite(path: Path, data: bytes) -> None:
 @pytest.fixture(scope="module")
 def sound(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Sound:
     def fill(directory: Path) -> None:
-        hub.write(directory / "c", "v3fp8", num_hidden_layers=2, n_routed_experts=4, num_experts_per_tok=2)
+        hub.write(directory / "c", "v3fp8", **TINY)
         for name, content in small().items():
             if name != "config.json":
                 (directory / "c" / name).write_text(json.dumps(content), encoding="utf-8")
