@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ INTEGERS = {
     Kind.U8: (0, 2**8), Kind.I8: (-(2**7), 2**7), Kind.U16: (0, 2**16), Kind.I16: (-(2**15), 2**15),
     Kind.U32: (0, 2**32), Kind.I32: (-(2**31), 2**31), Kind.U64: (0, 2**64), Kind.I64: (-(2**63), 2**63),
 }  # fmt: skip
+LARGEST_FLOAT = 3e38  # about what 32 bits can hold
 CARD, GENERATION = "README.md", "generation_config.json"
 HUB_SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 
@@ -207,11 +208,11 @@ def _value(kind: Kind, data: Any) -> Value | None:
         return array(Kind.STRING, data) if data and all(_is_text(item) for item in data) else None
     if kind == Kind.STRING:
         return Value(kind, data) if _is_text(data) else None
-    if isinstance(data, bool) or not isinstance(data, int | float) or not isfinite(data):
+    low, high = INTEGERS.get(kind, (-LARGEST_FLOAT, LARGEST_FLOAT))
+    if isinstance(data, bool) or not isinstance(data, int | float) or not low <= data <= high:
         return None
     if kind in INTEGERS:
-        low, high = INTEGERS[kind]
-        return Value(kind, int(data)) if data == int(data) and low <= data < high else None
+        return Value(kind, int(data)) if data == int(data) and data < high else None
     return Value(kind, float(data))
 
 

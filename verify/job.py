@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding
 from verify.levels import attention, engine, logits, second_opinion, weights
+from verify.levels.structure import LEVEL as STRUCTURE
 from verify.limits import Limits
 from verify.opening import Candidate, Reference, open_candidate, open_reference
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -51,7 +54,11 @@ class Request:
 
 @dataclass
 class Proof:
-    """What was found: nothing, if the candidate computes what the reference does."""
+    """What was found: nothing, if the candidate computes what the reference does.
+
+    tokens   the chunks [B, context] that were run over, where a level needs them
+    failure  what kept a level from running; what the ones before it found is here all the same
+    """
 
     request: Request
     form: Form
@@ -65,54 +72,83 @@ class Proof:
     scores: Scores | None = None
     predicted: list[Scores] = field(default_factory=list)
     engine: list[EngineAgreement] = field(default_factory=list)
+    tokens: NDArray[np.int64] | None = None
+    failure: GgufMlaError | MemoryError | None = None
 
     @property
     def right(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
+        """Whether every level ran and nothing was found."""
+        return not self.findings and self.failure is None
 
 
 def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None) -> Proof:
     """Run the levels up to the one asked for, and stop at the first that finds something.
 
     Raises InputError for a reference or a text that cannot be used, and for a candidate that is no GGUF file;
-    MachineError for a device that cannot be used.
+    MachineError for a device that cannot be used. All that a level needs is asked for before any weight is read; a
+    level that fails all the same leaves its error as `Proof.failure`, beside what has been found.
     """
+    if request.text and request.tokens:
+        raise InputError("--text and --tokens are both given", remedy="Give one of them")
     reference = open_reference(request.reference)
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
-    for level in (*LEVELS[: LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])):
-        begin = time.monotonic()
-        proof.findings += filter(None, _RUN[level](proof, reference, bar))
-        proof.seconds[level] = round(time.monotonic() - begin, 3)
-        if proof.findings or proof.candidate is None:
-            break
-        reference = proof.candidate.reference
+    _run(STRUCTURE, proof, reference, bar)
+    if proof.candidate is None or proof.findings:
+        return proof
+    reference = proof.candidate.reference
+    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])]
+    _prepare(levels, proof, reference)
+    try:
+        for level in levels:
+            if proof.right:
+                _run(level, proof, reference, bar)
+    except (GgufMlaError, MemoryError) as error:
+        proof.failure = error
     return proof
 
 
-def _structure(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding]:
+def _run(level: str, proof: Proof, reference: Reference, bar: Bar) -> None:
+    begin = time.monotonic()
+    for finding in _RUN[level](proof, reference, bar):
+        if finding is not None:
+            proof.findings.append(finding)
+    proof.seconds[level] = round(time.monotonic() - begin, 3)
+
+
+def _prepare(levels: list[str], proof: Proof, reference: Reference) -> None:
+    """Get what these levels need besides the two files; InputError for what is not there."""
+    if engine.LEVEL in levels:
+        engine.require()
+    if not {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
+        proof.tokens = _tokens(proof, reference)
+
+
+def _structure(proof: Proof, reference: Reference, _bar: Bar) -> Iterator[Finding]:
     opened = open_candidate(proof.request.candidate, reference)
     if isinstance(opened, Finding):
-        return [opened]
+        yield opened
+        return
     proof.candidate = opened
     proof.warnings += opened.warnings
-    return list(opened.findings)
+    yield from opened.findings
 
 
-def _weights(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
+def _weights(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
     if misread := second_opinion.of_reference(reference.weights, proof.request.threads):
-        return [*misread]
+        yield from misread
+        return
     candidate = _opened(proof)
-    tensors = candidate.weights.file.tensors.values()
+    tensors = candidate.weights.held()
     step = bar("weights", sum(tensor.nbytes for tensor in tensors))
     compared = weights.compare_weights(reference.weights, candidate.weights, step, proof.request.threads)
-    proof.tensors = list(compared)
-    judged = [weights.judge(error, proof.request.limits) for error in proof.tensors]
-    return [*judged, *map(second_opinion.of_gguf, tensors)]
+    for error in compared:
+        proof.tensors.append(error)
+        yield weights.judge(error, proof.request.limits)
+    yield from map(second_opinion.of_gguf, tensors)
 
 
-def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
-    tokens = _tokens(proof, reference)[:1, : attention.TOKENS]
+def _attention(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
+    tokens = _taken(proof)[:1, : attention.TOKENS]
     candidate, limits = _opened(proof), proof.request.limits
     step = bar("attention", reference.weights.model.blocks)
     attends = architecture_of(candidate.weights.model).attends
@@ -124,12 +160,12 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | N
     for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):
         proof.attention.append(result)
         step(1)
-    return [attention.judge(result, limits) for result in proof.attention]
+        yield attention.judge(result, limits)
 
 
-def _logits(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None]:
+def _logits(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
     candidate, limits = _opened(proof), proof.request.limits
-    tokens = _tokens(proof, reference)
+    tokens = _taken(proof)
     step = bar("logits", reference.weights.model.blocks)
 
     def types(layer: int) -> str:
@@ -139,22 +175,23 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> list[Finding | None
 
     proof.layers, scores = logits.compare_logits(reference.weights, candidate.weights, tokens, proof.form, types, step)
     proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
-    judged = [attention.judge(result, limits, logits.LEVEL, "layer") for result in proof.layers]
-    return [*judged, logits.judge(proof.scores, limits.divergence(candidate.shares()))]
+    for result in proof.layers:
+        yield attention.judge(result, limits, logits.LEVEL, "layer")
+    yield logits.judge(proof.scores, limits.divergence(candidate.shares()))
 
 
-def _engine(proof: Proof, reference: Reference, _bar: Bar) -> list[Finding | None]:
+def _engine(proof: Proof, _reference: Reference, _bar: Bar) -> Iterator[Finding | None]:
     candidate, request = _opened(proof), proof.request
-    tokens = _tokens(proof, reference)[0]
+    tokens = _taken(proof)[0]
     proof.engine, exact = engine.compare_engine(request.candidate, candidate.weights, tokens, request.threads)
-    return [engine.judge(proof.engine, exact if set(candidate.shares()) == {"F32"} else None)]
+    yield engine.judge(proof.engine, exact if set(candidate.shares()) == {"F32"} else None)
 
 
-_RUN: dict[str, Callable[[Proof, Reference, Bar], list[Finding] | list[Finding | None]]] = {
-    "structure": _structure,
-    "weights": _weights,
-    "attention": _attention,
-    "logits": _logits,
+_RUN: dict[str, Callable[[Proof, Reference, Bar], Iterator[Finding | None]]] = {
+    STRUCTURE: _structure,
+    weights.LEVEL: _weights,
+    attention.LEVEL: _attention,
+    logits.LEVEL: _logits,
     engine.LEVEL: _engine,
 }
 
@@ -164,7 +201,13 @@ def _opened(proof: Proof) -> Candidate:
     return proof.candidate
 
 
+def _taken(proof: Proof) -> NDArray[np.int64]:
+    assert proof.tokens is not None  # noqa: S101 - `_prepare` has taken them for every level that asks
+    return proof.tokens
+
+
 def _tokens(proof: Proof, reference: Reference) -> NDArray[np.int64]:
+    """Return the chunks [B, context] that the proof runs over."""
     request = proof.request
     metadata = _opened(proof).weights.file.metadata
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", False)

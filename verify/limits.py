@@ -90,6 +90,11 @@ class Limits:
         return Limits(table)
 
 
+def exceeds(value: float, limit: float) -> bool:
+    """Whether a measure is beyond its limit, as every judge of a proof asks; NaN is, whatever the limit."""
+    return not value <= limit
+
+
 NAMES = tuple(each.name for each in fields(TypeLimit))
 
 

@@ -16,6 +16,7 @@ from gguf_mla.sources.tokenizer_files import read_tokenizer
 from verify.findings import Finding
 from verify.levels import structure, tokenizer
 from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_differences
+from verify.sound import check_model, check_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,21 +63,23 @@ def open_reference(path: Path) -> Reference:
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         config = Config(checkpoint.config, path / "config.json")
-        name = _class_of(config)
+        name = config.first("architectures") or "none"
         _check("class", tuple(CLASSES), name, path)
         model = read_config(config, checkpoint.tensors)
+        check_model(model, config.file)
+        if model.layers > len(checkpoint.tensors):
+            raise config.refuse(
+                "num_hidden_layers", f"at most {len(checkpoint.tensors)}, the number of tensors", model.layers
+            )
         weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
         warnings = tuple(engine_differences(model))
         return Reference(weights, published.architecture, checkpoint.folder, None, warnings, published.bos_first)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)
-    return Reference(GgufWeights(file, read_gguf(file)), architecture, None, file)
-
-
-def _class_of(config: Config) -> str:
-    listed = config.content.get("architectures")
-    return str(listed[0]) if isinstance(listed, list) and listed else "none"
+    model = read_gguf(file)
+    check_model(model, path)
+    return Reference(GgufWeights(file, model), architecture, None, file)
 
 
 def _check(what: str, known: tuple[object, ...], found: object, path: Path) -> None:
@@ -100,13 +103,13 @@ class Candidate:
 
     def coarsest(self, names: Iterable[str], limits: Limits) -> str:
         """Return the type that may err most among some tensors."""
-        held = {t.type for t in self.weights.file.tensors.values() if t.name in set(names) and len(t.shape) > 1}
+        held = {t.type for t in self.weights.held() if t.name in set(names) and len(t.shape) > 1}
         return max(held, key=lambda name: limits.of(name).rms)
 
     def shares(self) -> dict[str, float]:
         """Return which part of the values has which type, the largest part first."""
         values: Counter[str] = Counter()
-        for tensor in self.weights.file.tensors.values():
+        for tensor in self.weights.held():
             values[tensor.type] += tensor.rows * tensor.shape[-1]
         return {name: count / values.total() for name, count in values.most_common()}
 
@@ -129,6 +132,7 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
         return Finding(structure.LEVEL, "metadata", error.what, error.expected, error.found)
     findings = [*structure.compare_models(reference.weights.model, model, reference.architecture)]
     reference, left_out = _without_predictors(reference, model)
+    check_tensors(reference.weights)
     findings += structure.check_layout(file, reference.weights.model, reference.architecture)
     findings += structure.check_tensors(file, reference.weights.model)
     findings += reference.tokenizer_findings(file)

@@ -59,8 +59,10 @@ class RawRows:
     quantization: Mapping[str, Any]
 
     def judged(self, name: str) -> tuple[int, ...]:
-        """Return the numbers of two rows of a tensor, the first and the last."""
-        held = self.stored.get(name) or self.stored[name + "_packed"]
+        """Return the numbers of two rows of a tensor, the first and the last; none of one beyond ml_dtypes."""
+        held = self.stored.get(name) or self.stored.get(name + "_packed")
+        if held is None or held.dtype not in DTYPES or not math.prod(held.shape):
+            return ()
         return tuple(dict.fromkeys((0, held.rows - 1)))
 
     def row(self, name: str, number: int) -> Floats:

@@ -57,6 +57,8 @@ def verify(
     )
     proof = prove(request, _bar(quiet=quiet))
     _write(proof, report, as_json=as_json, quiet=quiet)
+    if proof.failure is not None:
+        raise proof.failure
     if not proof.right:
         raise click.exceptions.Exit(1)
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from convert.tokenizer import pretokenizers
 from convert.tokenizer.chat_templates import chat_templates
 from convert.tokenizer.tiktoken import tokenizer_of_ranks
-from convert.tokenizer.vocabulary import Vocabulary, content_of, read_vocabulary, token_table
+from convert.tokenizer.vocabulary import token_table
 from gguf_mla.container.values import Kind, Value, array, boolean, string, u32
 from gguf_mla.errors import InputError
+from gguf_mla.sources.vocabulary import Vocabulary, content_of, read_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import PurePath

@@ -81,7 +81,7 @@ def read_config(config: Config, names: Container[str] = ()) -> Model:
 
     InputError for a class that no architecture reads, and for a configuration that cannot be used.
     """
-    stated = (config.content.get("architectures") or [None])[0]
+    stated = config.first("architectures")
     for architecture in architectures().values():
         if stated in architecture.classes:
             return architecture.of_config(config, names)

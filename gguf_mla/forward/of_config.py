@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whatever rms_norm_eps says
+MOST_LAYERS = 1 << 12  # far more than any model has; lists of that length are made before tensors are counted
 PREDICTORS = 8  # layers after the last that are looked at for multi-token prediction
 # The classes with an indexer: whether it rotates neighbouring pairs, where the configuration does not say.
 INTERLEAVED = {"DeepseekV32ForCausalLM": False, "GlmMoeDsaForCausalLM": True}
@@ -27,6 +28,8 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
     """
     v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
     layers = config.positive("num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
     return MlaModel(
         layers=layers,
         vocab=config.positive("vocab_size"),
@@ -60,8 +63,8 @@ def _dense_layers(config: Config) -> int:
 
 
 def _config_indexer(config: Config, layers: int) -> Indexer | None:
-    name = (config.content.get("architectures") or [None])[0]
-    if name not in INTERLEAVED:
+    name = config.first("architectures")
+    if name is None or name not in INTERLEAVED:
         return None
     size = config.positive("index_head_dim")
     if size & (size - 1) or size < config.positive("qk_rope_head_dim"):
@@ -84,8 +87,10 @@ def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
     listed = config.content.get("indexer_types") or config.content.get("index_topk_pattern")
     if listed is None:
         first, every = config.integer("index_skip_topk_offset", 2), config.integer("index_topk_freq", 1)
-        choosing = {*range(first), *range(first - 1, layers, max(every, 1))}
-        return tuple(layer in choosing for layer in range(layers))
+        later = range(first - 1, layers, max(every, 1))
+        if not first and 0 not in later:
+            raise config.refuse("index_skip_topk_offset", "1 or more, for the first layer chooses", first)
+        return tuple(layer < first or layer in later for layer in range(layers))
     own = [LISTED.get(str(entry)) for entry in listed] if isinstance(listed, (list, str)) else []
     if len(own) != layers or None in own or not own[0]:
         raise config.refuse("indexer_types", f'"full" and {layers - 1} times "full" or "shared"', listed)

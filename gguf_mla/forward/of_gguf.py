@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
@@ -35,10 +34,12 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
     blocks, predictors = keys.integer("block_count"), keys.count("nextn_predict_layers", 0)
     if predictors >= blocks:
         raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
+    if blocks > len(file.tensors):  # before lists of that length are made: each layer has some tensors
+        raise keys.refuse("block_count", f"at most {len(file.tensors)}, the number of tensors", blocks)
     layers = blocks - predictors
     return MlaModel(
         layers=layers,
-        vocab=len(keys.get("tokenizer.ggml.tokens", ())) or keys.integer("vocab_size"),
+        vocab=keys.length("tokenizer.ggml.tokens") or keys.integer("vocab_size"),
         hidden=keys.integer("embedding_length"),
         heads=keys.integer("attention.head_count"),
         nope=width - rope,
@@ -69,8 +70,8 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
     if size & (size - 1) or size < keys.integer("rope.dimension_count"):
         raise keys.refuse("attention.indexer.key_length", "a power of two, not below rope.dimension_count", size)
     types = keys.get("attention.indexer.types")
-    own = [True] * layers if types is None else np.ravel(types).tolist()
-    if len(own) != layers or not own[0]:
+    own = [True] * layers if types is None else types if isinstance(types, list) else [types]
+    if len(own) != layers or not own[0] or not {type(entry) for entry in own} <= {bool, int}:
         raise keys.refuse("attention.indexer.types", f"true and {layers - 1} truth values", own)
     return Indexer(
         heads=keys.integer("attention.indexer.head_count"),
@@ -82,7 +83,7 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
 
 
 def _gguf_routing(keys: Keys, *, corrected: bool) -> Routing:
-    gate = keys.get("expert_gating_func", 1)
+    gate = keys.count("expert_gating_func", 1)
     if gate not in GATES:
         raise keys.refuse("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gate)
     return Routing(
@@ -92,8 +93,8 @@ def _gguf_routing(keys: Keys, *, corrected: bool) -> Routing:
         groups_used=keys.count("expert_group_used_count", 1),
         score=GATES[gate],
         group_score=BEST_TWO if GATES[gate] == "sigmoid" else BEST,
-        normalised=bool(keys.get("expert_weights_norm", False)),
-        scale=float(keys.get("expert_weights_scale", 1.0)) or 1.0,
+        normalised=keys.flag("expert_weights_norm"),
+        scale=keys.number("expert_weights_scale", 1.0) or 1.0,
         corrected=corrected,
     )
 
@@ -104,9 +105,9 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
     return Yarn(
         factor=keys.number("rope.scaling.factor"),
         original=keys.integer("rope.scaling.original_context_length"),
-        all_dim=float(keys.get("rope.scaling.yarn_log_multiplier", 0.0)) / 0.1,
-        fast=float(keys.get("rope.scaling.yarn_beta_fast", BETA_FAST)),
-        slow=float(keys.get("rope.scaling.yarn_beta_slow", BETA_SLOW)),
+        all_dim=keys.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1,
+        fast=keys.number("rope.scaling.yarn_beta_fast", BETA_FAST),
+        slow=keys.number("rope.scaling.yarn_beta_slow", BETA_SLOW),
     )
 
 
@@ -135,9 +136,23 @@ class Keys:
             raise self.refuse(key, "a whole number", value)
         return value
 
-    def number(self, key: str) -> float:
-        """Return a finite number."""
-        value = self.get(key)
+    def flag(self, key: str) -> bool:
+        """Return a truth value, false where the key is absent."""
+        value = self.get(key, False)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "true or false", value)
+        return value
+
+    def length(self, key: str) -> int:
+        """Return how many entries an array has, 0 where the key is absent."""
+        value = self.get(key, ())
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise self.refuse(key, "an array", value)
+        return len(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a finite number, `default` where the key is absent."""
+        value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.refuse(key, "a number", value)
         return float(value)

@@ -7,6 +7,7 @@ per head, [H, r, n], and `attn_v_b` its value rows, [H, v, r]. Source: the DeepS
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,9 +56,9 @@ class Roles:
     prefix: str
     conditions: Callable[[Any, int | None], set[str]]
 
-    def role(self, layer: int | None, name: str) -> Role:
-        """Return a tensor's role by the two parts of its name, as `split_name` gives them."""
-        return self.layer[name] if layer is not None else {**self.first, **self.last}[name]
+    def role(self, layer: int | None, name: str) -> Role | None:
+        """Return a tensor's role by the two parts of its name, as `split_name` gives them; None for a stranger."""
+        return self.layer.get(name) if layer is not None else {**self.first, **self.last}.get(name)
 
     def shapes(self, model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield every tensor of a model and its shape in an MLA file."""
@@ -75,7 +76,9 @@ class Roles:
                 yield prefix + name, tuple(model.size(size) for size in role.shape)
 
 
+_OF_LAYER = re.compile(r"blk\.(?P<layer>0|[1-9][0-9]{0,8})\.(?P<rest>.+)", re.DOTALL)
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
+COMPUTED = ("rope_freqs.weight",)  # a file may hold it all the same
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 
 
@@ -86,10 +89,8 @@ def shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 def split_name(name: str) -> tuple[int | None, str]:
     """Return the layer, None for a tensor of the model, and the name without it."""
-    if not name.startswith("blk."):
-        return None, name
-    _, layer, rest = name.split(".", 2)
-    return int(layer), rest
+    found = _OF_LAYER.fullmatch(name)
+    return (int(found["layer"]), found["rest"]) if found else (None, name)
 
 
 @dataclass(frozen=True)
@@ -151,17 +152,28 @@ class CheckpointWeights:
         layer, rest = split_name(name)
         roles = architecture_of(self.model).roles
         role = roles.role(layer, "token_embd.weight" if rest == "output.weight" and self.model.tied else rest)
+        if role is None:
+            raise InputError("is not a tensor of this model", file=self.checkpoint.folder.path, tensor=name)
         prefix = "" if layer is None else roles.prefix.format(layer=layer)
         count, rows, cols = _three([self.model.size(size) for size in role.shape])
         template = prefix + role.checkpoint
         first = self._tensor(template.format(expert=0))
         if rest in LEGACY_HALVES:
+            self._check_shapes([first], self.model.size("kv_b_rows"), self.model.size("kv_rank"))
             return _half(name, rest, self.model, first.stored, lambda start, stop: _values(first, start, stop))
         sources = [self._tensor(template.format(expert=index)) for index in range(count)] if count > 1 else [first]
-        _check_shapes(sources, rows, cols)
+        self._check_shapes(sources, rows, cols)
         return Stack(
             name, count, rows, cols, first.stored, lambda index, start, stop: _values(sources[index], start, stop)
         )
+
+    def _check_shapes(self, sources: list[SourceTensor], rows: int, cols: int) -> None:
+        for source in sources:
+            if _three(source.shape) != (1, rows, cols):
+                place, found = self.checkpoint.folder.path, list(source.shape)
+                raise InputError(
+                    "has the wrong shape", file=place, tensor=source.name, expected=[rows, cols], found=found
+                )
 
     def _tensor(self, name: str) -> SourceTensor:
         if name not in self.checkpoint.tensors:
@@ -175,6 +187,10 @@ class GgufWeights:
 
     file: GgufFile
     model: Model
+
+    def held(self) -> list[GgufTensor]:
+        """Return the file's tensors that are the model's: all but those that engines compute for themselves."""
+        return [tensor for name, tensor in self.file.tensors.items() if name not in COMPUTED]
 
     def stack(self, name: str) -> Stack:
         """Return a tensor by its name; halves of a legacy file's attn_kv_b by theirs."""
@@ -201,12 +217,6 @@ class GgufWeights:
 def _three(shape: Any) -> tuple[int, int, int]:
     count, rows, cols = (1, 1, *shape)[-3:]
     return count, rows, cols
-
-
-def _check_shapes(sources: list[SourceTensor], rows: int, cols: int) -> None:
-    for source in sources:
-        if _three(source.shape) != (1, rows, cols):
-            raise InputError("has the wrong shape", tensor=source.name, expected=[rows, cols], found=source.shape)
 
 
 def _half(name: str, rest: str, model: Model, stored: str, read: Callable[[int, int], Floats]) -> Stack:

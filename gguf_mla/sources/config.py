@@ -54,6 +54,13 @@ class Config:
             raise self.refuse(key, " or ".join(known), value)
         return str(value)
 
+    def first(self, key: str) -> str | None:
+        """Return the first of a list of words; None where the key is absent or the list is empty."""
+        listed = self.content.get(key) or []
+        if not isinstance(listed, list) or not isinstance(listed[0] if listed else "", str):
+            raise self.refuse(key, "a list of words", listed)
+        return str(listed[0]) if listed else None
+
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
         return self.content.get(key) is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.files.input import unreadable
 from gguf_mla.text import ranks
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gguf_mla.files.readable import Folder
 
     Numbers = NDArray[np.int64]
+    Integers = NDArray[Any]
 
 # textwrap.py of CPython 3.11, under the Python Software Foundation License.
 SAMPLE = Path(__file__).parent / "sample.txt"
@@ -37,7 +38,8 @@ def read_tokens(text: Path | None, tokens: Path | None, folder: Folder | None, v
     Raises InputError for a file that cannot be read, ids outside the vocabulary, and a text without a tokenizer.
     """
     file = tokens or text or SAMPLE
-    ids = _ids(tokens) if tokens else np.append([] if bos is None else [bos], _tokenized(file, folder)).astype(int)
+    before = np.array([] if bos is None else [bos], np.int64)
+    ids = _ids(tokens) if tokens else np.append(before, _tokenized(file, folder))
     if ids.size < LEAST:
         raise InputError("there is too little text", file=file, expected=f"{LEAST} tokens or more", found=ids.size)
     if ids.min() < 0 or ids.max() >= vocab:
@@ -47,25 +49,30 @@ def read_tokens(text: Path | None, tokens: Path | None, folder: Folder | None, v
             expected=f"0 to {vocab - 1}",
             found=f"{ids.min()} to {ids.max()}",
         )
-    return ids
+    return np.array(ids, np.int64)
 
 
-def _ids(file: Path) -> Numbers:
+def _ids(file: Path) -> Integers:
     try:
-        if file.suffix == ".npy":
-            values = np.load(file, allow_pickle=False).reshape(-1)
-        else:
-            values = np.array([int(word) for word in re.split(r"[\s,\[\]]+", file.read_text("utf-8")) if word])
+        values = _stored(file) if file.suffix in (".npy", ".npz") else _written(file)
     except OSError as error:
         raise unreadable(file, error) from None
-    except (ValueError, EOFError) as error:
-        raise InputError(
-            f"holds no token ids ({error})", file=file, expected="a .npy of integers, or ids as text"
-        ) from None
+    except Exception as error:  # a damaged header fails in numpy's reader in many ways, tokenize.TokenError among them
+        what = f"holds no token ids ({str(error).partition(chr(10))[0]:.80})"
+        raise InputError(what, file=file, expected="a .npy of integers, or ids as text") from None
     if values.dtype.kind not in "iu" and values.size:
-        raise InputError("holds no token ids", file=file, expected="integers", found=values.dtype)
-    ids: Numbers = values.astype(np.int64)
-    return ids
+        raise InputError("holds no token ids", file=file, expected="integers", found=f"{values.dtype!s:.80}")
+    return values.reshape(-1)
+
+
+def _stored(file: Path) -> NDArray[Any]:
+    """Return the array of a .npy file, mapped: a header that lies about its length then costs no memory."""
+    with np.errstate(over="ignore"):
+        return np.lib.format.open_memmap(file, mode="r")
+
+
+def _written(file: Path) -> NDArray[Any]:
+    return np.array([int(word) for word in re.split(r"[\s,\[\]]+", file.read_text("utf-8")) if word])
 
 
 def _tokenized(file: Path, folder: Folder | None) -> Numbers:
@@ -86,15 +93,35 @@ def _tokenized(file: Path, folder: Folder | None) -> Numbers:
         raise InputError(
             "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
         ) from None
-    return np.array(_tokenizer(folder).encode(text, add_special_tokens=False).ids, np.int64)
+    return np.array(_encoded(text, folder), np.int64)
 
 
-def _tokenizer(folder: Folder) -> Tokenizer:
+def _encoded(text: str, folder: Folder) -> list[int]:
+    names = folder.names()
+    name = "tokenizer.json" if "tokenizer.json" in names or ranks.FILE not in names else ranks.FILE
+    stated = folder.text(name) if name == "tokenizer.json" else None
+    try:
+        tokenizer = _of_ranks(folder) if stated is None else _of_json(stated)
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    except (GgufMlaError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and panics, which are no Exceptions
+        what = f"the package tokenizers cannot read a text with it ({error!s:.200})"
+        raise InputError(what, file=folder.path / name, remedy="Download it again, or give --tokens") from None
+
+
+def _of_json(stated: str) -> Tokenizer:
     import tokenizers  # noqa: PLC0415 - optional
 
-    names = folder.names()
-    if "tokenizer.json" in names or ranks.FILE not in names:
-        return tokenizers.Tokenizer.from_str(folder.text("tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_str(stated)
+    tokenizer.no_truncation()  # the whole text is wanted, and nothing else
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _of_ranks(folder: Folder) -> Tokenizer:
+    import tokenizers  # noqa: PLC0415 - optional
+
     bpe = ranks.bpe_of(ranks.read_ranks(folder.open(ranks.FILE)))
     merges = [(first, second) for first, _, second in (merge.partition(" ") for merge in bpe.merges)]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(bpe.vocab, merges))

@@ -14,6 +14,7 @@ from gguf_mla.forward import walk
 from gguf_mla.forward.layers import Pass, lookup
 from verify.findings import Finding
 from verify.levels.choice import ChoiceAgreement, Follower
+from verify.limits import exceeds
 from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str 
     allowed = limits.of(result.type).layer
     if result.choice is not None and (finding := _judge_choice(result, result.choice, allowed, level)):
         return finding
-    if result.measured.wmape <= allowed:
+    if not exceeds(result.measured.wmape, allowed):
         return None
     return Finding(
         level,
@@ -77,7 +78,7 @@ def _judge_choice(result: LayerAgreement, choice: ChoiceAgreement, allowed: floa
     subject = f"blk.{result.layer}.indexer"
     if choice.wrong:
         return Finding(level, subject, f"{choice.wrong} queries choose another number of tokens than the reference's")
-    if choice.scores.wmape <= allowed:
+    if not exceeds(choice.scores.wmape, allowed):
         return None
     return Finding(
         level,

@@ -6,6 +6,7 @@ digits; of the others only the divergence is judged.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from gguf_mla.forward import walk
 from gguf_mla.forward.layers import Pass
 from verify import rounding
 from verify.findings import Finding
+from verify.limits import exceeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,12 @@ class EngineAgreement:
     difference: float
     kld: float
     same_top: bool
+
+
+def require() -> None:
+    """Raise InputError where llama.cpp is not installed."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'")
 
 
 def compare_engine(
@@ -91,12 +99,12 @@ def _log_sum_exp(x: NDArray[Any]) -> Any:
 
 def judge(results: Sequence[EngineAgreement], exact: float | None) -> Finding | None:
     """Return what llama.cpp computes otherwise; `exact` is the largest difference for a file with F32 matrices only."""
-    worst = max(result.difference for result in results)
-    mean = sum(result.kld for result in results) / len(results)
-    if exact is not None and not worst <= exact:
+    worst = float(np.max([result.difference for result in results]))  # NaN if one is
+    mean = float(np.mean([result.kld for result in results]))
+    if exact is not None and exceeds(worst, exact):
         what = "computes otherwise than the forward pass: largest |Δ log-probability|"
         return Finding(LEVEL, "llama.cpp", what, f"at most {exact:.2g} for F32", f"{worst:.3g}")
-    if mean > ROUNDED:
+    if exceeds(mean, ROUNDED):
         what = "computes otherwise than the forward pass: mean KL divergence"
         return Finding(LEVEL, "llama.cpp", what, f"at most {ROUNDED:g}", f"{mean:.3g}")
     return None
@@ -106,10 +114,8 @@ class _Engine:
     """One loaded llama.cpp, in float32 as far as it goes: F32 cache, and no flash attention, which lowers it."""
 
     def __init__(self, path: Path, threads: int, context: int, yarn: Yarn | None) -> None:
-        try:
-            import xllamacpp  # noqa: PLC0415 - optional
-        except ImportError:
-            raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'") from None
+        import xllamacpp  # noqa: PLC0415 - optional
+
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx = params.n_batch = params.n_ubatch = max(256, context)
@@ -137,6 +143,21 @@ class _Engine:
             "n_probs": count, "logit_bias": [[LETTER, 1000.0]],
         }  # fmt: skip
         answer = self._server.handle_completions(request)
+        return read_answer(answer)
+
+
+def read_answer(answer: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the tokens that an answer lists and their log-probabilities; MachineError when it lists none.
+
+    JSON has no NaN: llama.cpp writes null in its place, which becomes NaN again.
+    """
+    try:
         content = json.loads(answer) if isinstance(answer, str) else answer
         listed = content["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        return np.array([entry["id"] for entry in listed]), np.array([entry["logprob"] for entry in listed])
+        ids = np.array([entry["id"] for entry in listed], np.int64)
+        values = np.array([entry["logprob"] for entry in listed], np.float64)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise MachineError(f"llama.cpp's answer cannot be read ({type(error).__name__}: {error!s:.80})") from None
+    if not ids.size:
+        raise MachineError("llama.cpp lists no tokens in its answer")
+    return ids, values

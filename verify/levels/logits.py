@@ -18,6 +18,7 @@ from verify.findings import Finding
 from verify.levels import kernels
 from verify.levels.attention import LayerAgreement
 from verify.levels.choice import Follower
+from verify.limits import exceeds
 from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     States = tuple[Floats, Floats]  # normed, of the reference and of the candidate
 
 LEVEL = "logits"
+LARGEST_LOGARITHM = 709.0  # of a float64
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
@@ -98,7 +100,7 @@ def _mean(x: NDArray[Any]) -> Estimate:
 
 
 def _exponential(x: Estimate) -> Estimate:
-    value = math.exp(x.value)
+    value = math.exp(x.value) if x.value < LARGEST_LOGARITHM else math.inf
     return Estimate(value, value * x.error)
 
 
@@ -208,7 +210,7 @@ def _score(reference: tuple[Pass, Floats, str], candidate: tuple[Pass, Floats, s
 def judge(scores: Scores, allowed: float) -> Finding | None:
     """Return what is wrong with the distribution, None when it is as the types of the file allow."""
     found = scores.divergence()
-    if found.value <= allowed:
+    if not exceeds(found.value, allowed):
         return None
     what = "are not the reference's: mean KL divergence"
     return Finding(LEVEL, "the predictions", what, f"at most {allowed:.3g} for its types", str(found))

@@ -73,6 +73,7 @@ def of_gguf(tensor: GgufTensor) -> Finding | None:
     except (NotImplementedError, ValueError):
         return None
     ours = codec.decode(rows, tensor.type)
-    if np.abs(ours - theirs).max() <= AGREED * np.abs(theirs).max():
+    held = np.abs(theirs[np.isfinite(theirs)]).max(initial=0)
+    if np.allclose(ours, theirs, rtol=0, atol=AGREED * held, equal_nan=True):
         return None
     return Finding(LEVEL, tensor.name, f"gguf-py decodes {tensor.type} otherwise than gguf-mla")

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.forward.model import MlaModel
-from gguf_mla.forward.tensors import LEGACY, LEGACY_HALVES, shapes
+from gguf_mla.forward.tensors import COMPUTED, LEGACY, LEGACY_HALVES, shapes
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Finding
 
@@ -58,7 +58,6 @@ INDEXER_FIELDS = {
     "attention.indexer.top_k": "top_k",
     "attention.indexer.types": "own_layers",
 }
-IGNORED = ("rope_freqs.weight",)  # computed, not learned
 
 
 def compare_models(reference: Model, candidate: Model, architecture: str) -> Iterator[Finding]:
@@ -117,7 +116,7 @@ def check_layout(file: GgufFile, model: Model, architecture: str) -> Iterator[Fi
 
 def check_tensors(file: GgufFile, model: Model) -> Iterator[Finding]:
     """Yield every tensor that is missing, is there without need, or has the wrong shape, or a vector's wrong type."""
-    wanted = _stored_shapes(file, model)
+    wanted = stored_shapes(file, model)
     for name, shape in wanted.items():
         tensor = file.tensors.get(name)
         if tensor is None:
@@ -129,11 +128,11 @@ def check_tensors(file: GgufFile, model: Model) -> Iterator[Finding]:
         elif len(shape) == 1 and tensor.type != "F32":
             yield Finding(LEVEL, name, "engines add and multiply vectors in F32 only", "F32", tensor.type)
     for name in file.tensors:
-        if name not in wanted and name not in IGNORED:
+        if name not in wanted and name not in COMPUTED:
             yield Finding(LEVEL, name, "is not a tensor of this model")
 
 
-def _stored_shapes(file: GgufFile, model: Model) -> dict[str, tuple[int, ...]]:
+def stored_shapes(file: GgufFile, model: Model) -> dict[str, tuple[int, ...]]:
     """Return the tensors a file of its attention layout holds."""
     wanted = shapes(model)
     if attention_layout(file.tensors) != "legacy":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.sources.vocabulary import read_vocabulary
 from gguf_mla.text import ranks
 from verify.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from gguf_mla.sources.tokenizer_files import TokenizerFiles
 
@@ -23,10 +25,12 @@ def against_files(
 ) -> Iterator[Finding]:
     """Yield what the candidate says otherwise than the checkpoint's tokenizer files, or `stated` in their place."""
     tokenizer = _of_ranks(files.ranks or {}) if files.tokenizer is None else files.tokenizer
+    read_vocabulary(tokenizer, files.config, files.path)  # refuses what is damaged; what it says is read anew here
     config = {**files.config, **stated}
     ids = expected_ids(tokenizer, config)
-    yield from _tokens(ids, metadata.get(PREFIX + "tokens", ()), vocab)
-    yield from _first_difference("merges", _merges(tokenizer), metadata.get(PREFIX + "merges", ()))
+    yield from _tokens(ids, _listed(metadata, "tokens"), vocab)
+    yield from _first_difference("merges", _merges(tokenizer), _listed(metadata, "merges"))
+    yield from _no_tokens(metadata, vocab)
     for name, key in NAMED.items():
         content = _content(config.get(name))
         if content in ids and metadata.get(PREFIX + key) != ids[content]:
@@ -70,10 +74,25 @@ def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
 def against_file(reference: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what the candidate says otherwise than another GGUF file."""
     for key in ("tokens", "merges", "token_type"):
-        yield from _first_difference(key, reference.get(PREFIX + key, ()), metadata.get(PREFIX + key, ()))
+        yield from _first_difference(key, _listed(reference, key), _listed(metadata, key))
+    yield from _no_tokens(metadata, len(_listed(metadata, "tokens")))
     for key in ("pre", *NAMED.values(), *STATED):
         if reference.get(PREFIX + key) != metadata.get(PREFIX + key):
             yield _wrong(key, reference.get(PREFIX + key), metadata.get(PREFIX + key))
+
+
+def _listed(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """Return an array of the metadata; an empty one for anything else, which is then too short."""
+    found = metadata.get(PREFIX + key)
+    return found if isinstance(found, Sequence) and not isinstance(found, str) else ()
+
+
+def _no_tokens(metadata: Mapping[str, Any], vocab: int) -> Iterator[Finding]:
+    """Yield the special tokens that no token of the vocabulary has the id of."""
+    for key in NAMED.values():
+        found = metadata.get(PREFIX + key)
+        if found is not None and not (type(found) is int and 0 <= found < vocab):
+            yield Finding("structure", PREFIX + key, "is not a token of the vocabulary", f"0 to {vocab - 1}", found)
 
 
 def _first_difference(key: str, expected: Sequence[Any], found: Sequence[Any]) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 from gguf_mla import ggtypes
 from verify.findings import Finding
 from verify.levels import kernels
+from verify.limits import exceeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def compare_weights(
 ) -> Iterator[TensorError]:
     """Yield the error of every tensor of the candidate, in file order; `progress` gets the bytes of each."""
     with ThreadPoolExecutor(threads) as pool:
-        for tensor in candidate.file.tensors.values():
+        for tensor in candidate.held():
             for name in _parts(tensor.name):
                 yield _compare(reference.stack(name), candidate.stack(name), tensor, pool)
             progress(tensor.nbytes)
@@ -158,7 +159,7 @@ def judge(error: TensorError, limits: Limits) -> Finding | None:
         ("a row is not the reference's: relative RMS error", error.row_rms, limit.row, error.row_place),
         ("a block is not the reference's: largest error by largest value", error.peak, limit.peak, error.peak_place),
     ):
-        if not found <= allowed:
+        if exceeds(found, allowed):
             return Finding(
                 LEVEL,
                 error.name,

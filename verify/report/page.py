@@ -11,6 +11,7 @@ from gguf_mla import units
 from gguf_mla.errors import MachineError
 from gguf_mla.forward.tensors import split_name
 from gguf_mla.version import __version__
+from verify.limits import exceeds
 from verify.report import plots
 from verify.report.terminal import (
     CHOICE_HEADER,
@@ -54,6 +55,8 @@ def _sections(proof: Proof) -> Iterator[str]:
     if proof.findings:
         items = "".join(f"<p><b>{escape(f.level)}</b> {escape(f.sentence)}</p>" for f in proof.findings)
         yield f'<h2>What is wrong</h2><div class="findings">{items}</div>'
+    if proof.failure is not None:
+        yield f'<h2>What ended the proof</h2><div class="findings"><p>{escape(str(proof.failure))}</p></div>'
     yield from (f'<p class="soft">{escape(warning)}</p>' for warning in proof.warnings)
     if proof.candidate is not None:
         yield _sizes(proof)
@@ -74,7 +77,7 @@ def _sections(proof: Proof) -> Iterator[str]:
 
 
 def _head(proof: Proof) -> str:
-    word, kind = ("right", "good") if proof.right else ("wrong", "bad")
+    word, kind = ("right", "good") if proof.right else ("wrong", "bad") if proof.findings else ("not proven", "bad")
     levels = ", ".join(f"{level} {seconds:.1f} s" for level, seconds in proof.seconds.items())
     candidate, reference = (escape(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
     return (
@@ -115,9 +118,10 @@ def _map(proof: Proof) -> str:
 def _cell(tensor: TensorError | None, proof: Proof) -> str:
     if tensor is None:
         return "<td></td>"
-    share = tensor.rms / proof.request.limits.of(tensor.type).rms
-    colour = "var(--bad)" if share > 1 else "var(--c0)"
-    strength = round(100 * min(max(share, 0.06), 1))
+    limit = proof.request.limits.of(tensor.type).rms
+    beyond = exceeds(tensor.rms, limit)
+    colour, share = ("var(--bad)", 1.0) if beyond else ("var(--c0)", tensor.rms / limit if tensor.rms else 0.0)
+    strength = round(100 * max(share, 0.06))
     title = f"{tensor.name}, {tensor.type}: RMS error {tensor.rms:.3g}, worst row {tensor.row_rms:.3g}"
     background = f"color-mix(in srgb, {colour} {strength}%, var(--paper))"
     return f'<td style="background:{background}" title="{escape(title)}"></td>'

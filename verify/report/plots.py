@@ -29,7 +29,7 @@ class Scale:
 
     def place(self, value: float) -> float:
         """Return where a value lies, from 0 to 1; what is not positive lies at 0."""
-        if value <= 0:
+        if not value > 0:  # NaN is not
             return 0.0
         return min(max((math.log10(value) - self.low) / (self.high - self.low), 0.0), 1.0)
 

@@ -52,6 +52,8 @@ def verdict(proof: Proof) -> str:
     name = proof.request.candidate.name
     if proof.right:
         return f"{name}: right, as far as {levels} can tell."
+    if not proof.findings:
+        return f"{name}: not proven. As far as {levels} can tell, nothing is wrong."
     shown = [f"{name}: wrong. {finding.level}: {finding.sentence}" for finding in proof.findings[:SHOWN]]
     more = len(proof.findings) - SHOWN
     return "\n".join([*shown, *([f"... and {more} more findings"] if more > 0 else [])])
@@ -150,6 +152,8 @@ def as_json(proof: Proof) -> str:
         "logits": None if proof.scores is None else scores_json(proof.scores),
         "predicted": [scores_json(scores) for scores in proof.predicted],
     }
+    if proof.failure is not None:
+        content["error"] = str(proof.failure) or type(proof.failure).__name__
     return json.dumps(content, default=str)
 
 

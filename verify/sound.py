@@ -1,0 +1,69 @@
+"""Whether a reference can be one: a model that can be computed, with every tensor that it says it has.
+
+A proof takes the reference for right, so what is wrong with it must be said of it, and before anything is held against
+the candidate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla.errors import InputError
+from gguf_mla.forward.model import MlaModel
+from gguf_mla.forward.tensors import CheckpointWeights, shapes
+from verify.levels.structure import stored_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import PurePath
+
+    from gguf_mla.forward.model import Model
+    from gguf_mla.forward.tensors import GgufWeights
+
+
+def check_model(model: Model, file: PurePath) -> None:
+    """Raise InputError for sizes and constants that the forward pass cannot compute with; `file` states them."""
+    for what, expected, found in _impossible(model):
+        raise InputError(
+            f"describes a model that cannot be computed: {what}", file=file, expected=expected, found=found
+        )
+
+
+def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
+    """Yield what is impossible, what would be possible, and what is there."""
+    routing, yarn = model.routing, model.yarn
+    if isinstance(model, MlaModel) and model.nope < 1:
+        yield "values of a key that are not rotated", "one or more", model.nope
+    if model.rope % 2:
+        yield "values of a key that are rotated in pairs", "an even number", model.rope
+    if not model.theta > 1:
+        yield "the base of the rotation's angles", "more than 1", model.theta
+    if not model.eps >= 0:
+        yield "the epsilon of its norms", "0 or more", model.eps
+    if yarn is not None and not min(yarn.factor, yarn.fast, yarn.slow) > 0:
+        yield "YaRN's factor, beta_fast and beta_slow", "numbers above zero", [yarn.factor, yarn.fast, yarn.slow]
+    if not 0 < routing.groups_used <= routing.groups or routing.experts % routing.groups:
+        yield (
+            "expert groups",
+            f"a divisor of {routing.experts} experts, not below the {routing.groups_used} that are used",
+            routing.groups,
+        )
+    elif not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
+        yield "experts of a token", f"at most those of {routing.groups_used} groups", routing.used
+
+
+def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:
+    """Raise InputError for a tensor that the model has and its file does not, or has in another shape."""
+    if isinstance(weights, CheckpointWeights):
+        for name in shapes(weights.model):
+            weights.stack(name)
+        return
+    file = weights.file
+    for name, shape in stored_shapes(file, weights.model).items():
+        tensor = file.tensors.get(name)
+        if tensor is None:
+            raise InputError("is missing", file=file.path, tensor=name)
+        if tensor.shape != shape:
+            raise InputError(
+                "has the wrong shape", file=file.path, tensor=name, expected=list(shape), found=list(tensor.shape)
+            )
