@@ -241,7 +241,7 @@ def run(
     wanted = [tensor_type for tensor_type in wanted_types(names) if tensor_type.block > 1]
     trial.check(gpu, [use for tensor_type in wanted for use in trial.uses(tensor_type.name)])
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
-        source = None if fraction == "0" else model(Path(directory), rehearsal.parse_fraction(fraction))
+        source = None if fraction == "0" else model(Path(directory), units.parse_fraction(fraction))
         report = measure(gpu, wanted, rows, seconds, source, Path(directory))
     click.echo(json.dumps(asdict(report), indent=1) if as_json else as_text(report))
     if out is not None and not SIMULATED:

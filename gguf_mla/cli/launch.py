@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from gguf_mla import units
 from gguf_mla.cli.describe import plan_text, plans_json, result_json, result_text, timings
-from gguf_mla.cli.main import Interrupted
+from gguf_mla.cli.failures import Interrupted
 from gguf_mla.codec import trial
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError

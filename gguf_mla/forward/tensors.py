@@ -16,6 +16,7 @@ from gguf_mla import codec
 from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.ggtypes.shared import floats
+from gguf_mla.layout.names import split_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -82,14 +83,6 @@ LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 def shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Return every tensor of a model in the MLA form, in the order of computation: GGUF name → shape."""
     return dict(architecture_of(model).roles.shapes(model))
-
-
-def split_name(name: str) -> tuple[int | None, str]:
-    """Return the layer, None for a tensor of the model, and the name without it."""
-    if not name.startswith("blk."):
-        return None, name
-    _, layer, rest = name.split(".", 2)
-    return int(layer), rest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import units
 from gguf_mla.errors import MachineError
-from gguf_mla.forward.tensors import split_name
+from gguf_mla.layout.names import split_name
 from gguf_mla.version import __version__
 from verify.report import plots
 from verify.report.terminal import (
