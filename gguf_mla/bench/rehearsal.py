@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from gguf_mla import units
+from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError, MachineError
@@ -147,4 +148,4 @@ def run(
     count, _ = threads or platform.cores(), open_device(device)
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         done = rehearse(Path(directory), shape, part, names, count, device)
-    click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))
+    click.echo(printing.as_json([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))

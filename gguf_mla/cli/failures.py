@@ -120,7 +120,7 @@ def _remedy(error: OSError) -> str | None:
 def _unexpected(error: BaseException) -> GgufMlaError:
     """Return the sentence of an error that nobody thought of, and write down where it came from."""
     if os.environ.get(TRACEBACK):
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(_ends("".join(traceback.format_exception(error))), err=True, nl=False)
     reason = next((f" ({text})" for kind, text in REASONS.items() if isinstance(error, kind)), "")
     report = _report(error)
     remedy = f"Please report it with {report}" if report else f"{TRACEBACK}=1 shows where it came from"
@@ -153,4 +153,9 @@ def _report(error: BaseException) -> Path | None:
 def _content(error: BaseException) -> str:
     arguments = " ".join(quoted(repr(argument)) for argument in sys.argv[1:])
     machine = f"gguf-mla {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    return f"{machine}\ngguf-mla {arguments}\n\n{''.join(traceback.format_exception(error))[-LARGEST:]}"
+    return f"{machine}\ngguf-mla {arguments}\n\n{_ends(''.join(traceback.format_exception(error)))}"
+
+
+def _ends(text: str) -> str:
+    """Return a text, without its middle where it is long."""
+    return text if len(text) <= LARGEST else f"{text[: LARGEST // 2]}\n...\n{text[-LARGEST // 2 :]}"
