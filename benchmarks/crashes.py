@@ -19,7 +19,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gguf_mla.cli.main import Failure
+from gguf_mla.cli.failures import Failure
 from tests.support import crash
 from tests.support.crash import Job, content
 

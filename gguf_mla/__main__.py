@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from typing import NoReturn
 
 
 def run() -> None:
     """Start the command line; Ctrl-C ends the process quietly until there is somebody to say more."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from gguf_mla.cli.main import main  # noqa: PLC0415 - an interrupt while this is imported must not print a traceback
-
+    try:
+        # An interrupt while these are imported must not print a traceback, and a failure must not be a status of 1.
+        from gguf_mla.cli import streams  # noqa: PLC0415 - see above
+        from gguf_mla.cli.main import main  # noqa: PLC0415 - see above
+    except Exception as error:  # whatever it is, it ends here
+        _cannot_start(error)
+    streams.set_up()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="gguf-mla")
+
+
+def _cannot_start(error: Exception) -> NoReturn:
+    """Say so with what Python has always loaded: nothing more can be relied on."""
+    if os.environ.get("GGUF_MLA_TRACEBACK"):
+        raise error
+    words = ascii(f"gguf-mla: error: the command cannot start: {type(error).__name__} {error}")[1:-1]
+    if sys.stderr is not None:
+        sys.stderr.write(f"{words[:2000]}\n")
+    sys.exit(3)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One family of errors: every message names the file, the tensor, what was expected, what was found and what to do.
 
-The exit status of the command line is part of the error: 1 a verification found a difference, 2 bad usage or
+A sentence may be printed as it is: what it says of a file is escaped and cut (gguf_mla/quoting.py), whatever the file
+holds. The exit status of the command line is part of the error: 1 a verification found a difference, 2 bad usage or
 input, 3 the machine failed (disk full, I/O, no GPU).
 """
 
@@ -8,8 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gguf_mla.quoting import NAME, TEXT, quoted, shown
+
 if TYPE_CHECKING:
     from pathlib import PurePath
+
+FACT = 600  # characters of what was expected or found: all ggml types with their numbers are about 500
 
 
 class GgufMlaError(Exception):
@@ -40,14 +45,16 @@ class GgufMlaError(Exception):
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
-        place = ": ".join(str(part) for part in (self.file, self.tensor) if part is not None)
-        text = f"{place}: {self.what}" if place else self.what
+        limits = ((self.file, TEXT), (self.tensor, NAME), (self.what, TEXT))
+        text = ": ".join(quoted(str(part), limit) for part, limit in limits if part is not None)
         facts = [
-            f"{word} {fact}" for word, fact in (("expected", self.expected), ("found", self.found)) if fact is not None
+            f"{word} {shown(fact, FACT)}"
+            for word, fact in (("expected", self.expected), ("found", self.found))
+            if fact is not None
         ]
         if facts:
             text += f" ({', '.join(facts)})"
-        return f"{text}. {self.remedy}." if self.remedy else f"{text}."
+        return f"{text}. {quoted(self.remedy, TEXT)}." if self.remedy else f"{text}."
 
 
 class InputError(GgufMlaError):

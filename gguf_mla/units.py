@@ -1,6 +1,33 @@
-"""Numbers for people."""
+"""Numbers for people, and from them."""
 
 from __future__ import annotations
+
+import re
+
+from gguf_mla.errors import InputError
+
+_SCALES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+
+
+def parse_size(text: str) -> int:
+    """Return a size such as "48G", "500M", "64K" or "4096" in bytes; units are decimal, as gguf-split has them."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text.strip().upper(), re.ASCII)
+    if match is None or int(match[1]) == 0:
+        raise InputError(
+            "this is not a size", expected="a positive whole number and K, M, G or nothing, like 48G", found=repr(text)
+        )
+    return int(match[1]) * _SCALES[match[2]]
+
+
+def parse_fraction(text: str) -> float:
+    """Return a number such as "1/64" or "0.25", above 0 and up to 1."""
+    over, slash, under = text.strip().partition("/")
+    if all(re.fullmatch(_NUMBER, part, re.ASCII) for part in ((over, under) if slash else (over,))):
+        below = float(under) if slash else 1.0
+        if 0 < float(over) <= below:
+            return float(over) / below
+    raise InputError("this is not a fraction", expected="a number such as 1/64, at most 1", found=repr(text))
 
 
 def size(nbytes: float) -> str:

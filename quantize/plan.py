@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla import ggtypes
-from gguf_mla.container.values import QUANTIZATION_VERSION, Kind, Value, boolean, f32, string, u32
+from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
 from gguf_mla.errors import InputError
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan, TensorJob
 from gguf_mla.recipes import COPY
+from quantize.override_kv import override
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from gguf_mla.importance.matrix import Imatrix
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from gguf_mla.recipes import Budget, FileType, Overrides
 
 PLAIN = ("F32", "F16", "BF16")
-OVERRIDE_FORM = "KEY=TYPE:VALUE with TYPE int, float, bool or str"
 
 
 def plan_quantization(
@@ -107,39 +107,3 @@ def _metadata(content: Content, target: FileType, imatrix: Imatrix | None, setti
     if imatrix is not None and not target.plain and target is not COPY:
         stated |= imatrix.metadata()
     return override({**content.metadata, **stated}, settings)
-
-
-def override(metadata: Mapping[str, Value], settings: Iterable[str]) -> dict[str, Value]:
-    """Return metadata with `KEY=TYPE:VALUE` settings applied; a key that is there keeps its place."""
-    changed = dict(metadata)
-    for setting in settings:
-        key, _, rest = setting.partition("=")
-        kind, colon, text = rest.partition(":")
-        if not key or not colon or kind not in _READERS:
-            raise InputError("--override-kv cannot be read", expected=OVERRIDE_FORM, found=repr(setting))
-        changed[key] = _value(kind, text, changed.get(key), setting)
-    return changed
-
-
-def _value(kind: str, text: str, present: Value | None, setting: str) -> Value:
-    try:
-        value = _READERS[kind](text)
-    except (ValueError, KeyError):
-        raise InputError(f"--override-kv: {text!r} is no {kind}", expected=OVERRIDE_FORM, found=repr(setting)) from None
-    same = present is not None and kind == "int" and present.kind in _INTEGERS
-    # A whole number keeps the width that readers expect under its key.
-    return Value(present.kind, value.data) if same and present is not None else value
-
-
-def _integer(text: str) -> Value:
-    number = int(text)
-    return Value(Kind.U32 if 0 <= number < 1 << 32 else Kind.I64, number)
-
-
-_INTEGERS = (Kind.U8, Kind.I8, Kind.U16, Kind.I16, Kind.U32, Kind.I32, Kind.U64, Kind.I64)
-_READERS = {
-    "int": _integer,
-    "float": lambda text: f32(float(text)),
-    "bool": lambda text: boolean({"true": True, "false": False}[text]),
-    "str": string,
-}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from click import Argument, Choice, IntRange, Option
+from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import EXISTING, PATH, THREADS
+from gguf_mla.cli.numbers import CONTEXT, COUNT, Whole
+from gguf_mla.cli.options import PATH, THREADS
 from verify.findings import LEVELS
 
-MOST = 1 << 20  # tokens of a chunk, and chunks: the longest contexts that models are published with
 FORMS = (  # as gguf_mla.forward.attention has them
     "vanilla", "absorbed", "pe-first", "token-by-token", "paged", "gathered", "union", "vanilla-union",
 )  # fmt: skip
@@ -21,13 +21,13 @@ verify = Command(
     should cost), attention (each layer on the same input), logits (perplexity and KL divergence). The first that finds
     something ends the proof with status 1 and names what is to blame.
     """,
-    Argument(["reference"], type=EXISTING),
-    Argument(["candidate"], type=EXISTING),
+    Argument(["reference"], type=PATH),
+    Argument(["candidate"], type=PATH),
     Option(["--level"], type=Choice(LEVELS), default=LEVELS[-1], show_default=True, help="How far to go."),
     Option(["--text"], type=PATH, metavar="FILE", help="UTF-8 text to predict  [default: a sample]"),
     Option(["--tokens"], type=PATH, metavar="FILE", help="Token ids instead: .npy, or numbers as text."),
-    Option(["--context"], type=IntRange(8, MOST), default=512, show_default=True, help="Tokens per chunk."),
-    Option(["--chunks"], type=IntRange(1, MOST), default=4, show_default=True, help="At most so many chunks."),
+    Option(["--context"], type=Whole(CONTEXT, least=8), default=512, show_default=True, help="Tokens per chunk."),
+    Option(["--chunks"], type=Whole(COUNT), default=4, show_default=True, help="At most so many chunks."),
     Option(["--form"], type=Choice(FORMS), default="absorbed", show_default=True, help="The candidate's attention."),
     Option(
         ["--limit", "settings"], multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."

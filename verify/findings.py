@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gguf_mla.errors import FACT
+from gguf_mla.quoting import TEXT, quoted, shown
+
 LEVELS = ("structure", "weights", "attention", "logits")
 
 
@@ -21,6 +24,9 @@ class Finding:
     def sentence(self) -> str:
         """The finding in one sentence."""
         facts = [
-            f"{word} {fact}" for word, fact in (("expected", self.expected), ("found", self.found)) if fact is not None
+            f"{word} {shown(fact, FACT)}"
+            for word, fact in (("expected", self.expected), ("found", self.found))
+            if fact is not None
         ]
-        return f"{self.subject}: {self.what}" + (f" ({', '.join(facts)})" if facts else "") + "."
+        begin = f"{quoted(self.subject)}: {quoted(self.what, TEXT)}"
+        return begin + (f" ({', '.join(facts)})" if facts else "") + "."

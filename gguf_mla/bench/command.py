@@ -8,8 +8,10 @@ import click
 from click import Option
 
 from gguf_mla.cli.main import Command, Installed
+from gguf_mla.cli.numbers import COUNT, Fraction, Real, Whole
 from gguf_mla.cli.options import DEVICE, THREADS
 
+ROWS, SECONDS = Whole(COUNT), Real(0, 3600)
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -30,8 +32,8 @@ def _types(run: str, about: str) -> Command:
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="A libggml-base.so to compare speed and bytes with.",
         ),
-        Option(["--rows"], default=256, show_default=True, help="Rows of 2048 values to work on."),
-        Option(["--seconds"], default=0.3, show_default=True, help="How long to measure each line."),
+        Option(["--rows"], type=ROWS, default=256, show_default=True, help="Rows of 2048 values to work on."),
+        Option(["--seconds"], type=SECONDS, default=0.3, show_default=True, help="How long to measure each line."),
         Option(["--json", "as_json"], is_flag=True, help="Print JSON instead of a table."),
     )
 
@@ -63,10 +65,14 @@ bench.add_command(
         "Measure a CUDA device with every type, next to what its memory, its bus and the disk allow.",
         Option(["--device"], default="cuda", show_default=True, metavar="NAME", help="cuda or cuda:N."),
         _names(),
-        Option(["--rows"], default=1 << 16, show_default=True, help="Rows of 2048 values to work on."),
-        Option(["--seconds"], default=0.5, show_default=True, help="How long to measure each line."),
+        Option(["--rows"], type=ROWS, default=1 << 16, show_default=True, help="Rows of 2048 values to work on."),
+        Option(["--seconds"], type=SECONDS, default=0.5, show_default=True, help="How long to measure each line."),
         Option(
-            ["--fraction"], default="1/256", show_default=True, help="How much of DeepSeek-V3 to quantize; 0: nothing."
+            ["--fraction"],
+            type=Fraction(),
+            default="1/256",
+            show_default=True,
+            help="How much of DeepSeek-V3 to quantize; 0: nothing.",
         ),
         _directory(),
         Option(["--out"], type=DIRECTORY, help="Write the results into this directory, as gpu-NAME.md."),
@@ -79,7 +85,13 @@ bench.add_command(
         "gguf_mla.bench.rehearsal:run",
         "Plan all of a large model, convert a fraction of it, and say what the whole would take.",
         Option(["--shape"], default="deepseek-v3", show_default=True, help="Which model."),
-        Option(["--fraction"], default="1/64", show_default=True, help="How much of it to convert for real."),
+        Option(
+            ["--fraction"],
+            type=Fraction(),
+            default="1/64",
+            show_default=True,
+            help="How much of it to convert for real.",
+        ),
         Option(
             ["--type", "names"],
             multiple=True,

@@ -7,7 +7,6 @@ within the device's memory, the fastest thing there is.
 from __future__ import annotations
 
 import filecmp
-import json
 import re
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 from gguf_mla import codec, ggtypes, units
 from gguf_mla.bench import rehearsal
 from gguf_mla.bench.types import best_time, wanted_types
+from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.codec import on_cuda, trial
 from gguf_mla.codec.cuda_kernels import SIMULATED
@@ -241,9 +241,9 @@ def run(
     wanted = [tensor_type for tensor_type in wanted_types(names) if tensor_type.block > 1]
     trial.check(gpu, [use for tensor_type in wanted for use in trial.uses(tensor_type.name)])
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
-        source = None if fraction == "0" else model(Path(directory), rehearsal.parse_fraction(fraction))
+        source = None if fraction == "0" else model(Path(directory), units.parse_fraction(fraction))
         report = measure(gpu, wanted, rows, seconds, source, Path(directory))
-    click.echo(json.dumps(asdict(report), indent=1) if as_json else as_text(report))
+    click.echo(printing.as_json(asdict(report), indent=1) if as_json else as_text(report))
     if out is not None and not SIMULATED:
         page = out / f"gpu-{slug(report.device)}.md"
         page.write_text(document(report, f"gguf-mla bench gpu --rows {rows} --fraction {fraction}"), encoding="utf-8")

@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gguf_mla import units
+from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError, MachineError
@@ -68,7 +68,8 @@ def measure(*arguments: object) -> Measured:
         peak = platform.wait(process)
         if process.returncode:
             said.seek(0)
-            raise MachineError(f"the rehearsal failed: {said.read().strip().removesuffix('.')}")
+            last = said.read().strip().rpartition("\n")[2]
+            raise MachineError(f"the rehearsal failed: {last.removesuffix('.')}")
     return Measured(json.loads(output), time.monotonic() - begin, peak)
 
 
@@ -137,25 +138,14 @@ def _most(rehearsal: Rehearsal) -> str:
     return f"{stage} {rehearsal.stages[stage] / total:.0%}"
 
 
-def parse_fraction(text: str) -> float:
-    """Return a number such as "1/64" above 0 and up to 1."""
-    try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        value = 0.0
-    if not 0 < value <= 1:
-        raise InputError("--fraction cannot be read", expected="a number such as 1/64", found=repr(text))
-    return value
-
-
 def run(
     shape: str, fraction: str, names: tuple[str, ...], threads: int | None, device: str, parent: Path, as_json: bool
 ) -> None:
     """Rehearse in a temporary directory of `parent` and print what came of it."""
-    part = parse_fraction(fraction)
+    part = units.parse_fraction(fraction)
     if shape not in shapes.SHAPES:
         raise InputError("--shape is not known", expected=" or ".join(shapes.SHAPES), found=shape)
     count, _ = threads or platform.cores(), open_device(device)
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         done = rehearse(Path(directory), shape, part, names, count, device)
-    click.echo(json.dumps([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))
+    click.echo(printing.as_json([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))

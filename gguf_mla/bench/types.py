@@ -7,7 +7,6 @@ one thread, and every byte is compared.
 from __future__ import annotations
 
 import ctypes
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import click
 import numpy as np
 
 from gguf_mla import codec, ggtypes
+from gguf_mla.cli import printing
 from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import uses_importance
 from gguf_mla.errors import InputError
@@ -222,6 +222,6 @@ def report(results: Iterator[TypeSpeed], against: bool, as_json: bool) -> None:
         if not as_json:
             click.echo(format_result(result))
     if as_json:
-        click.echo(json.dumps([asdict(result) for result in done], indent=1))
+        click.echo(printing.as_json([asdict(result) for result in done], indent=1))
     if any(result.identical is False for result in done):
         raise click.exceptions.Exit(1)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
 from gguf_mla.cli.table import table
-from gguf_mla.container.splits import parse_size
 from gguf_mla.errors import InputError
 from gguf_mla.layout.cache import K_ONLY, WITH_V, Cache, caches
 
@@ -30,7 +29,7 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
     found = caches(file)
     if not found:
         raise InputError("is not a model with multi-head latent attention, so its cache is not known", file=file.path)
-    room = None if fit is None else _room(file, parse_size(fit))
+    room = None if fit is None else _room(file, units.parse_size(fit))
     return [_record(cache, found, context, room, sequences) for cache in found]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from click import Argument, IntRange, Option
+from click import Argument, Option
 
+from gguf_mla.cli import numbers
 from gguf_mla.cli.main import Command
 from gguf_mla.cli.options import PATH
 
@@ -15,10 +16,21 @@ inspect = Command(
     """,
     Argument(["file"], type=PATH),
     Option(["--tensors"], is_flag=True, help="List every tensor."),
-    Option(["--context"], type=IntRange(min=1), help="Show the key-value cache of so many tokens instead."),
-    Option(["--fit"], metavar="SIZE", help="Show the longest context beside the weights in SIZE (80G) instead."),
     Option(
-        ["--sequences"], type=IntRange(min=1), default=1, show_default=True, help="Sequences cached at the same time."
+        ["--context"], type=numbers.Whole(numbers.TOKENS), help="Show the key-value cache of so many tokens instead."
+    ),
+    Option(
+        ["--fit"],
+        type=numbers.Size(),
+        metavar="SIZE",
+        help="Show the longest context beside the weights in SIZE (80G) instead.",
+    ),
+    Option(
+        ["--sequences"],
+        type=numbers.Whole(numbers.COUNT),
+        default=1,
+        show_default=True,
+        help="Sequences cached at the same time.",
     ),
     Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON; long arrays as their length."),
     Option(["--verify"], is_flag=True, help="Compare with the checksum in FILE.sha256 first; status 1 if it differs."),

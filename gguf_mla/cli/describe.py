@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla import units
 from gguf_mla.cli.table import table
 from gguf_mla.files.platform import free_bytes
+from gguf_mla.quoting import TEXT, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ def plan_text(plan: Plan, output: Output, threads: int) -> str:
         table(("tensor", "shape", "source", "type", "size", "why"), rows, right="size"),
         "",
         *_dropped(plan),
-        *(f"warning: {warning}" for warning in plan.warnings),
+        *(f"warning: {quoted(warning, TEXT)}" for warning in plan.warnings),
         f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}",
         f"output: {files}, {units.size(plan.nbytes)} of tensor data",
         f"free disk: {free}, memory: about {units.size(memory)}",
@@ -51,7 +52,7 @@ def plan_text(plan: Plan, output: Output, threads: int) -> str:
 def _dropped(plan: Plan) -> Iterator[str]:
     for reason in dict.fromkeys(plan.dropped.values()):
         names = [name for name, why in plan.dropped.items() if why == reason]
-        yield f"dropped: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({reason})"
+        yield f"dropped: {quoted(names[0])}{f' and {len(names) - 1} more' if names[1:] else ''} ({reason})"
 
 
 def _sizes(plan: Plan) -> str:

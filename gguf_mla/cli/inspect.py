@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import cache_report
+from gguf_mla.cli import cache_report, printing
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.files import checksums
 from gguf_mla.layout.detect import attention_layout, variant
 from gguf_mla.plan.changes import changes
+from gguf_mla.quoting import TEXT, quoted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +35,10 @@ def inspect(
         _verify(file)
     if context is None and fit is None:
         opened = open_gguf(file)
-        click.echo(json.dumps(summary(opened)) if as_json else text(opened, tensors=tensors))
+        click.echo(printing.as_json(summary(opened)) if as_json else text(opened, tensors=tensors))
         return
     records = cache_report.records(open_gguf_parts(file), context, fit, sequences)
-    click.echo(json.dumps(records) if as_json else cache_report.text(records))
+    click.echo(printing.as_json(records) if as_json else cache_report.text(records))
 
 
 def _verify(file: Path) -> None:
@@ -87,10 +87,10 @@ def text(file: GgufFile, *, tensors: bool) -> str:
     total, parameters = known["tensor_bytes"], known["parameters"]
     bits = units.bits_per_weight(total, parameters)
     lines = [
-        f"{file.path}: GGUF {file.version}, {units.size(file.size)}",
-        f"architecture  {known['architecture']}",
+        f"{quoted(str(file.path), TEXT)}: GGUF {file.version}, {units.size(file.size)}",
+        f"architecture  {shown(known['architecture'])}",
         f"layout        {known['variant']}",
-        *(f"upgrade       {change}" for change in known["upgrade"]),
+        *(f"upgrade       {quoted(change, TEXT)}" for change in known["upgrade"]),
         f"parameters    {units.count(parameters)} in {len(file.tensors)} tensors, {bits} bits per weight",
         "",
         table(("type", "size", "share"), _shares(known["bytes_by_type"], total), right="size,share"),
@@ -117,14 +117,13 @@ def _kind(value: Any) -> str:
 
 
 def _short(data: Any) -> str:
-    shown = (
-        f"[{', '.join(map(repr, data[:6]))}{', ...' if len(data) > 6 else ''}]"
-        if _is_array(data)
-        else repr(data)
-        if isinstance(data, str)
-        else str(data)
-    )
-    return shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
+    if not _is_array(data):
+        return quoted(_item(data), SHOWN)
+    return quoted(f"[{', '.join(map(_item, data[:6]))}{', ...' if len(data) > 6 else ''}]", SHOWN)
+
+
+def _item(data: Any) -> str:
+    return repr(data[: SHOWN + 1]) if isinstance(data, str) else str(data)
 
 
 def _json(data: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,12 +9,14 @@ from tqdm import tqdm
 
 from gguf_mla import units
 from gguf_mla.cli.describe import plan_text, plans_json, result_json, result_text, timings
-from gguf_mla.cli.main import Interrupted
+from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.printing import as_json, warn
 from gguf_mla.codec import trial
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums, platform
 from gguf_mla.plan.jobs import NO_IMPORTANCE
+from gguf_mla.quoting import quoted
 from gguf_mla.sources import hub_cache
 from gguf_mla.stream import execute as executor
 from gguf_mla.stream import uses
@@ -40,15 +41,15 @@ def launch(job: Job, options: RunOptions) -> None:
     replacing = options.overwrite or _is_half_named(paths[0], len(job.outputs), options)
     _check_paths(paths, (*job.inputs, *job.protected), overwrite=replacing)
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
     _try_device(job, options)
     if options.verify_source:
         _verify_source(job, options)
     result = _run(job, options)
     for remark in job.remarks(result.remarks):
-        click.echo(f"warning: {remark}", err=True)
+        warn(remark)
     if options.as_json:
-        click.echo(json.dumps(result_json(job, result)))
+        click.echo(as_json(result_json(job, result)))
     elif not options.quiet:
         click.echo(result_text(job, result))
     if options.timings and not options.as_json:
@@ -114,7 +115,7 @@ def _run(job: Job, options: RunOptions) -> Result:
 def _bar(total: int, name: str, options: RunOptions) -> tqdm[Any]:
     # disable=None: only where standard error is a terminal
     hidden = options.quiet or None
-    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=name, disable=hidden)
+    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=quoted(name), disable=hidden)
 
 
 def _interrupted(done: int, total: int, options: RunOptions) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ def _interrupted(done: int, total: int, options: RunOptions) -> tuple[str, ...]:
 
 def _show(job: Job, options: RunOptions) -> None:
     if options.as_json:
-        click.echo(json.dumps(plans_json(job)))
+        click.echo(as_json(plans_json(job)))
         return
     for plan, output in job.outputs:
         click.echo(plan_text(plan, output, options.threads or platform.cores()))

@@ -7,44 +7,21 @@ click alone: a command is its options, and names the function that does the work
 from __future__ import annotations
 
 import pkgutil
+import sys
 from dataclasses import fields
-from importlib.metadata import entry_points
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from gguf_mla import discovery
+from gguf_mla.cli.failures import explained
 from gguf_mla.cli.options import click_options
-from gguf_mla.errors import GgufMlaError, MachineError
 from gguf_mla.version import __version__
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 GROUP = "gguf_mla.commands"
-
-
-class Failure(click.ClickException):
-    """An explained error on its way to the terminal and the exit status."""
-
-    def __init__(self, error: GgufMlaError) -> None:
-        super().__init__(str(error))
-        self.status = error.status
-
-    @property
-    def exit_code(self) -> int:  # type: ignore[override]  # a class variable of click's
-        """The status that the error asks for."""
-        return self.status
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the sentence."""
-        click.echo(f"gguf-mla: error: {self.message}", err=True, file=file)
-
-
-class Interrupted(Failure):
-    """Ctrl-C: status 130, as shells expect it; what is done, and how to go on."""
-
-    def __init__(
-        self, done: str = "nothing was written", remedy: str = "Run the same command again to start over"
-    ) -> None:
-        super().__init__(GgufMlaError(f"interrupted; {done}", remedy=remedy))
-        self.status = 130
 
 
 class Command(click.Command):
@@ -74,31 +51,38 @@ class Installed(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, without loading any."""
-        return sorted({*super().list_commands(ctx), *entry_points(group=self._group).names})
+        return sorted({*super().list_commands(ctx), *discovery.plugins(self._group).names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one command; None if there is none of that name."""
-        found = entry_points(group=self._group, name=cmd_name)
+        found = discovery.plugins(self._group, cmd_name)
         return next(iter(found)).load() if found else super().get_command(ctx, cmd_name)
 
 
 class Commands(Installed):
-    """The jobs' commands, whose explained errors become sentences."""
+    """The jobs' commands; whatever goes wrong in them, or before one is found, becomes a sentence and a status."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command and turn every explained error into its sentence and status."""
+        """Run a command; an error leaves as one that click knows how to end with."""
         try:
             return super().invoke(ctx)
-        except GgufMlaError as error:
-            raise Failure(error) from None
-        except KeyboardInterrupt:
-            raise Interrupted from None
-        except RuntimeError as error:
-            if isinstance(error.__cause__, KeyboardInterrupt):  # before 3.12, one that came while a class was made
-                raise Interrupted from None
-            raise
-        except MemoryError:
-            raise Failure(MachineError("there is not enough memory", remedy="Use fewer --threads")) from None
+        except (Exception, KeyboardInterrupt) as error:  # the last handler there is
+            raise explained(error) from None
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any) -> NoReturn:  # type: ignore[override]  # it never returns
+        """Run the command line and end the process; click's own handlers would end some failures with status 1."""
+        settings["standalone_mode"] = False
+        try:
+            status = super().main(args, prog_name, **settings)
+        except (Exception, KeyboardInterrupt) as error:  # the last handler there is
+            status = _end(explained(error))
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(end: click.ClickException | click.exceptions.Exit) -> int:
+    if isinstance(end, click.ClickException):
+        end.show()
+    return end.exit_code
 
 
 @click.group(
@@ -108,6 +92,6 @@ class Commands(Installed):
 def main() -> None:
     """DeepSeek-family checkpoints to GGUF: converted, inspected, provably right.
 
-    Exit status: 0 done, 1 a proof found a difference, 2 bad usage or input, 3 the machine failed (disk full, I/O), 130
-    interrupted.
+    Exit status: 0 done, 1 a proof found a difference, 2 bad usage or input, 3 the machine or this program failed (disk
+    full, I/O), 130 interrupted, 141 nobody reads the output any more.
     """

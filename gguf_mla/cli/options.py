@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from gguf_mla.cli import numbers
+
 PATH = click.Path(path_type=Path)
-EXISTING = click.Path(path_type=Path, exists=True)
-THREADS: dict[str, Any] = {"type": click.IntRange(min=1), "help": "Worker threads  [default: all cores]"}
+THREADS: dict[str, Any] = {"type": numbers.Whole(numbers.THREADS), "help": "Worker threads  [default: all cores]"}
 DEVICE: dict[str, Any] = {
     "show_default": True,
     "metavar": "NAME",
@@ -48,12 +49,13 @@ class TypeOptions:
         help="Use no importance for tensors whose name contains PART.",
     )  # fmt: skip
     target_bpw: float | None = option(
-        None, "--target-bpw", type=click.FloatRange(min=0, min_open=True), metavar="BITS",
+        None, "--target-bpw", type=numbers.Real(0.01, 64), metavar="BITS",
         help="Instead of a type: choose types by measured error, BITS per weight in all.",
     )  # fmt: skip
     target_size: str | None = option(
-        None, "--target-size", metavar="SIZE", help="Likewise, for a file of at most SIZE (200G; decimal)."
-    )
+        None, "--target-size", type=numbers.Size(letter=True), metavar="SIZE",
+        help="Likewise, for a file of at most SIZE (200G; decimal).",
+    )  # fmt: skip
     pure: bool = option(False, "--pure", is_flag=True, help="Every tensor gets the file type's default type.")
     tensor_types: tuple[str, ...] = option(
         (), "--tensor-type", multiple=True, metavar="REGEX=TYPE",
@@ -88,11 +90,13 @@ class RunOptions:
     """How to run: the options of every command that writes GGUF files."""
 
     split_max_size: str | None = option(
-        None, "--split-max-size", metavar="SIZE", help="Write several files of at most SIZE (48G, 500M; decimal)."
-    )
+        None, "--split-max-size", type=numbers.Size(), metavar="SIZE",
+        help="Write several files of at most SIZE (48G, 500M; decimal).",
+    )  # fmt: skip
     split_max_tensors: int | None = option(
-        None, "--split-max-tensors", type=click.IntRange(min=1), help="Write several files of at most so many tensors."
-    )
+        None, "--split-max-tensors", type=numbers.Whole(numbers.COUNT),
+        help="Write several files of at most so many tensors.",
+    )  # fmt: skip
     threads: int | None = option(None, "--threads", **THREADS)
     device: str = option("cpu", "--device", **DEVICE)
     overwrite: bool = option(False, "--overwrite", is_flag=True, help="Replace an output that exists.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from gguf_mla import units
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
 from gguf_mla.importance.matrix import STAND_INS, read_imatrix
@@ -73,7 +74,7 @@ def files(plan: Plan, path: Path, options: RunOptions, groups: Sequence[slice] |
     if options.split_max_size and options.split_max_tensors:
         raise InputError("--split-max-size and --split-max-tensors exclude each other")
     if options.split_max_size:
-        return parts(plan, path, splits.groups_by_size(specs, splits.parse_size(options.split_max_size)))
+        return parts(plan, path, splits.groups_by_size(specs, units.parse_size(options.split_max_size)))
     if options.split_max_tensors:
         return parts(plan, path, splits.groups_by_count(specs, options.split_max_tensors))
     return single(plan, path)

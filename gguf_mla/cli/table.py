@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from unicodedata import category, east_asian_width
 
+from gguf_mla.quoting import quoted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+WIDEST = 160
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
-    """Return an aligned table; `right` names the columns that are aligned to the right."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    """Return an aligned table; `right` names the columns that are aligned to the right.
+
+    A cell is one line of at most WIDEST characters, since every row is as wide as the widest.
+    """
+    cells = [list(header), *([quoted(str(cell), WIDEST) for cell in row] for row in rows)]
     widths = [max(width(row[column]) for row in cells) for column in range(len(header))]
     numeric = [name in right.split(",") for name in header]
     lines = [

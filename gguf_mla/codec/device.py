@@ -6,12 +6,12 @@ A device is one file `codec/on_NAME.py` with `open_device(number)`; nothing else
 from __future__ import annotations
 
 import functools
-import pkgutil
 import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gguf_mla import discovery
 from gguf_mla.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ class Device(Protocol):
 
 def names() -> list[str]:
     """Return the devices there are files for, whether or not this machine has them."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return sorted(name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX))
+    start = f"{__package__}.{PREFIX}"
+    found = discovery.modules(str(__package__), [str(Path(__file__).parent)])
+    return sorted(name.removeprefix(start) for name in found if name.startswith(start))
 
 
 @functools.cache

@@ -26,7 +26,6 @@ SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors
 SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
 MAX_PARTS = 2**16 - 1  # split.count is a u16
 _PART_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,6 @@ def groups_by_count(specs: Sequence[TensorSpec], max_tensors: int) -> list[slice
     if max_tensors < 1:
         raise InputError("a part cannot hold so few tensors", expected="1 or more", found=max_tensors)
     return _slices(list(range(0, len(specs), max_tensors)) or [0], len(specs))
-
-
-def parse_size(text: str) -> int:
-    """Return a size such as "48G", "500M", "64K" or "4096" in bytes; units are decimal, as gguf-split has them."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text.strip().upper(), re.ASCII)
-    if match is None or int(match[1]) == 0:
-        raise InputError(
-            "this is not a size", expected="a positive whole number and K, M, G or nothing, like 48G", found=repr(text)
-        )
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def _slices(starts: Sequence[int], end: int) -> list[slice]:

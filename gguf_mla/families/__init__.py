@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
 from typing import TYPE_CHECKING
 
+from gguf_mla import discovery
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,5 +30,5 @@ def family_of(config: Config) -> Family:
 @functools.cache
 def families() -> tuple[Family, ...]:
     """Every family, in the order of the modules' names."""
-    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    modules = map(importlib.import_module, discovery.modules(__name__, __path__))
     return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))

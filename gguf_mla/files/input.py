@@ -118,7 +118,13 @@ def read_into(fd: int, view: memoryview, offset: int, path: Path) -> int:
     return done
 
 
-def unreadable(path: Path, error: OSError) -> InputError:
-    """Return the error for a file that cannot be opened or read."""
+# Why a file cannot be read that may be fine.
+_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+
+
+def unreadable(path: Path, error: OSError) -> GgufMlaError:
+    """Return the error for a file that cannot be opened or read: MachineError where that says nothing of the file."""
+    if error.errno in _MACHINE:
+        return MachineError(f"cannot be read ({error.strerror})", file=path)
     remedy = "Check the path" if error.errno == errno.ENOENT else None
     return InputError(f"cannot be read ({error.strerror or error})", file=path, remedy=remedy)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla import forward
+from gguf_mla import discovery, forward
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,8 +64,7 @@ class Architecture:
 @functools.cache
 def architectures() -> Mapping[str, Architecture]:
     """Return every architecture by name."""
-    names = (f"{forward.__name__}.{found.name}" for found in pkgutil.iter_modules(forward.__path__) if not found.ispkg)
-    modules = map(importlib.import_module, names)
+    modules = map(importlib.import_module, discovery.modules(forward.__name__, forward.__path__))
     found = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
     return MappingProxyType({architecture.name: architecture for architecture in found})
 

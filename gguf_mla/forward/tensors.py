@@ -7,7 +7,6 @@ per head, [H, r, n], and `attn_v_b` its value rows, [H, v, r]. Source: the DeepS
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from gguf_mla import codec
 from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.ggtypes.shared import floats
+from gguf_mla.layout.names import split_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +76,6 @@ class Roles:
                 yield prefix + name, tuple(model.size(size) for size in role.shape)
 
 
-_OF_LAYER = re.compile(r"blk\.(?P<layer>0|[1-9][0-9]{0,8})\.(?P<rest>.+)", re.DOTALL)
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
 COMPUTED = ("rope_freqs.weight",)  # a file may hold it all the same
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
@@ -85,12 +84,6 @@ LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 def shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Return every tensor of a model in the MLA form, in the order of computation: GGUF name → shape."""
     return dict(architecture_of(model).roles.shapes(model))
-
-
-def split_name(name: str) -> tuple[int | None, str]:
-    """Return the layer, None for a tensor of the model, and the name without it."""
-    found = _OF_LAYER.fullmatch(name)
-    return (int(found["layer"]), found["rest"]) if found else (None, name)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ numpy nor numba nor gguf.
 from __future__ import annotations
 
 import functools
-import pkgutil
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from gguf_mla import discovery
 from gguf_mla.errors import InputError
 from gguf_mla.ggtypes.tensor_type import TensorType
 
@@ -28,7 +28,7 @@ _NUMBERS = (("I8", 24, 1), ("I16", 25, 2), ("I32", 26, 4), ("I64", 27, 8), ("F64
 @functools.cache
 def types() -> Mapping[str, TensorType]:
     """Every type that can be encoded and decoded, by name, in the order of ggml's ids."""
-    modules = (import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__) if not found.ispkg)
+    modules = map(import_module, discovery.modules(__name__, __path__))
     found_types = [module.TYPE for module in modules if hasattr(module, "TYPE")]
     return MappingProxyType(
         {tensor_type.name: tensor_type for tensor_type in sorted(found_types, key=lambda tensor_type: tensor_type.id)}

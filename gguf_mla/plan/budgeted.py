@@ -19,6 +19,7 @@ from gguf_mla.recipes import (
     RecipeModel,
     Tensor,
     candidates,
+    check_enough,
     choose,
     sensitivity,
     spend,
@@ -57,19 +58,28 @@ def buy(
         _spec(t, choice.type).nbytes for t, choice, is_free in zip(tensors, fixed, free, strict=True) if not is_free
     )
     wanted = [tensor for tensor, is_free in zip(tensors, free, strict=True) if is_free]
-    offers = _offers(wanted, model, imatrix, measure)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
-    chosen = spend(offers, budget.allowed(parameters, _overhead(metadata, tensors)) - taken)
+    allowed = budget.allowed(parameters, _overhead(metadata, tensors)) - taken
+    types = [
+        candidates(t.shape[-1], has_importance=imatrix is not None and not imatrix.missing([t.name])) for t in wanted
+    ]
+    check_enough(_least(wanted, types), allowed)  # before hours of measuring
+    chosen = spend(_offers(wanted, types, model, measure), allowed)
     choices = {t.name: Choice(o.type, _reason(budget, o)) for t, o in zip(wanted, chosen, strict=True)}
     return _file_type(budget, chosen), choices
 
 
+def _least(wanted: Sequence[Untyped], types: Sequence[Sequence[str]]) -> int:
+    """Return how many bytes tensors take in the smallest types that each may have."""
+    return sum(
+        min(_spec(tensor, kind).nbytes for kind in (*kinds, *_own(tensor)))
+        for tensor, kinds in zip(wanted, types, strict=True)
+    )
+
+
 def _offers(
-    wanted: Sequence[Untyped], model: RecipeModel, imatrix: Imatrix | None, measure: Measure
+    wanted: Sequence[Untyped], types: Sequence[Sequence[str]], model: RecipeModel, measure: Measure
 ) -> list[dict[str, Offer]]:
-    types = [
-        candidates(t.shape[-1], has_importance=imatrix is not None and not imatrix.missing([t.name])) for t in wanted
-    ]
     return [
         {
             kind: Offer(kind, _spec(tensor, kind).nbytes, error, sensitivity(tensor.name, model.layers))

@@ -3,7 +3,7 @@
 `choose` answers for all tensors of a file at once, because some rules count tensors. docs/recipes.md says it in prose.
 """
 
-from gguf_mla.recipes.budget import Budget, Offer, candidates, sensitivity, spend, target
+from gguf_mla.recipes.budget import Budget, Offer, candidates, check_enough, sensitivity, spend, target
 from gguf_mla.recipes.choose import Choice, Tensor, choose, needing_importance, needs_importance, undecided
 from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type
 from gguf_mla.recipes.model import RecipeModel
@@ -20,6 +20,7 @@ __all__ = [
     "RecipeModel",
     "Tensor",
     "candidates",
+    "check_enough",
     "choose",
     "file_type",
     "needing_importance",

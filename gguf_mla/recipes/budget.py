@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import ggtypes, units
-from gguf_mla.container.splits import parse_size
 from gguf_mla.errors import InputError
 from gguf_mla.recipes.file_types import file_type
 from gguf_mla.recipes.roles import EMBEDDINGS, OUTPUT
@@ -24,6 +23,7 @@ CANDIDATES = (
     "BF16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
     "IQ1_M", "IQ1_S",
 )  # fmt: skip
+MAX_BITS = 64  # per weight; the largest type has 32
 FOR_SHORT_ROWS = ("BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL", "Q4_0")
 
 
@@ -42,11 +42,17 @@ class Budget:
 
 def budget(name: str) -> Budget | None:
     """Read "3.5bpw" or "200G" (decimal, as sizes of splits are); None for anything else."""
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)bpw", name, re.IGNORECASE):
-        return Budget(name, bits=float(found[1]))
-    if re.fullmatch(r"\d+[KMG]", name, re.IGNORECASE):
-        return Budget(name, nbytes=parse_size(name))
+    if found := re.fullmatch(r"([0-9.]+)bpw", name, re.IGNORECASE):
+        return Budget(name, bits=_bits(found[1]))
+    if re.fullmatch(r"[0-9]+[KMG]", name, re.IGNORECASE):
+        return Budget(name, nbytes=units.parse_size(name))
     return None
+
+
+def _bits(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?", text) or not 0 < float(text) <= MAX_BITS:
+        raise InputError("this is not a size", expected=f"up to {MAX_BITS} bits per weight", found=f"{text}bpw")
+    return float(text)
 
 
 def target(name: str) -> FileType | Budget:
@@ -107,13 +113,7 @@ def spend(offers: Sequence[Mapping[str, Offer]], allowed: int) -> list[Offer]:
     hulls = [_hull(list(of.values())) for of in offers]
     chosen = [hull[0] for hull in hulls]
     left = allowed - sum(offer.nbytes for offer in chosen)
-    if left < 0:
-        raise InputError(
-            "the wanted size is too small for this model",
-            expected=f"at least {units.size(allowed - left)} for what can be chosen",
-            found=units.size(allowed),
-            remedy="Ask for more, or give --imatrix, which allows types of fewer bits",
-        )
+    check_enough(allowed - left, allowed)
     full = set()
     for step in sorted((s for t, hull in enumerate(hulls) for s in _steps(t, hull)), key=lambda s: (-s.gain, s.tensor)):
         if step.cost > left:
@@ -122,6 +122,17 @@ def spend(offers: Sequence[Mapping[str, Offer]], allowed: int) -> list[Offer]:
             chosen[step.tensor] = step.to
             left -= step.cost
     return chosen
+
+
+def check_enough(least: int, allowed: int) -> None:
+    """Raise InputError where the smallest that everything can be, `least` bytes, is more than what is allowed."""
+    if least > allowed:
+        raise InputError(
+            "the wanted size is too small for this model",
+            expected=f"at least {units.size(least)} for what can be chosen",
+            found=units.size(max(allowed, 0)),
+            remedy="Ask for more, or give --imatrix, which allows types of fewer bits",
+        )
 
 
 def _hull(offers: list[Offer]) -> list[Offer]:

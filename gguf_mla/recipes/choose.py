@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import ggtypes
 from gguf_mla.errors import InputError
+from gguf_mla.layout.names import split_name
 from gguf_mla.recipes import rules
+from gguf_mla.recipes.expressions import matches
 from gguf_mla.recipes.file_types import COPY, FileType
 from gguf_mla.recipes.overrides import Overrides
 from gguf_mla.recipes.protection import protected_type
@@ -154,7 +155,7 @@ class _Chooser:
         return _fit(kind, tensor.shape[-1], f"--tensor-type {pattern}", tensor.name)
 
     def _matching(self, name: str) -> int | None:
-        return next((index for index, pattern in enumerate(self._expressions) if pattern.search(name)), None)
+        return next((index for index, pattern in enumerate(self._expressions) if matches(pattern, name)), None)
 
     def _by_recipe(self, tensor: Tensor) -> Choice:
         default = Choice(self._target.default, f"default of {self._target.name}")
@@ -197,7 +198,7 @@ class _Chooser:
         ]
 
     def _why_unused(self, index: int) -> str:
-        matched = [tensor for tensor in self._tensors if self._expressions[index].search(tensor.name)]
+        matched = [tensor for tensor in self._tensors if matches(self._expressions[index], tensor.name)]
         if not matched:
             return "matches no tensor"
         if self._target is COPY or self._target.plain:
@@ -209,8 +210,8 @@ class _Chooser:
 
 def _place_in_order(name: str) -> tuple[int, str]:
     """Tensors without a layer first, then by layer, then by name: the order in which llama-quantize counts."""
-    layer = re.match(r"blk\.(\d+)", name)
-    return int(layer[1]) if layer else -1, name
+    layer, _ = split_name(name)
+    return -1 if layer is None else layer, name
 
 
 def _exactly(tensor: Tensor, kind: str, option: str) -> Choice:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.input import unreadable
+from gguf_mla.recipes.expressions import compiled
 from gguf_mla.recipes.names import encodable
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ class Overrides:
 
     def __post_init__(self) -> None:
         pairs = tuple((pattern, encodable(kind)) for pattern, kind in self.tensor_types)
-        for pattern, _ in pairs:
-            _check_expression(pattern)
         object.__setattr__(self, "tensor_types", pairs)
+        self.expressions()  # an error now, not when they are used
         for option in ("output_tensor_type", "token_embedding_type"):
             kind = getattr(self, option)
             object.__setattr__(self, option, kind and encodable(kind))
@@ -49,7 +48,7 @@ class Overrides:
         """Return the compiled expressions of `tensor_types`, which ignore case."""
         # llama-quantize lowers the expression itself, so \D becomes \d; a user who wants compatibility gets that too.
         patterns = (pattern.lower() if self.compat else pattern for pattern, _ in self.tensor_types)
-        return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+        return tuple(map(compiled, patterns))
 
 
 def parse_tensor_type(text: str) -> tuple[str, str]:
@@ -57,7 +56,7 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
     pattern, _, kind = text.strip().rpartition("=")
     if not pattern or not kind:
         raise InputError("a tensor type cannot be read", expected="REGEX=TYPE, for instance attn_k_b=Q8_0", found=text)
-    _check_expression(pattern)
+    compiled(pattern)
     return pattern, encodable(kind)
 
 
@@ -83,16 +82,3 @@ def _entry(path: Path, number: int, item: str) -> tuple[str, str]:
         raise InputError(
             error.what, file=f"{path}, line {number}", expected=error.expected, found=error.found, remedy=error.remedy
         ) from None
-
-
-def _check_expression(pattern: str) -> None:
-    try:
-        with warnings.catch_warnings():
-            # llama-quantize's dialect has [[:digit:]], which Python takes for a set of letters, with this warning.
-            warnings.simplefilter("error", FutureWarning)
-            re.compile(pattern)
-    except FutureWarning:
-        remedy = "Write [0-9] for [[:digit:]], and a backslash before a bracket that is meant"
-        raise InputError("sets within sets are not understood", found=pattern, remedy=remedy) from None
-    except re.error as error:
-        raise InputError(f"not a regular expression ({error})", found=pattern) from None

@@ -7,11 +7,11 @@ llama-quantize's (b11434) for the DeepSeek architectures, without its branches f
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
+from gguf_mla.layout.names import split_name
 from gguf_mla.recipes.file_types import FILE_TYPES
 from gguf_mla.recipes.roles import TensorRole
 
@@ -47,11 +47,11 @@ class Facts:
         """The layer, by name where there are experts and by counting where there are none, as llama-quantize has it."""
         if self.model.experts <= 1:
             return self.count
-        found = re.match(r"blk\.(\d+)\.", self.name)
-        if found is None or int(found[1]) >= self.of:
+        layer, _ = split_name(self.name)
+        if layer is None or layer >= self.of:
             expected = f"blk.0. to blk.{self.of - 1}. as the metadata counts layers"
             raise InputError("the name tells no layer of this model", tensor=self.name, expected=expected)
-        return int(found[1])
+        return layer
 
 
 @dataclass(frozen=True)

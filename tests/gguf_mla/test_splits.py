@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_mla import units
 from gguf_mla.container import splits
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.splits import open_gguf_parts, part_metadata, part_paths
@@ -199,10 +200,10 @@ def test_a_part_holds_at_least_one_tensor() -> None:
     ("text", "size"), [("48G", 48_000_000_000), ("500M", 500_000_000), ("64k", 64_000), ("4096", 4096), (" 1g ", 10**9)]
 )
 def test_sizes_are_decimal(text: str, size: int) -> None:
-    assert splits.parse_size(text) == size
+    assert units.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "0", "0G", "-1G", "1.5G", "1T", "1GB", "1 G", "٣G", "9" * 40])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not a size"):
-        splits.parse_size(text)
+        units.parse_size(text)

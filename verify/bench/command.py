@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from click import IntRange, Option
+from click import Option
 
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import EXISTING
+from gguf_mla.cli.numbers import CONTEXT, Whole
+from gguf_mla.cli.options import PATH
 
 attention = Command(
     "verify.bench.run:attention",
@@ -13,20 +14,22 @@ attention = Command(
 
     With --sparse: how many tokens batches of queries choose together, and the bytes that masking and gathering read.
     """,
-    Option(["--heads", "count"], default=16, show_default=True, help="Heads to measure with; V3 has 128."),
+    Option(
+        ["--heads", "count"], type=Whole(1024), default=16, show_default=True, help="Heads to measure with; V3 has 128."
+    ),
     Option(
         ["--cached"],
-        type=IntRange(min=1),
+        type=Whole(CONTEXT),
         multiple=True,
         help="Cached tokens  [default: 1024, 4096; sparse: 4096, 16384]",
     ),
-    Option(["--queries"], type=IntRange(min=1), multiple=True, help="Queries at once  [default: 1 to 512]"),
+    Option(["--queries"], type=Whole(CONTEXT), multiple=True, help="Queries at once  [default: 1 to 512]"),
     Option(["--sparse"], is_flag=True, help="How much of the cache sparse attention reads, instead."),
-    Option(["--model"], type=EXISTING, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]"),
-    Option(["--tokens"], type=EXISTING, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]"),
+    Option(["--model"], type=PATH, help="Sparse: a checkpoint or GGUF file  [default: synthetic texts]"),
+    Option(["--tokens"], type=PATH, metavar="FILE", help="Sparse: token ids for the model  [default: a sample]"),
     Option(
         ["--top-k"],
-        type=IntRange(min=1),
+        type=Whole(CONTEXT),
         help="Sparse: tokens a query of the model attends to  [default: its own, or an eighth]",
     ),
     Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.forward import attention as forms
@@ -132,7 +132,7 @@ def _on_device(device: str, *, as_json: bool) -> None:
     from verify.bench import gpu  # noqa: PLC0415 - numba's CUDA, only where there is a GPU
 
     lines = list(gpu.lines(gpu=gpu_of(device)))
-    click.echo(json.dumps([asdict(line) for line in lines]) if as_json else f"{title}\n\n{gpu.text(lines)}")
+    click.echo(printing.as_json([asdict(line) for line in lines]) if as_json else f"{title}\n\n{gpu.text(lines)}")
 
 
 def _print(
@@ -140,7 +140,7 @@ def _print(
 ) -> None:
     """Print a table, whose column `left` is aligned to the left, or JSON."""
     if as_json:
-        click.echo(json.dumps([asdict(line) for line in lines]))
+        click.echo(printing.as_json([asdict(line) for line in lines]))
     else:
         click.echo(table(header, map(row, lines), right=",".join(name for name in header if name != left)))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter, defaultdict
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla import units
 from gguf_mla.errors import MachineError
-from gguf_mla.forward.tensors import split_name
+from gguf_mla.layout.names import split_name
+from gguf_mla.quoting import NAME, TEXT, quoted
 from gguf_mla.version import __version__
 from verify.limits import exceeds
 from verify.report import plots
@@ -40,9 +41,13 @@ def write_page(proof: Proof, path: Path) -> None:
         raise MachineError(f"the report cannot be written ({error.strerror})", file=path) from None
 
 
+def _safe(text: object, limit: int = NAME) -> str:
+    return html.escape(quoted(str(text), limit))
+
+
 def page(proof: Proof) -> str:
     """Return the page as HTML text."""
-    name = escape(proof.request.candidate.name)
+    name = _safe(proof.request.candidate.name)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -53,11 +58,11 @@ def page(proof: Proof) -> str:
 def _sections(proof: Proof) -> Iterator[str]:
     yield _head(proof)
     if proof.findings:
-        items = "".join(f"<p><b>{escape(f.level)}</b> {escape(f.sentence)}</p>" for f in proof.findings)
+        items = "".join(f"<p><b>{_safe(f.level)}</b> {_safe(f.sentence, TEXT)}</p>" for f in proof.findings)
         yield f'<h2>What is wrong</h2><div class="findings">{items}</div>'
     if proof.failure is not None:
-        yield f'<h2>What ended the proof</h2><div class="findings"><p>{escape(str(proof.failure))}</p></div>'
-    yield from (f'<p class="soft">{escape(warning)}</p>' for warning in proof.warnings)
+        yield f'<h2>What ended the proof</h2><div class="findings"><p>{_safe(str(proof.failure), TEXT)}</p></div>'
+    yield from (f'<p class="soft">{_safe(warning, TEXT)}</p>' for warning in proof.warnings)
     if proof.candidate is not None:
         yield _sizes(proof)
     if proof.tensors:
@@ -79,7 +84,7 @@ def _sections(proof: Proof) -> Iterator[str]:
 def _head(proof: Proof) -> str:
     word, kind = ("right", "good") if proof.right else ("wrong", "bad") if proof.findings else ("not proven", "bad")
     levels = ", ".join(f"{level} {seconds:.1f} s" for level, seconds in proof.seconds.items())
-    candidate, reference = (escape(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
+    candidate, reference = (_safe(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
     return (
         f'<h1>{candidate} is <span class="{kind}">{word}</span></h1>'
         f'<p class="soft">against {reference}; looked at: {levels}; gguf-mla {__version__}</p>'
@@ -105,7 +110,7 @@ def _map(proof: Proof) -> str:
     layers = sorted({layer for cells in groups.values() for layer in cells if layer is not None})
     head = "".join(f"<th>{layer if layer % 5 == 0 else ''}</th>" for layer in layers)
     rows = [
-        f"<tr><td>{escape(group)}</td>"
+        f"<tr><td>{_safe(group)}</td>"
         + "".join(_cell(cells.get(layer), proof) for layer in (layers if None not in cells else [None]))
         + "</tr>"
         for group, cells in groups.items()
@@ -124,7 +129,7 @@ def _cell(tensor: TensorError | None, proof: Proof) -> str:
     strength = round(100 * max(share, 0.06))
     title = f"{tensor.name}, {tensor.type}: RMS error {tensor.rms:.3g}, worst row {tensor.row_rms:.3g}"
     background = f"color-mix(in srgb, {colour} {strength}%, var(--paper))"
-    return f'<td style="background:{background}" title="{escape(title)}"></td>'
+    return f'<td style="background:{background}" title="{_safe(title)}"></td>'
 
 
 def _layers(proof: Proof) -> str:
@@ -136,10 +141,10 @@ def _layers(proof: Proof) -> str:
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>{content}"
+    return f"<h2>{_safe(title)}</h2>{content}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_safe(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
+from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
+from gguf_mla.quoting import TEXT, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,14 +43,14 @@ def text(proof: Proof) -> str:
         parts.append(table((predicted_title(distance), "value"), score_rows(scores)))
     if proof.engine:
         parts.append(table(ENGINE_HEADER, engine_rows(proof.engine), right=",".join(ENGINE_HEADER)))
-    warnings = [f"warning: {warning}" for warning in proof.warnings]
+    warnings = [f"warning: {quoted(warning, TEXT)}" for warning in proof.warnings]
     return "\n\n".join([*parts, "\n".join([*warnings, verdict(proof)])])
 
 
 def verdict(proof: Proof) -> str:
     """Return the verdict in a sentence, or one for each of the first findings."""
     levels = ", ".join(f"{name} ({seconds:.1f} s)" for name, seconds in proof.seconds.items())
-    name = proof.request.candidate.name
+    name = quoted(proof.request.candidate.name)
     if proof.right:
         return f"{name}: right, as far as {levels} can tell."
     if not proof.findings:
@@ -154,7 +155,7 @@ def as_json(proof: Proof) -> str:
     }
     if proof.failure is not None:
         content["error"] = str(proof.failure) or type(proof.failure).__name__
-    return json.dumps(content, default=str)
+    return printing.as_json(content)
 
 
 def _tensor_json(tensor: TensorError) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from gguf_mla import discovery
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class Format(Protocol):
 @functools.cache
 def formats() -> tuple[Format, ...]:
     """Every format."""
-    names = [found.name for found in pkgutil.iter_modules(__path__) if not found.ispkg]
-    return tuple(cast("Format", importlib.import_module(f"{__name__}.{name}")) for name in names)
+    return tuple(cast("Format", importlib.import_module(name)) for name in discovery.modules(__name__, __path__))
 
 
 def format_of(quantization: Any, file: PurePath) -> Format:

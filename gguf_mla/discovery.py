@@ -1,0 +1,48 @@
+"""What is installed, found by looking: the modules of a package, and entry points.
+
+Python's own ways answer "none" where a directory cannot be listed, for instance when no more files may be open. Here
+that is an error, so that nothing concludes from it, and nobody remembers it.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from gguf_mla.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from importlib.metadata import EntryPoints
+
+
+def modules(package: str, directories: Iterable[str]) -> list[str]:
+    """Return the full names of the modules in a package, without packages in it; `directories` is its `__path__`.
+
+    MachineError where there seem to be none.
+    """
+    places = list(directories)
+    found = [f"{package}.{module.name}" for module in pkgutil.iter_modules(places) if not module.ispkg]
+    if not found:
+        raise _unlisted(f"the modules of {package} cannot be found", places)
+    return found
+
+
+def plugins(group: str, name: str | None = None) -> EntryPoints:
+    """Return the entry points of a group, or the one of that name in it; MachineError where the group seems empty."""
+    found = entry_points(group=group)
+    if not found:
+        raise _unlisted(f"nothing is installed as {group}", [os.path.dirname(__file__)])  # noqa: PTH120 - light
+    return found if name is None else found.select(name=name)
+
+
+def _unlisted(what: str, places: Iterable[str]) -> MachineError:
+    """Return the error with the system's own words, where listing the directories fails."""
+    for place in places:
+        try:
+            os.listdir(place)  # noqa: PTH208 - light
+        except OSError as error:
+            return MachineError(f"{what} ({error.strerror})", remedy="Allow more open files (ulimit -n), and run again")
+    return MachineError(what, remedy="Install gguf-mla again, and allow enough open files (ulimit -n)")
