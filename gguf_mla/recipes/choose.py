@@ -209,7 +209,7 @@ class _Chooser:
 
 def _place_in_order(name: str) -> tuple[int, str]:
     """Tensors without a layer first, then by layer, then by name: the order in which llama-quantize counts."""
-    layer = re.match(r"blk\.(\d+)", name)
+    layer = re.match(r"blk\.([0-9]{1,9})", name)
     return int(layer[1]) if layer else -1, name
 
 

@@ -47,7 +47,7 @@ class Place:
         """The layer, by name where there are experts and by counting where there are none, as llama-quantize has it."""
         if self.model.experts <= 1:
             return self.count
-        found = re.match(r"blk\.(\d+)\.", self.name)
+        found = re.match(r"blk\.([0-9]{1,9})\.", self.name)
         if found is None or int(found[1]) >= self.of:
             expected = f"blk.0. to blk.{self.of - 1}. as the metadata counts layers"
             raise InputError("the name tells no layer of this model", tensor=self.name, expected=expected)
