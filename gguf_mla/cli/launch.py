@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,14 +63,14 @@ def _is_half_named(first: Path, outputs: int, options: RunOptions) -> bool:
 
 
 def _check_paths(paths: Sequence[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
-    read = {path.resolve() for path in inputs}
+    read, counts = {path.resolve() for path in inputs}, Counter(paths)
     for path in paths:
         if not path.parent.is_dir():
             remedy = "Create it or choose another place"
             raise InputError("the output's directory does not exist", file=path.parent, remedy=remedy)
         if path.resolve() in read:
             raise InputError("the output is one of the inputs", file=path, remedy="Choose another name")
-        if paths.count(path) > 1:
+        if counts[path] > 1:
             raise InputError("two outputs have the same name", file=path, remedy="Put {type} into the name")
         if path.is_dir():
             raise InputError("the output is a directory", file=path, remedy="Choose another name")

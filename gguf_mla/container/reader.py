@@ -1,7 +1,8 @@
 """Open a GGUF file without trusting it.
 
-Every count, length, offset and type is checked against the file's size before anything is allocated. Long string
-arrays (a vocabulary) are only walked when the file is opened and decoded when somebody looks at them.
+Every count, length, offset and type is checked against the file's size, and against what any model has, before
+anything is allocated. Long lists (a vocabulary) are only walked when the file is opened and decoded when somebody looks
+at them. The head is read, not mapped: a file that is cut off meanwhile then fails with a sentence.
 """
 
 from __future__ import annotations
@@ -9,39 +10,38 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla import ggtypes
+from gguf_mla.container.lists import Numbers, Strings, not_text
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
-from gguf_mla.container.writer import ALIGNMENT, MAGIC
+from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, alignment_of
 from gguf_mla.errors import InputError
-from gguf_mla.files import platform
-from gguf_mla.files.input import InputFile, unreadable
+from gguf_mla.files import bounds
+from gguf_mla.files.input import InputFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from gguf_mla.files.readable import Readable
 
 MAX_DIMS = 4
-# Far beyond any model, but so little that a file which claims more costs neither time nor memory. A hole in a file can
-# be as large as anything claims.
-MAX_ENTRIES = 1 << 16
-MAX_TENSORS = 1 << 17
-MAX_ITEMS = 1 << 22  # of all arrays together
-MAX_HEAD = 1 << 26  # bytes
-MAX_NAME = (1 << 16) - 1  # bytes of a key, as the specification has it, and of a tensor's name
+FIRST_READ = 1 << 16  # bytes; then twice as many each time
+SHORT_LIST = 256  # items of a list of numbers that is decoded at once
 _LENGTH = struct.Struct("<Q")
+_SCALARS = {code: struct.Struct("<" + code) for code in {"I", "Q", *STRUCT_CODES.values()}}
+_DIMS = [struct.Struct(f"<{count}QIQ") for count in range(MAX_DIMS + 1)]  # with type and offset
 _SHORTEST_ENTRY = 8 + 4 + 1  # a metadata entry: name length, type, one byte of content
 _SHORTEST_INFO = 8 + 4 + 8 + 4 + 8  # a tensor info: name length, dimension count, one dimension, type, offset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GgufTensor:
     """A tensor of an open GGUF file; `shape` has the slowest dimension first, as numpy has it."""
 
@@ -112,77 +112,27 @@ def open_gguf(path: Path | str) -> GgufFile:
     file = InputFile(path)
     if file.size == 0:
         raise InputError("the file is empty", file=path)
-    try:
-        with platform.mapped(path, MAX_HEAD) as head:
-            return _Parser(file, head).parse()
-    except OSError as error:
-        raise unreadable(path, error) from None
-
-
-class Strings(Sequence[str]):
-    """A string array that stays encoded until somebody looks at it."""
-
-    def __init__(self, data: bytes, count: int, path: Path) -> None:
-        self._data, self._count, self._path = data, count, path
-        self._items: list[str] | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self._decoded()[index]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._decoded())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # a sequence with value equality
-
-    def __repr__(self) -> str:
-        shown = ", ".join(map(repr, itertools.islice(self, 6)))
-        return f"[{shown}{', ...' if self._count > 6 else ''}]"
-
-    def _decoded(self) -> list[str]:
-        if self._items is None:
-            self._items, position = [], 0
-            for _ in range(self._count):
-                (length,) = _LENGTH.unpack_from(self._data, position)
-                position += 8
-                self._items.append(_text(self._data[position : position + length], self._path))
-                position += length
-        return self._items
-
-
-def _text(data: bytes, path: Path) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise InputError(f"holds a string that is not UTF-8: {data[:40]!r}", file=path) from None
+    return _Parser(file).parse()
 
 
 class _Parser:
-    """A cursor over the head of one file."""
+    """A cursor over the head of one file, of which as much is read as it comes to."""
 
-    def __init__(self, file: InputFile, head: bytes) -> None:
-        self._file, self._head, self._at = file, head, 0
+    def __init__(self, file: InputFile) -> None:
+        self._file, self._head, self._at = file, bytearray(), 0
         self._size = min(file.size, MAX_HEAD)
-        self._items = 0
+        self._items = self._text_bytes = self._slices = 0
 
     def parse(self) -> GgufFile:
         version = self._version()
         tensor_count, value_count = self._scalar("Q"), self._scalar("Q")
         self._plausible(value_count, _SHORTEST_ENTRY, MAX_ENTRIES, "metadata entries")
         values = self._values(value_count)
-        self._plausible(tensor_count, _SHORTEST_INFO, MAX_TENSORS, "tensors")
-        alignment = self._alignment(values)
+        self._plausible(tensor_count, _SHORTEST_INFO, bounds.TENSORS, "tensors")
+        alignment = alignment_of(values, self._file.path)
         infos = [self._info() for _ in range(tensor_count)]
         start = -(-self._at // alignment) * alignment
+        del self._head[self._at :]
         tensors = self._placed(infos, start, alignment)
         return GgufFile(self._file.path, version, self._file.size, alignment, values, tensors)
 
@@ -226,38 +176,30 @@ class _Parser:
 
     def _strings(self, count: int, key: str) -> Strings:
         self._plausible_items(count, 8, f"strings under {key!r}")
-        head, size, begin, at = self._head, self._size, self._at, self._at
+        head, begin, at, have = self._head, self._at, self._at, len(self._head)
         unpack = _LENGTH.unpack_from
         for _ in range(count):
-            if at + 8 > size:
-                raise self._ended(at + 8)
+            if at + 8 > have:
+                have = self._reach(at + 8)
             at += 8 + unpack(head, at)[0]
-        if at > size:
-            raise self._ended(at)
+        self._reach(at)
         self._at = at
-        return Strings(head[begin:at], count, self._file.path)
+        return Strings(head, begin, count, self._file.path)
 
-    def _numbers(self, item: Kind, count: int, key: str) -> list[Any]:
+    def _numbers(self, item: Kind, count: int, key: str) -> Sequence[Any]:
         dtype = np.dtype(STRUCT_CODES[item]).newbyteorder("<")
         self._plausible_items(count, dtype.itemsize, f"values under {key!r}")
-        numbers: list[Any] = np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
-        return numbers
-
-    def _alignment(self, values: Mapping[str, Value]) -> int:
-        value = values.get("general.alignment")
-        alignment = ALIGNMENT if value is None else value.data
-        if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
-            raise self._broken("has an impossible general.alignment", "a positive multiple of 8", alignment)
-        return alignment
+        numbers = Numbers(self._head, self._skip(count * dtype.itemsize), count, dtype)
+        return numbers[:] if count <= SHORT_LIST else numbers
 
     def _info(self) -> tuple[str, tuple[int, ...], str, int]:
         name = self._name()
         count = self._scalar("I")
         if not 1 <= count <= MAX_DIMS:
             raise self._broken("has a wrong number of dimensions", f"1 to {MAX_DIMS}", count, name)
-        dims = tuple(self._scalar("Q") for _ in range(count))
-        type_id, offset = self._scalar("I"), self._scalar("Q")
-        return name, dims[::-1], self._type_name(type_id, name), offset
+        form = _DIMS[count]
+        *dims, type_id, offset = form.unpack_from(self._head, self._skip(form.size))
+        return name, tuple(dims[::-1]), self._type_name(type_id, name), offset
 
     def _type_name(self, type_id: int, tensor: str) -> str:
         try:
@@ -282,8 +224,12 @@ class _Parser:
         return tensors
 
     def _data_bytes(self, name: str, shape: tuple[int, ...], type_name: str) -> int:
-        if 0 in shape or math.prod(shape) > 1 << 62:
+        if 0 in shape or bounds.product(shape, 1 << 62) > 1 << 62:
             raise self._broken("has an impossible shape", "positive dimensions", shape, name)
+        self._slices += math.prod(shape[:-2])
+        file = self._file.path
+        bounds.bounded(self._slices, bounds.SLICES, "the number of experts and heads", file=file, tensor=name)
+        bounds.bounded(shape[-1], bounds.ROW_VALUES, "the length of a row", file=file, tensor=name)
         try:
             return math.prod(shape[:-1]) * ggtypes.by_name(type_name).row_bytes(shape[-1])
         except InputError as error:
@@ -297,22 +243,48 @@ class _Parser:
 
     def _name(self) -> str:
         length = self._scalar("Q")
-        if length > MAX_NAME:
-            raise self._broken("has a name that is too long", f"at most {MAX_NAME} bytes", length)
-        return _text(self._take(length), self._file.path)
+        if length > bounds.NAME_BYTES:
+            raise self._broken("has a name that is too long", f"at most {bounds.NAME_BYTES} bytes", length)
+        return self._text(length)
 
     def _string(self) -> str:
-        return _text(self._take(self._scalar("Q")), self._file.path)
+        return self._text(self._scalar("Q"))
+
+    def _text(self, length: int) -> str:
+        start = self._skip(length)
+        self._text_bytes += length
+        if self._text_bytes > bounds.TEXT_BYTES:
+            raise self._broken("has more text in its head than any model", f"at most {bounds.TEXT_BYTES} bytes")
+        try:
+            return self._head[start : start + length].decode()
+        except UnicodeDecodeError:
+            raise not_text(self._head[start : start + length], self._file.path) from None
 
     def _scalar(self, code: str) -> Any:
-        (value,) = struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))
-        return value
+        form = _SCALARS[code]
+        return form.unpack_from(self._head, self._skip(form.size))[0]
 
     def _take(self, count: int) -> bytes:
-        if self._at + count > self._size:
-            raise self._ended(self._at + count)
-        self._at += count
-        return self._head[self._at - count : self._at]
+        start = self._skip(count)
+        return bytes(self._head[start : self._at])
+
+    def _skip(self, count: int) -> int:
+        """Step over bytes that are there; return where they begin."""
+        start = self._at
+        if start + count > len(self._head):
+            self._reach(start + count)
+        self._at = start + count
+        return start
+
+    def _reach(self, end: int) -> int:
+        """Have the head up to `end`, at least; return how much of it is there."""
+        if end > self._size:
+            raise self._ended(end)
+        have = len(self._head)
+        if end > have:
+            stop = min(self._size, max(end, 2 * have, FIRST_READ))
+            self._head += self._file.read(have, stop - have).data
+        return len(self._head)
 
     def _plausible_items(self, count: int, least_bytes: int, what: str) -> None:
         self._plausible(count, least_bytes, MAX_ITEMS - self._items, what)

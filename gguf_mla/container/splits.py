@@ -16,6 +16,7 @@ from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
 from gguf_mla.container.values import Kind, Value
 from gguf_mla.container.writer import ALIGNMENT
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import bounded, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
 MAX_PARTS = 2**16 - 1  # split.count is a u16
+MAX_TENSORS = 2**31 - 1  # split.tensors.count is an i32
 _PART_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -113,9 +115,8 @@ def _others(first: GgufFile, path: Path) -> list[GgufFile]:
     paths = _expected_paths(first, path, count)
     missing = [part.name for part in paths if not part.exists()]
     if missing:
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise InputError(
-            f"parts of this model are missing: {shown}",
+            f"parts of this model are missing: {named(missing, 4)}",
             file=path,
             expected=f"{count} parts",
             found=count - len(missing),
@@ -184,7 +185,7 @@ def _number(file: GgufFile, key: str) -> int:
     data = None if value is None else value.data
     if isinstance(data, bool) or not isinstance(data, int):
         raise InputError(f"has no number under {key!r}, which every part of a split model has", file=file.path)
-    return data
+    return bounded(data, MAX_TENSORS if key == SPLIT_TENSORS else MAX_PARTS, key, file=file.path)
 
 
 def _united(files: Sequence[GgufFile]) -> dict[str, GgufTensor]:

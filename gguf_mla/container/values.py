@@ -41,7 +41,7 @@ STRUCT_CODES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Value:
     """A metadata value: its type, its content, and for an array the type of its items."""
 

@@ -15,13 +15,19 @@ import numpy as np
 
 from gguf_mla import ggtypes
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
+from gguf_mla.errors import InputError
+from gguf_mla.files import bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
 MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
+MAX_ENTRIES = 1 << 16  # of the metadata
+MAX_ITEMS = 1 << 22  # of all lists in the metadata together
+MAX_HEAD = 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,48 @@ class FileLayout:
 def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> FileLayout:
     """Encode the head for these tensors, in this order, and place their data.
 
-    Data are aligned to `general.alignment` where the metadata have it.
+    Data are aligned to `general.alignment` where the metadata have it. InputError for what no reader would take.
     """
-    alignment = int(metadata["general.alignment"].data) if "general.alignment" in metadata else ALIGNMENT
+    alignment = alignment_of(metadata)
+    _check(metadata, tensors)
     relative, position = [], 0
     for tensor in tensors:
         relative.append(position)
         position += _padded(tensor.nbytes, alignment)
     head = b"".join(_head(metadata, tensors, relative))
+    _check_at_most(len(head), MAX_HEAD, "bytes in its head")
     start = _padded(len(head), alignment)
     return FileLayout(head.ljust(start, b"\0"), tuple(start + offset for offset in relative), start + position)
+
+
+def alignment_of(metadata: Mapping[str, Value], file: Path | None = None) -> int:
+    """Return what the offsets of data are multiples of; InputError for a number that cannot be it."""
+    value = metadata.get("general.alignment")
+    alignment = ALIGNMENT if value is None else value.data
+    if type(alignment) is not int or not 0 < alignment <= bounds.ALIGNMENT or alignment % 8:
+        expected = f"a positive multiple of 8, at most {bounds.ALIGNMENT}"
+        raise InputError("has an impossible general.alignment", file=file, expected=expected, found=alignment)
+    return alignment
+
+
+def _check(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> None:
+    """Raise InputError for a head that our own reader would refuse."""
+    names = [*metadata, *(tensor.name for tensor in tensors)]
+    texts = [value.data for value in metadata.values() if value.kind is Kind.STRING]
+    lengths = [len(name.encode()) for name in names]
+    _check_at_most(max(lengths, default=0), bounds.NAME_BYTES, "bytes in a name")
+    _check_at_most(sum(lengths) + sum(len(text.encode()) for text in texts), bounds.TEXT_BYTES, "bytes of text")
+    _check_at_most(len(metadata), MAX_ENTRIES, "metadata entries")
+    _check_at_most(sum(len(value.data) for value in metadata.values() if value.item is not None), MAX_ITEMS, "items")
+    _check_at_most(len(tensors), bounds.TENSORS, "tensors")
+    for tensor in tensors:
+        bounds.bounded(tensor.shape[-1], bounds.ROW_VALUES, "the length of a row", tensor=tensor.name)
+    _check_at_most(sum(math.prod(tensor.shape[:-2]) for tensor in tensors), bounds.SLICES, "experts and heads")
+
+
+def _check_at_most(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise InputError(f"the output would have more {what} than any model", expected=f"at most {most}", found=count)
 
 
 def _padded(size: int, alignment: int) -> int:

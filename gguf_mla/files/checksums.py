@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
-from gguf_mla.files.input import InputFile, unreadable
+from gguf_mla.files.bounds import NOTE_BYTES
+from gguf_mla.files.input import InputFile, read_small
 from gguf_mla.files.output import unwritable
 from gguf_mla.files.platform import open_no_follow
 
@@ -57,10 +58,7 @@ def stated(path: Path) -> str:
         raise InputError(
             "there is no checksum to compare with", file=note, remedy="Write the file with --checksums to have one"
         )
-    try:
-        lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise unreadable(note, error) from None
+    lines = read_small(note, NOTE_BYTES).decode("utf-8", errors="replace").splitlines()
     found = [match["digest"] for line in lines if (match := _LINE.fullmatch(line)) and match["name"] == path.name]
     if not found:
         raise InputError("holds no checksum of this file", file=note, expected=f"a line with {path.name}")

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class InputFile:
         self._close = weakref.finalize(self, os.close, self._fd)
         self._close.atexit = False  # then the OS closes it, and a thread may still be reading
         status = os.fstat(self._fd)
+        _refuse_irregular(status, path)  # it may have become another file since it was looked at
         self.size = status.st_size
         self.identity = f"{status.st_size} bytes, changed {status.st_mtime_ns}"
 
@@ -100,8 +101,30 @@ class InputFile:
 
 def _check_regular(path: Path) -> None:
     """Look before opening: opening a pipe may wait for a writer, and opening a device may do something."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    _refuse_irregular(path.stat(), path)
+
+
+def _refuse_irregular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise InputError("is not a regular file", file=path, remedy="Check the path")
+
+
+def read_small(path: Path, at_most: int) -> bytes:
+    """Return what a small file holds; InputError when it is larger than `at_most` bytes, or not a regular file."""
+    with InputFile(path) as file:
+        if file.size > at_most:
+            expected, found = f"at most {at_most} bytes", f"{file.size} bytes"
+            raise InputError("is larger than any file of its kind", file=path, expected=expected, found=found)
+        return file.read(0, file.size).tobytes()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to be read from its beginning; InputError, and no waiting, for a pipe or a device.
+
+    OSError when it cannot be opened.
+    """
+    _check_regular(path)
+    return open(path, "rb", opener=lambda name, _flags: platform.open_input(name))
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: Path) -> int:

@@ -14,12 +14,13 @@ import errno
 import importlib
 import os
 import shutil
+import stat
 import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 PORTABLE = bool(os.environ.get("GGUF_MLA_PORTABLE"))
@@ -83,7 +84,7 @@ def wait(process: subprocess.Popen[Any]) -> int:
 # ------------------------------------------------------------------------------------------------------ opening files
 
 
-def open_input(path: Path) -> int:
+def open_input(path: Path | str) -> int:
     """Open a file for reading, without waiting for a writer if it is a pipe.
 
     Portable: a pipe that was not one when its path was looked at is waited for.
@@ -92,13 +93,18 @@ def open_input(path: Path) -> int:
 
 
 def open_no_follow(path: str, flags: int) -> int:
-    """Open a file that is written beside an output, as the `opener` of `open`; a link that was put there is an OSError.
+    """Open a file that is written beside an output, as the `opener` of `open`.
 
+    A link or a pipe that was put there is an OSError.
     Portable: a link that is put there between the look and the opening is followed.
     """
     if not _native("O_NOFOLLOW") and os.path.islink(path):  # noqa: PTH114 - an opener gets a string
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    return os.open(path, flags | _flags("O_NOFOLLOW"), 0o644)
+    fd = os.open(path, flags | _flags("O_NOFOLLOW", "O_NONBLOCK"), 0o644)  # a pipe is not waited for
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
 
 
 def renames_open_files() -> bool:
@@ -107,21 +113,6 @@ def renames_open_files() -> bool:
     Portable: it cannot, so it is closed first, and its lock is gone a moment before its name.
     """
     return not PORTABLE and os.name == "posix"
-
-
-@contextlib.contextmanager
-def mapped(path: Path, limit: int) -> Iterator[bytes]:
-    """Give the first `limit` bytes of a file that is not empty, as bytes or what can be indexed like them.
-
-    Where it can be, the file is mapped, and only what is looked at is read. Portable: all of it is read.
-    """
-    mmap = _module("mmap")
-    with path.open("rb") as file:
-        if mmap is None:
-            yield file.read(limit)
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as head:
-            yield head
 
 
 # ---------------------------------------------------------------------------------------------- reading and writing

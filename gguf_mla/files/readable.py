@@ -53,15 +53,14 @@ class Folder(ABC):
     def open(self, name: str) -> Readable:
         """Return a file to read; InputError when it is missing or cannot be read."""
 
-    def data(self, name: str) -> bytes:
-        """Return what a small file holds."""
+    def text(self, name: str, at_most: int = json_text.MAX_BYTES) -> str:
+        """Return what a file of UTF-8 text of `at_most` bytes holds; all line ends come as in memory, one character."""
         file = self.open(name)
-        return file.read(0, file.size).tobytes()
-
-    def text(self, name: str) -> str:
-        """Return what a small file of UTF-8 text holds; all line ends come as in memory, one character."""
+        if file.size > at_most:
+            expected, found = f"at most {at_most} bytes", f"{file.size} bytes"
+            raise InputError("is larger than that of any model", file=self.path / name, expected=expected, found=found)
         try:
-            text = self.data(name).decode("utf-8")
+            text = file.read(0, file.size).tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 text ({error})"
             raise InputError(what, file=self.path / name, remedy="Download the file again") from None

@@ -11,15 +11,15 @@ import json
 from typing import TYPE_CHECKING, Any, Self
 
 from gguf_mla.errors import MachineError
-from gguf_mla.files import platform
-from gguf_mla.files.input import unreadable
+from gguf_mla.files import json_text, platform
+from gguf_mla.files.input import open_regular, unreadable
 from gguf_mla.files.output import unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-MAX_LINE = 1 << 26  # bytes; a head may name every input of a run
+MAX_LINE = json_text.MAX_BYTES  # a head may name every input of a run
 
 
 class Reading:
@@ -48,8 +48,8 @@ class Reading:
     def _read_head(self) -> dict[str, Any] | None:
         line, nbytes = next(self._lines, ("", 0))
         try:
-            head = json.loads(line)
-        except (ValueError, RecursionError):
+            head = json_text.parse(line.encode())
+        except ValueError:
             return None
         if not isinstance(head, dict):
             return None
@@ -60,7 +60,7 @@ class Reading:
     def _complete(path: Path) -> Iterator[tuple[str, int]]:
         """Yield every line that has its end, and its bytes."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 while (raw := file.readline(MAX_LINE)).endswith(b"\n"):
                     yield raw[:-1].decode(errors="replace"), len(raw)
         except FileNotFoundError:

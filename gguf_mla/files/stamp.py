@@ -6,7 +6,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.files.input import unreadable
+from gguf_mla.files.input import open_regular, unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ HEAD_BYTES = 1 << 20  # that are compared: the header of a shard, most of that o
 def stamp(path: Path) -> list[Any]:
     """Return name, size, time of change in ns and a digest of the first MiB; InputError for an unreadable file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
             head = hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
     except OSError as error:

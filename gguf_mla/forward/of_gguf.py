@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import LAYERS, shown
 from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
     width, rope = keys.integer("attention.key_length_mla", "attention.key_length"), keys.integer("rope.dimension_count")
     eps = keys.number("attention.layer_norm_rms_epsilon")
     blocks, predictors = keys.integer("block_count"), keys.count("nextn_predict_layers", 0)
+    if blocks > LAYERS:
+        raise keys.refuse("block_count", f"at most {LAYERS}, more than any model has", blocks)
     if predictors >= blocks:
         raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
     if blocks > len(file.tensors):  # before lists of that length are made: each layer has some tensors
@@ -159,8 +162,8 @@ class Keys:
 
     def refuse(self, key: str, expected: object, found: object) -> InputError:
         """Return the error for a key."""
-        shown = "nothing" if found is None else found
-        return InputError(f"{self._full(key)} cannot be used", file=self.file, expected=expected, found=shown)
+        said = "nothing" if found is None else shown(found) if isinstance(found, (list, tuple)) else found
+        return InputError(f"{self._full(key)} cannot be used", file=self.file, expected=expected, found=said)
 
     def _full(self, key: str) -> str:
         return key if key.startswith("tokenizer.") else f"{self.metadata.get('general.architecture')}.{key}"

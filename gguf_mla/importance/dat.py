@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_mla.errors import InputError
+from gguf_mla.files import bounds
 from gguf_mla.importance.entries import MAX_NAME_BYTES, Contents, StoredSums
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from gguf_mla.files.input import InputFile
+
+
+BLOCK = 1 << 12  # bytes that are read at a time
 
 
 class DatParser:
@@ -25,10 +27,12 @@ class DatParser:
 
     def __init__(self, file: InputFile) -> None:
         self._file, self._at = file, 0
+        self._block, self._begin = b"", 0  # what was read last, and where it lies
 
     def parse(self) -> Contents:
         """Return what the file holds; InputError where it is not sound."""
-        count = self._within("number of entries", 1, (self._file.size - 4) // 16)  # an entry takes 16 bytes or more
+        most = min((self._file.size - 4) // 16, bounds.TENSORS)  # an entry takes 16 bytes or more
+        count = self._within("number of entries", 1, most)
         entries: dict[str, StoredSums] = {}
         for number in range(1, count + 1):
             entry = self._entry(number)
@@ -43,7 +47,7 @@ class DatParser:
         length = self._within("length of a name", 0, min(MAX_NAME_BYTES, self._left - 4), f"entry {number}")
         name = self._text(length)
         calls = self._within("number of calls", 0, entry=name)
-        count = self._within("number of values", 1, (self._left - 4) // 4, name)
+        count = self._within("number of values", 1, min((self._left - 4) // 4, bounds.SUMS), name)
         self._at += 4 * count
         # Without a number of calls the values are taken as they are.
         return StoredSums(self._file, name, self._at - 4 * count, count, np.array([max(calls, 1)], np.float64))
@@ -54,7 +58,7 @@ class DatParser:
 
     def _within(self, what: str, least: int, most: int = 2**31 - 1, entry: str | None = None) -> int:
         """Take an int32 that must lie between two bounds."""
-        number = int(self._take(4).view(np.int32)[0])
+        number = int.from_bytes(self._take(4), "little", signed=True)
         if not least <= number <= most:
             raise InputError(
                 f"has an impossible {what}: it is not an importance matrix or was cut off",
@@ -66,8 +70,13 @@ class DatParser:
         return number
 
     def _text(self, length: int) -> str:
-        return self._take(length).tobytes().decode(errors="replace")
+        return self._take(length).decode(errors="replace")
 
-    def _take(self, count: int) -> NDArray[np.uint8]:
+    def _take(self, count: int) -> bytes:
+        """Return the next bytes; they are read in blocks, because an entry may be as short as its head."""
+        start = self._at - self._begin
+        if not 0 <= start <= len(self._block) - count:
+            size = max(count, min(BLOCK, self._left))
+            self._block, self._begin, start = self._file.read(self._at, size).tobytes(), self._at, 0
         self._at += count
-        return self._file.read(self._at - count, count)
+        return self._block[start : start + count]

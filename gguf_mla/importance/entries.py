@@ -23,7 +23,7 @@ MAX_NAME_BYTES = 1024
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredSums:
     """Where the sums of one tensor lie in one file, and over how many tokens (or calls) each row was taken.
 

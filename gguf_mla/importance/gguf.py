@@ -11,6 +11,8 @@ from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
 from gguf_mla.container.values import Kind, array, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import SUMS as SUMS_AT_MOST
+from gguf_mla.files.bounds import bounded
 from gguf_mla.files.output import OutputFile
 from gguf_mla.importance.entries import COUNTS, SUMS, Contents, StoredSums, check_values
 
@@ -44,6 +46,8 @@ def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor) -> StoredSums:
         if tensor.type != "F32":
             raise InputError("has another type", file=path, tensor=tensor.name, expected="F32", found=tensor.type)
     length, rows = math.prod(sums.shape), math.prod(counts.shape)
+    bounded(length, SUMS_AT_MOST, "the number of importance values", file=path, tensor=name)
+    bounded(rows, length, "the number of counts", at_least=1, file=path, tensor=name)
     if length % rows:
         raise InputError(
             "has sums that are not the same number for every count",

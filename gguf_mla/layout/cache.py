@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla import ggtypes
+from gguf_mla.errors import InputError
 from gguf_mla.layout.heads import count, has_heads, heads_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,14 @@ def caches(file: GgufFile) -> list[Cache]:
     if not has_heads(file):
         return []
     heads = heads_of(file)
-    layers = count(file, "block_count") - count(file, "nextn_predict_layers", 0)
+    blocks, predicting = count(file, "block_count"), count(file, "nextn_predict_layers", 0)
+    if predicting >= blocks:
+        raise InputError(
+            "predicts further tokens in all its layers",
+            file=file.path,
+            expected=f"fewer than {blocks}",
+            found=predicting,
+        )
     rows: dict[str, tuple[int, ...]] = {
         EXPANDED: (heads.count * (heads.nope + heads.rope), heads.count * heads.value),
         WITH_V: (heads.rank + heads.rope, heads.rank),
@@ -59,7 +67,7 @@ def caches(file: GgufFile) -> list[Cache]:
     if indexer := count(file, "attention.indexer.key_length", 0):
         rows[K_AND_INDEXER] = (*rows[K_ONLY], indexer)
     return [
-        Cache(name, numbers, kind, layers)
+        Cache(name, numbers, kind, blocks - predicting)
         for name, numbers in rows.items()
         for kind in CACHE_TYPES
         if all(ggtypes.by_name(kind).fits(row) for row in numbers)

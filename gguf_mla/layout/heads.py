@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import shown
 
 if TYPE_CHECKING:
     from gguf_mla.container.reader import GgufFile
@@ -69,12 +71,12 @@ def count(file: GgufFile, key: str, default: int | None = None) -> int:
     """Return a positive number of the architecture's metadata; of an array with one entry per layer, the first."""
     name = f"{file.metadata.get('general.architecture')}.{key}"
     data = file.metadata.get(name, default)
-    number = data[0] if isinstance(data, list) and data else data
-    if type(number) is not int or number < (1 if default is None else 0):
+    number = data[0] if isinstance(data, Sequence) and not isinstance(data, str) and data else data
+    if type(number) is not int or not (1 if default is None else 0) <= number < 1 << 32:
         raise InputError(
             f"{name} is not a size that a model with multi-head latent attention can have",
             file=file.path,
             expected="a positive whole number",
-            found="nothing" if data is None else data,
+            found="nothing" if data is None else shown(data),
         )
     return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import HEAD_VALUES, bounded
 from gguf_mla.plan.jobs import Part
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def key_parts(source: str, heads: int, nope: int, value: int, rank: int) -> tuple[Part, ...]:
     """Return the parts of attn_k_b [H, r, n]: per head its first n rows, transposed."""
+    check_head(source, nope, rank)
     step = nope + value
     return tuple(Part(source, head * step, head * step + nope, columns=rank) for head in range(heads))
 
@@ -26,6 +28,7 @@ def value_parts(source: str, heads: int, nope: int, value: int) -> tuple[Part, .
 
 def joined_parts(k_b: str, v_b: str, heads: int, rank: int, nope: int, value: int) -> tuple[Part, ...]:
     """Return the parts of attn_kv_b [H·(n+v), r]: per head r rows of attn_k_b, transposed, and v rows of attn_v_b."""
+    check_head(k_b, nope, rank)
     return tuple(
         part
         for head in range(heads)
@@ -34,6 +37,11 @@ def joined_parts(k_b: str, v_b: str, heads: int, rank: int, nope: int, value: in
             Part(v_b, head * value, (head + 1) * value),
         )
     )
+
+
+def check_head(source: str, nope: int, rank: int) -> None:
+    """Raise InputError for heads that cannot be transposed one at a time in little memory."""
+    bounded(nope * rank, HEAD_VALUES, "the number of key values of a head", tensor=source)
 
 
 def check_shape(tensor: Untyped, allowed: tuple[tuple[int, ...], ...], file: GgufFile) -> None:

@@ -44,7 +44,7 @@ class _NoImportance:
 NO_IMPORTANCE: Importance = _NoImportance()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Rows `start:stop` of a source tensor; an output tensor is its parts, one after the other.
 

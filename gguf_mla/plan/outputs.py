@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gguf_mla.container.splits import part_metadata, part_paths
+from gguf_mla.container.splits import SPLIT_KEYS, part_metadata, part_paths
+from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,10 @@ Output = Sequence[PlannedFile]  # one plan's files: a single one, or the parts o
 
 
 def single(plan: Plan, path: Path) -> Output:
-    """Return a plan as one file."""
+    """Return a plan as one file; InputError where its metadata say that it is a part of a split model."""
+    if keys := SPLIT_KEYS & plan.metadata.keys():
+        remedy = "Give --split-max-size or --split-max-tensors to split a model"
+        raise InputError(f"{min(keys)} belongs to the parts of a split model only", remedy=remedy)
     return [PlannedFile(path, plan.metadata, plan.tensors)]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import SHARDS, named
 from gguf_mla.sources.folder import Folder, open_folder
 from gguf_mla.sources.formats import format_of
 from gguf_mla.sources.safetensors import StoredTensor, read_shard
@@ -128,15 +129,16 @@ def _indexed(folder: Folder, present: list[str]) -> dict[str, list[str]]:
                 found=repr(shard),
             )
         shards.setdefault(shard, []).append(name)
+        if len(shards) > SHARDS:
+            raise InputError("names more shards than any model has", file=index, expected=f"at most {SHARDS}")
     if missing := sorted(set(shards).difference(present)):
-        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        what = f"{len(missing)} of {len(shards)} shards are missing: {shown}"
+        what = f"{len(missing)} of {len(shards)} shards are missing: {named(missing)}"
         raise InputError(what, file=folder.path, remedy="Download them")
     return dict(sorted(shards.items()))
 
 
 def _is_plain_name(shard: str) -> bool:
-    return PurePosixPath(shard).name == shard and "\\" not in shard and shard != ".."
+    return "/" not in shard and "\\" not in shard and shard not in {".", ".."}
 
 
 def _stored(files: Mapping[str, Readable], shards: Mapping[str, list[str]], index: PurePath) -> dict[str, StoredTensor]:

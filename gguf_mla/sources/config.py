@@ -6,10 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import EXPERTS, LAYERS, VOCABULARY, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import PurePath
+
+# What is counted, or what lists are as long as: a larger number would cost time and memory before it is found wrong.
+AT_MOST = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": LAYERS,
+    "num_nextn_predict_layers": LAYERS,
+    "index_skip_topk_offset": LAYERS,
+    "n_routed_experts": EXPERTS,
+}
 
 
 @dataclass(frozen=True)
@@ -20,10 +30,12 @@ class Config:
     file: PurePath
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return a non-negative integer that a GGUF file can hold (32 bits)."""
+        """Return a non-negative integer that a GGUF file can hold (32 bits), and that a model can have."""
         value = self._get(key, default, "a number")
         if type(value) is not int or not 0 <= value < 1 << 32:
             raise self.refuse(key, "a whole number from 0 to 2^32 - 1", value)
+        if value > AT_MOST.get(key, value):
+            raise self.refuse(key, f"at most {AT_MOST[key]}, which no model exceeds", value)
         return value
 
     def positive(self, key: str, default: int | None = None) -> int:
@@ -78,7 +90,8 @@ class Config:
 
     def refuse(self, key: str, expected: object, found: object, why: str = "cannot be used") -> InputError:
         """Return the error for a key."""
-        return InputError(f"{key} {why}", file=self.file, expected=expected, found=found)
+        short = shown(found) if isinstance(found, (list, dict, int)) else found
+        return InputError(f"{key} {why}", file=self.file, expected=expected, found=short)
 
     def _get(self, key: str, default: Any, expected: str) -> Any:
         value = self.content.get(key)

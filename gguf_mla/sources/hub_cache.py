@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import NOTE_BYTES
 from gguf_mla.files.checksums import sha256
+from gguf_mla.files.input import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +31,8 @@ def expected_sha256(path: Path) -> str | None:
         return target.name
     note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
     try:
-        lines = note.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_small(note, NOTE_BYTES).decode("utf-8").splitlines()
+    except (InputError, UnicodeDecodeError):
         return None
     return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
 

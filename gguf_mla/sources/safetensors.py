@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.files import json_text
+from gguf_mla.files import bounds, json_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor as it lies in a shard, undecoded."""
 
@@ -65,6 +65,7 @@ def read_shard(file: Readable) -> dict[str, StoredTensor]:
     """Return the tensors of one shard by name, in the order of their data; InputError for anything unsound."""
     header = _header(file)
     start = 8 + header.length
+    bounds.bounded(len(header.entries), bounds.TENSORS, "the number of tensors", file=file.name)
     entries = [_entry(file, start, name, entry) for name, entry in header.entries.items() if name != "__metadata__"]
     entries.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_tiling(file, start, entries)
@@ -105,7 +106,9 @@ def _header(file: Readable) -> _Header:
 def _entry(file: Readable, start: int, name: str, entry: Any) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
+        numbers = (*shape, begin, end)
+        sound = {*map(type, numbers)} == {int} and min(numbers) >= 0 and begin <= end
+        sound = sound and len(shape) <= bounds.DIMENSIONS
     except (TypeError, KeyError, ValueError):
         sound, dtype, shape, begin, end = False, None, (), 0, 0
     if not sound:
@@ -114,23 +117,30 @@ def _entry(file: Readable, start: int, name: str, entry: Any) -> StoredTensor:
             file=file.name,
             tensor=name,
             expected="dtype, shape and data_offsets",
-            found=entry,
+            found=bounds.shown(entry),
         )
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise InputError(
-            "has an unknown dtype", file=file.name, tensor=name, expected=", ".join(ITEM_BYTES), found=dtype
-        )
-    nbytes = math.prod(shape) * ITEM_BYTES[dtype]
-    if nbytes != end - begin:
-        raise InputError(
-            f"has data offsets that contradict its shape {list(shape)} of {dtype}",
+            "has an unknown dtype",
             file=file.name,
             tensor=name,
-            expected=f"{nbytes} bytes",
-            found=f"{end - begin} bytes",
+            expected=", ".join(ITEM_BYTES),
+            found=bounds.shown(dtype),
         )
+    values = bounds.product(shape, file.size)
+    if values * ITEM_BYTES[dtype] != end - begin:
+        more = values > file.size
+        raise InputError(
+            f"has data offsets that contradict its shape {bounds.shown(list(shape))} of {dtype}",
+            file=file.name,
+            tensor=name,
+            expected="more bytes than the file has" if more else f"{values * ITEM_BYTES[dtype]} bytes",
+            found=f"{bounds.shown(end - begin)} bytes",
+        )
+    if shape and shape[-1] > bounds.ROW_VALUES:
+        bounds.bounded(shape[-1], bounds.ROW_VALUES, "the length of a row", file=file.name, tensor=name)
     # A scalar has no rows; as a vector of one value everything below treats it alike.
-    return StoredTensor(name, dtype, shape or (1,), start + begin, nbytes, file)
+    return StoredTensor(name, dtype, shape or (1,), start + begin, end - begin, file)
 
 
 def _check_tiling(file: Readable, start: int, entries: list[StoredTensor]) -> None:

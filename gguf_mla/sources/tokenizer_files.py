@@ -7,6 +7,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import TEMPLATE_BYTES, bounded
 from gguf_mla.text import ranks
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, TEMPLATES, TEMPLATE_JSON = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
+MAX_TEMPLATES = 16
 DEFAULT = "default"  # the template of chat_template.jinja
 
 
@@ -77,4 +79,5 @@ def _no_tokenizer(folder: Folder, names: frozenset[str]) -> InputError:
 def _templates(folder: Folder, names: frozenset[str]) -> dict[str, str]:
     main = {DEFAULT: TEMPLATE} if TEMPLATE in names else {}
     named = {PurePosixPath(name).stem: name for name in folder.names(TEMPLATES) if name.endswith(".jinja")}
-    return {template: folder.text(name) for template, name in (main | named).items()}
+    bounded(len(named), MAX_TEMPLATES, "the number of chat templates", file=folder.path / TEMPLATES)
+    return {template: folder.text(name, TEMPLATE_BYTES) for template, name in (main | named).items()}

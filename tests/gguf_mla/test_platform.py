@@ -180,16 +180,6 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         InputFile(tmp_path / "pipe")
 
 
-def test_a_head_is_the_same_mapped_or_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text(SENTENCE)
-    with platform.mapped(tmp_path / "file", 100) as mapped:
-        assert mapped[:100] == SENTENCE.encode()
-        assert not isinstance(mapped, bytes)
-    monkeypatch.setattr(platform, "PORTABLE", True)
-    with platform.mapped(tmp_path / "file", 10) as mapped:
-        assert mapped == SENTENCE[:10].encode()
-
-
 def test_an_open_file_is_closed_before_it_is_named_where_it_must_be(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
