@@ -63,7 +63,7 @@ def open_reference(path: Path) -> Reference:
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         config = Config(checkpoint.config, path / "config.json")
-        name = config.first("architectures") or "none"
+        name = _class_of(config)
         _check("class", tuple(CLASSES), name, path)
         model = read_config(config, checkpoint.tensors)
         check_model(model, config.file)
@@ -80,6 +80,11 @@ def open_reference(path: Path) -> Reference:
     model = read_gguf(file)
     check_model(model, path)
     return Reference(GgufWeights(file, model), architecture, None, file)
+
+
+def _class_of(config: Config) -> str:
+    listed = config.content.get("architectures")
+    return str(listed[0]) if isinstance(listed, list) and listed else "none"
 
 
 def _check(what: str, known: tuple[object, ...], found: object, path: Path) -> None:

@@ -42,6 +42,8 @@ def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
         yield "the epsilon of its norms", "0 or more", model.eps
     if yarn is not None and not min(yarn.factor, yarn.fast, yarn.slow) > 0:
         yield "YaRN's factor, beta_fast and beta_slow", "numbers above zero", [yarn.factor, yarn.fast, yarn.slow]
+    if model.indexer is not None and not model.indexer.own_layers[0]:
+        yield "the first layer's choice of tokens", "an indexer of its own", "that of the layer before"
     if not 0 < routing.groups_used <= routing.groups or routing.experts % routing.groups:
         yield (
             "expert groups",

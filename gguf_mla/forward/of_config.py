@@ -88,8 +88,6 @@ def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
     if listed is None:
         first, every = config.integer("index_skip_topk_offset", 2), config.integer("index_topk_freq", 1)
         later = range(first - 1, layers, max(every, 1))
-        if not first and 0 not in later:
-            raise config.refuse("index_skip_topk_offset", "1 or more, for the first layer chooses", first)
         return tuple(layer < first or layer in later for layer in range(layers))
     own = [LISTED.get(str(entry)) for entry in listed] if isinstance(listed, (list, str)) else []
     if len(own) != layers or None in own or not own[0]:

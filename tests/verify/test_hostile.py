@@ -259,9 +259,6 @@ CONFIG_TOKENS = "tokenizer_config.json/added_tokens_decoder"
         ("config.json/num_hidden_layers", 1000, "num_hidden_layers"),
         ("config.json/rms_norm_eps", HUGE, "rms_norm_eps"),
         ("config.json/rope_theta", float("nan"), "rope_theta"),
-        ("config.json/architectures", {"DeepseekV3ForCausalLM": 0}, "config.json"),
-        ("config.json/architectures", "DeepseekV3ForCausalLM", "config.json"),
-        ("config.json/architectures", [["DeepseekV3ForCausalLM"]], "config.json"),
         ("config.json/hidden_size", 128.5, "hidden_size"),
     ],
     ids=lambda value: f"{value!r:.40}",
@@ -274,6 +271,14 @@ def test_a_damaged_file_is_named_by_both(path: str, value: Any, words: str, pair
             run()
         assert name in str(refused.value)
         assert refused.value.status == 2
+
+
+@pytest.mark.parametrize("listed", [{"DeepseekV3ForCausalLM": 0}, "DeepseekV3ForCausalLM", [["x"]], [HUGE], [], 5])
+def test_a_class_that_is_not_a_list_of_words(listed: Any, pair: Sound) -> None:
+    rewrite(pair.directory / "config.json", json.dumps(pair.json["config.json"] | {"architectures": listed}).encode())
+    for run in (lambda: proven(pair.directory, pair.directory.with_suffix(".gguf")), lambda: planned(pair.directory)):
+        with pytest.raises(InputError, match="DeepseekV3ForCausalLM"):
+            run()
 
 
 @pytest.mark.parametrize(
