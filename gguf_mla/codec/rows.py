@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 CHUNK_VALUES = 1 << 20
 CACHE_LINE = 64
+BEYOND_SCALES = 2.0**29  # Q6_K reaches farthest of those with half-precision scales: 65504 · 128 · 32, and a bit
 
 
 def encode(
@@ -154,15 +155,18 @@ def _report_special(x: Array, source: str, start: int) -> None:
 
 
 def _report_overflow(x: Array, source: str, tensor_type: TensorType, out: Array) -> None:
-    """Raise for the largest value of the first block that is not decoded to numbers: its scale has overflowed."""
-    finite = np.isfinite(decode(out, tensor_type.name))
-    if finite.all():
+    """Raise for the largest value of the first block that cannot be read back as numbers, or comes back as next to 0.
+
+    The scale of such a block has overflowed, or the squares of its values have, so that the search went astray.
+    """
+    decoded, values = decode(out, tensor_type.name), np.abs(floats.to_float32(x, source))
+    wrong = ~np.isfinite(decoded) | (values > BEYOND_SCALES) & (np.abs(decoded) < values / 64)
+    if not wrong.any():
         return
-    row, column = divmod(int(np.argmin(finite)), finite.shape[1])
+    row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
     first = column // tensor_type.block * tensor_type.block
-    block = floats.to_float32(x[row, first : first + tensor_type.block], source)
-    at = int(np.argmax(np.abs(block)))
-    raise RangeError(row, first + at, float(block[at]), tensor_type.name)
+    at = first + int(np.argmax(values[row, first : first + tensor_type.block]))
+    raise RangeError(row, at, float(floats.to_float32(x[row, at : at + 1], source)[0]), tensor_type.name)
 
 
 def quantize(

@@ -7,6 +7,7 @@ import pytest
 
 from gguf_mla import codec, ggtypes
 from gguf_mla.codec.encoding import Encoding, encodings
+from gguf_mla.codec.rows import BEYOND_SCALES
 from gguf_mla.errors import RangeError
 from gguf_mla.ggtypes.shared import floats
 
@@ -14,6 +15,7 @@ NAMES = [name for name in ggtypes.types() if name != "F32"]
 WAYS = [
     pytest.param(way, id=f"{way.type.name}-{way.formula}") for name in NAMES for way in encodings(ggtypes.by_name(name))
 ]
+WIDE = ["BF16", "MXFP4"]
 SHAPES = ("one value", "all equal", "alternating", "growing")
 
 
@@ -43,9 +45,9 @@ def is_held(way: Encoding, x: np.ndarray) -> bool:
 
 
 def boundary(way: Encoding, shape: str) -> float | None:
-    """The largest magnitude, to the last bit, that is held in such a block; None if every float32 is, as in NVFP4."""
+    """The largest magnitude, to the last bit, that is held in such a block; None if all are that scales reach."""
     block = way.type.block
-    low, high = (int(np.float32(v).view(np.uint32)) for v in (floats.CERTAIN, np.finfo(np.float32).max))
+    low, high = (int(np.float32(v).view(np.uint32)) for v in (floats.CERTAIN, BEYOND_SCALES))
 
     def held(word: int) -> bool:
         return is_held(way, rows(shape, float(np.uint32(word).view(np.float32)), block))
@@ -71,3 +73,19 @@ def test_the_largest_that_is_held_is_taken_and_the_next_is_refused(way: Encoding
     with pytest.raises(RangeError, match=rf"row 1, column \d+ is too large for {way.type.name}") as refused:
         encode(way, above)
     assert abs(above[1, refused.value.column]) == abs(above).max()
+
+
+@pytest.mark.parametrize("value", [1e15, 1e30, -1e30, np.finfo(np.float32).max])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("way", [way for way in WAYS if way.values[0].type.name not in WIDE])
+def test_what_no_scale_reaches_is_refused_even_where_it_would_become_zero(
+    way: Encoding, shape: str, value: float
+) -> None:
+    with pytest.raises(RangeError, match=r"row 1, column \d+ is too large"):
+        encode(way, rows(shape, value, way.type.block))
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_exponents_as_wide_as_those_of_float32_hold_nearly_all(name: str) -> None:
+    x = np.full((2, 64), 1e37, np.float32)
+    assert np.allclose(codec.decode(codec.encode(x, name), name), x, rtol=0.3)
