@@ -61,6 +61,20 @@ class InputError(GgufMlaError):
     """The input or the request is wrong: status 2."""
 
 
+class RangeError(InputError):
+    """A weight is a number that the wanted type cannot hold; its `row` and `column` among the rows given."""
+
+    def __init__(self, row: int, column: int, value: float, type_name: str, tensor: str | None = None) -> None:
+        self.row, self.column, self.value, self.type_name = row, column, value, type_name
+        wider = "F32" if type_name == "BF16" else "BF16"
+        super().__init__(
+            f"the value in row {row}, column {column} is too large for {type_name}, which would hold infinity or NaN",
+            tensor=tensor,
+            found=f"{value:.6g}",
+            remedy=f"Choose {wider} for this tensor, or repair the source",
+        )
+
+
 class MachineError(GgufMlaError):
     """The machine failed, the input may be fine (disk full, I/O error, no GPU): status 3."""
 

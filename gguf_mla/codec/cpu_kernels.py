@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import numba
+import numba  # noqa: F401  # the whole first: two threads that begin with parts of it meet half of it
 
 from gguf_mla.codec import feed
-from gguf_mla.codec.kernel_cache import keep_on_disk
+from gguf_mla.codec.kernel_cache import compiler, keep_on_disk
 from gguf_mla.lanes import cpu
 from gguf_mla.lanes.binding import Binder
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 # error_model: a division by zero gives infinity, as in C; numba would raise.
-_compile = numba.njit(nogil=True, error_model="numpy", boundscheck=False)
+_compile = compiler(nogil=True, error_model="numpy", boundscheck=False)
 _binder = Binder(cpu, _compile)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 THREADS = 64
-EXPONENT = 0x7F800000
+MAGNITUDE, CERTAIN = 0x7FFFFFFF, 0x44800000  # as in `feed`
 SIMULATED = bool(config.ENABLE_CUDASIM)
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # a short row is not worth a warning to the user
 
@@ -77,9 +77,9 @@ def spread_kernel(values: Any, out: Any) -> None:
 
 
 def special_kernel(values: Any, found: Any) -> None:
-    """One thread per value: found[0] = 1 if any of the values [n] is NaN or infinite."""
+    """One thread per value: found[0] = 1 if any of the values [n] is NaN, infinite, or above CERTAIN."""
     at = cuda.grid(1)
-    if at < values.shape[0] and lanes.any_lane(lanes.bits(lanes.load(values, at)) & EXPONENT == EXPONENT):
+    if at < values.shape[0] and lanes.any_lane(lanes.bits(lanes.load(values, at)) & MAGNITUDE > CERTAIN):
         found[0] = 1
 
 

@@ -51,7 +51,8 @@ class Device(Protocol):
         """Encode rows [rows, cols] of a source format, or [rows, row_bytes] of a block type, into uint8 `out`.
 
         importance is float32 [cols] if the encoding is weighted, else None.
-        Returns -1, or where `check` found NaN or infinity: a position at or before the first, counted in values.
+        Returns -1, or where `check` found NaN, infinity or a magnitude above `floats.CERTAIN`: a position at or before
+        the first, counted in values. What comes after it may not have been encoded.
         """
 
     def decode(self, tensor_type: TensorType, data: NDArray[Any], out: NDArray[Any]) -> None:

@@ -15,7 +15,7 @@ from gguf_mla.lanes.binding import unbound
 
 WIDTH = simd.WIDTH
 F32, F16 = 0, 1  # any other source is bfloat16
-EXPONENT = 0x7F800000
+MAGNITUDE, CERTAIN = 0x7FFFFFFF, 0x44800000  # float32 without its sign; `floats.CERTAIN`
 
 # The type's own, in each kernel: its numbers, and the function of its file that encodes or decodes.
 BLOCK, BYTES, SCRATCH, ROW_SPREAD, formula = map(unbound, ("BLOCK", "BYTES", "SCRATCH", "ROW_SPREAD", "formula"))
@@ -58,23 +58,23 @@ def copy_blocks(source: Any, first: int, target: Any, to: int, count: int) -> No
             target[to + block, byte] = source[first + block, byte]
 
 
-def finite(x: Lanes) -> bool:
-    """Tell whether an array of values holds neither NaN nor infinity."""
-    special = lanes.bits(lanes.load(x, 0)) & EXPONENT == EXPONENT
+def certain(x: Lanes) -> bool:
+    """Tell whether an array holds numbers that every type can hold: neither NaN nor infinity, nor any above CERTAIN."""
+    large = lanes.bits(lanes.load(x, 0)) & MAGNITUDE > CERTAIN
     for i in range(1, x.shape[0]):
-        special = special | (lanes.bits(lanes.load(x, i)) & EXPONENT == EXPONENT)
-    return not lanes.any_lane(special)
+        large = large | (lanes.bits(lanes.load(x, i)) & MAGNITUDE > CERTAIN)
+    return not lanes.any_lane(large)
 
 
 def encode_blocks(source: Any, source_code: int, check: bool, tables: Any, out: Any) -> int:
-    """Encode out.shape[0] blocks; return -1, or where `check` found NaN or infinity: a block at or just before it."""
+    """Encode out.shape[0] blocks; return -1, or a block at or just before what `check` found not to be `certain`."""
     blocks = out.shape[0]
     x, scratch = aligned(BLOCK), aligned(SCRATCH)
     starts, spare = np.empty(WIDTH, np.int64), np.empty((WIDTH, BYTES), np.uint8)
     for first in range(0, blocks, WIDTH):
         block_starts(starts, first, blocks, blocks, BLOCK)
         fill(x, source, source_code, starts, 0)
-        if check and not finite(x):
+        if check and not certain(x):
             return first
         whole = first + WIDTH <= blocks
         formula(x, scratch, tables, out[first : first + WIDTH] if whole else spare)
@@ -92,7 +92,7 @@ def encode_blocks_weighted(source: Any, source_code: int, check: bool, importanc
     for first in range(0, blocks, WIDTH):
         block_starts(starts, first, blocks, blocks, BLOCK)
         fill(x, source, source_code, starts, 0)
-        if check and not finite(x):
+        if check and not certain(x):
             return first
         if ROW_SPREAD:
             store_spread(scratch, spread, first, per_row)
@@ -144,11 +144,11 @@ def decode_each_block(data: Any, tables: Any, out: Any) -> None:
 def encode_values(source: Any, source_code: int, check: bool, out: Any) -> int:
     """Encode to a type with one value per block, 16 at a time; what is left over is the caller's.
 
-    Return -1, or where `check` found NaN or infinity: a position just before it.
+    Return -1, or where `check` found what is not `certain`: a position just before it.
     """
     for at in range(0, out.size // BYTES // WIDTH * WIDTH, WIDTH):
         value = read_run(source, source_code, at)
-        if check and lanes.any_lane(lanes.bits(value) & EXPONENT == EXPONENT):
+        if check and lanes.any_lane(lanes.bits(value) & MAGNITUDE > CERTAIN):
             return at
         if BYTES == 2:
             transpose.write_words16(out, at, formula(value))

@@ -216,7 +216,7 @@ def encoded(stream: GpuStream, encoding: Encoding, values: Any, importance: Arra
 
 
 def _special(stream: GpuStream, values: Any) -> Any:
-    """Look for NaN and infinity."""
+    """Look for NaN, infinity and what some types cannot hold."""
     found = stream.up("special", np.zeros(1, np.int32))
     stream.launch(cuda_kernels.SPECIAL, values.size, values.reshape(values.size), found)
     return found

@@ -17,7 +17,7 @@ from gguf_mla import ggtypes
 from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import GGML, choose
 from gguf_mla.codec.on_cpu import CPU
-from gguf_mla.errors import InputError
+from gguf_mla.errors import InputError, RangeError
 from gguf_mla.files import platform
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.ggtypes.shared.floats import SOURCES
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 CHUNK_VALUES = 1 << 20
 CACHE_LINE = 64
+BEYOND_SCALES = 2.0**29  # Q6_K reaches farthest of those with half-precision scales: 65504 · 128 · 32, and a bit
 
 
 def encode(
@@ -51,7 +52,8 @@ def encode(
     importance  float32 [cols], non-negative: how much each column's error weighs; ignored by types that do not use it
     search      whose search for scales and levels; "ggml" gives ggml's bytes, a type's file may have others
     out         where to write, uint8 [rows, row_bytes], C-contiguous
-    check       NaN and infinity raise InputError naming row and column; False encodes them as undefined bytes
+    check       NaN and infinity raise InputError naming row and column, and numbers that the type cannot hold
+                RangeError; False encodes them as undefined bytes
     """
     encoding = choose(ggtypes.by_name(type_name), search, weighted=importance is not None)
     x, source = _as_source(x, source)
@@ -61,8 +63,10 @@ def encode(
     weights = importance if encoding.weighted else None
     found = device.encode(encoding, x, source, weights, out, check=check) if x.size else -1
     if found >= 0:
-        values, source = _as_values(x, source)
-        _report_special(values, source, found)
+        values, kind = _as_values(x, source)
+        _report_special(values, kind, found)
+        device.encode(encoding, x, source, weights, out, check=False)
+        _report_overflow(values, kind, encoding.type, out)
     return out
 
 
@@ -136,7 +140,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 def _report_special(x: Array, source: str, start: int) -> None:
     """Raise for the first NaN or infinity at or after flat position `start`."""
     flat = x.reshape(-1)[start:]
-    position = start + int(np.argmin(floats.finite(flat, source)))
+    finite = floats.finite(flat, source)
+    if finite.all():
+        return
+    position = start + int(np.argmin(finite))
     row, column = divmod(position, x.shape[1])
     value = floats.to_float32(flat[position - start : position - start + 1], source)[0]
     raise InputError(
@@ -145,6 +152,21 @@ def _report_special(x: Array, source: str, start: int) -> None:
         found=value,
         remedy="Repair the source, or allow it (check=False) and accept undefined bytes for that block",
     )
+
+
+def _report_overflow(x: Array, source: str, tensor_type: TensorType, out: Array) -> None:
+    """Raise for the largest value of the first block that cannot be read back as numbers, or comes back as next to 0.
+
+    The scale of such a block has overflowed, or the squares of its values have, so that the search went astray.
+    """
+    decoded, values = decode(out, tensor_type.name), np.abs(floats.to_float32(x, source))
+    wrong = ~np.isfinite(decoded) | (values > BEYOND_SCALES) & (np.abs(decoded) < values / 64)
+    if not wrong.any():
+        return
+    row, column = divmod(int(np.argmax(wrong)), wrong.shape[1])
+    first = column // tensor_type.block * tensor_type.block
+    at = first + int(np.argmax(values[row, first : first + tensor_type.block]))
+    raise RangeError(row, at, float(floats.to_float32(x[row, at : at + 1], source)[0]), tensor_type.name)
 
 
 def quantize(

@@ -107,6 +107,12 @@ def open_no_follow(path: str, flags: int) -> int:
     return fd
 
 
+def is_private(state: os.stat_result) -> bool:
+    """Whether a file or directory is this user's and nobody else can write to it; portable: True."""
+    user = _native("geteuid")
+    return not user or (state.st_uid == user() and not state.st_mode & 0o022)
+
+
 def renames_open_files() -> bool:
     """Whether a file can be renamed and deleted while it is open.
 

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
+
+from gguf_mla.codec.kernel_cache import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
     """Rotate the pairs (2i, 2i+1) of x [N, H, p] in place by cos, sin [N, p/2]."""
     for token in range(x.shape[0]):
@@ -26,7 +27,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> None:
                 x[token, head, 2 * i + 1] = even * sin[token, i] + odd * cos[token, i]
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def largest(values: Floats, count: int, found: Numbers) -> None:
     """Write the indices of the `count` largest values, largest first, the lower index first among equals."""
     for rank in range(count):
@@ -40,7 +41,7 @@ def largest(values: Floats, count: int, found: Numbers) -> None:
         found[rank] = best
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def choose_one(
     select: Floats,
     groups: int,
@@ -67,7 +68,7 @@ def choose_one(
     largest(allowed, chosen.size, chosen)
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def choose(select: Floats, groups: int, groups_used: int, by_two: bool, chosen: Numbers) -> None:
     """Choose the experts of every token: `select` [N, E] are the scores to choose by, `chosen` [N, K] the result.
 
@@ -80,7 +81,7 @@ def choose(select: Floats, groups: int, groups_used: int, by_two: bool, chosen: 
         choose_one(select[token], groups, groups_used, by_two, best, group_scores, best_groups, allowed, chosen[token])
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@kernel(nogil=True, fastmath={"reassoc", "contract"})
 def paged_decode(
     q_latent: Floats,
     q_pe: Floats,

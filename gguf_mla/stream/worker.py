@@ -10,7 +10,7 @@ import numpy as np
 
 from gguf_mla import codec, ggtypes
 from gguf_mla.codec.on_cpu import CPU
-from gguf_mla.errors import InputError
+from gguf_mla.errors import InputError, RangeError
 from gguf_mla.files import clock
 from gguf_mla.files.clock import stage
 from gguf_mla.files.os_copy import copy_range
@@ -145,36 +145,39 @@ class Rows:
         return self._raw
 
     def encoded(self, target: Target) -> NDArray[np.uint8]:
-        """Return the rows as a target wants them; InputError when a value is not finite."""
+        """Return the rows as a target wants them; InputError when a value is not finite or too large for the type."""
         if is_handed_over(self._device, self.source, target, self.task.part):
-            return self._from_blocks(target)
+            if self._blocks is None:
+                self._blocks = cast("BlockSource", self.source).read_raw(self.task.start, self.task.stop)
+            return self._encode(self._blocks, str(self.source.raw_type), target)
         values, values_type = self._rounded() if target.via == "BF16" else (self._decoded(), self.source.values)
         if values_type == target.type:
+            self._check()
             return values.view(np.uint8)
-        return self._encode(values, values_type, target, check=False)
+        return self._encode(values, values_type, target)
 
-    def _from_blocks(self, target: Target) -> NDArray[np.uint8]:
-        """Have the device decode and encode the stored blocks in one go."""
-        if self._blocks is None:
-            self._blocks = cast("BlockSource", self.source).read_raw(self.task.start, self.task.stop)
-        try:
-            return self._encode(self._blocks, str(self.source.raw_type), target, check=True)
-        except InputError as error:
-            raise self._located(error) from None
-
-    def _located(self, error: InputError) -> InputError:
-        """Return the error that says where in the tensor a bad value is, or `error` where decoding finds none."""
-        try:
-            self._decoded()
-        except InputError as located:
-            return located
-        return error
-
-    def _encode(self, rows: NDArray[Any], source_type: str, target: Target, *, check: bool) -> NDArray[np.uint8]:
+    def _encode(self, rows: NDArray[Any], source_type: str, target: Target) -> NDArray[np.uint8]:
         with stage("encode"):
             weights = self._importance(self.task.name, self.task.shape)
             row = None if weights is None else weights[self.task.index % len(weights)]
-            return codec.encode(rows, target.type, source=source_type, importance=row, check=check, device=self._device)
+            try:
+                return codec.encode(rows, target.type, source=source_type, importance=row, device=self._device)
+            except RangeError as error:
+                raise self._located(error) from None
+            except InputError:
+                self._check()  # which says where in the source
+                raise
+
+    def _located(self, error: RangeError) -> RangeError:
+        """Return the error with the source's name, row and column; what was turned is turned back."""
+        row, column = (error.column, error.row) if self.task.part.transposed else (error.row, error.column)
+        return RangeError(self.task.start + row, column, error.value, error.type_name, self.source.name)
+
+    def _check(self) -> None:
+        """Raise InputError for NaN or infinity as the source has it; encoding notices, but does not know where."""
+        with stage("decode"):
+            turned = self._decoded()
+            check_finite(turned.T if self.task.part.transposed else turned, self.task.start, self.source)
 
     def _rounded(self) -> tuple[NDArray[Any], str]:
         """Return the values as a BF16 file would have held them."""
@@ -188,6 +191,5 @@ class Rows:
         if self._values is None:
             with stage("decode"):
                 values = self.source.read(self.task.start, self.task.stop)
-                check_finite(values, self.task.start, self.source)
                 self._values = np.ascontiguousarray(values.T) if self.task.part.transposed else values
         return self._values

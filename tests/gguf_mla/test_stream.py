@@ -11,7 +11,7 @@ import pytest
 from gguf_mla import codec, ggtypes
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import string
-from gguf_mla.errors import InputError, MachineError
+from gguf_mla.errors import InputError, MachineError, RangeError
 from gguf_mla.files import platform
 from gguf_mla.plan import outputs
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
@@ -148,6 +148,45 @@ def test_a_weight_that_is_no_number_is_named_with_its_place(tmp_path: Path, bad:
             plan_of(job("t.weight", "BF16", (40, 96), Part("w", 0, 40))), {"w": Memory(array)}, tmp_path / "out.gguf"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("columns", [None, 96])
+def test_a_weight_that_is_no_number_is_found_on_every_way(tmp_path: Path, kind: str, columns: int | None) -> None:
+    array = weights(64, 96)
+    array[33, 7] = np.nan
+    shape = (64, 96) if columns is None else (96, 64)
+    turned = job("t.weight", kind, shape, Part("w", 0, 64, columns=columns))
+    with pytest.raises(InputError, match=r"w: has a weight that is not a finite number.*row 33, column 7"):
+        execute(plan_of(turned), {"w": Memory(array)}, tmp_path / "out.gguf")
+
+
+TOO_LARGE = [("F16", 65520.0), ("F16", -1e30), ("BF16", 3.4e38), ("Q8_0", 9e6), ("Q8_0", 1e30), ("Q8_0", -3e38)]
+
+
+@pytest.mark.parametrize(("kind", "value"), TOO_LARGE)
+@pytest.mark.parametrize("columns", [None, 96])
+def test_a_weight_that_the_type_cannot_hold_is_named_with_its_place(
+    tmp_path: Path, kind: str, value: float, columns: int | None
+) -> None:
+    array = weights(64, 96)
+    array[33, 7], array[12, 70] = value, 1e4  # which every type holds
+    turned = job("t.weight", kind, (64, 96) if columns is None else (96, 64), Part("w", 0, 64, columns=columns))
+    with pytest.raises(RangeError, match=rf"w: the value in row 33, column 7 is too large for {kind}") as refused:
+        execute(plan_of(turned), {"w": Memory(array)}, tmp_path / "out.gguf")
+    assert f"found {value:.6g}" in str(refused.value)
+    assert ("Choose F32" if kind == "BF16" else "Choose BF16") in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F16", 65519.0), ("BF16", 3.38e38), ("Q8_0", 8.3e6), ("F32", 3.4e38)])
+def test_a_large_weight_that_the_type_holds_is_written(tmp_path: Path, kind: str, value: float) -> None:
+    array = weights(64, 96)
+    array[33, 7] = value
+    execute(plan_of(job("t.weight", kind, (64, 96), Part("w", 0, 64))), {"w": Memory(array)}, tmp_path / "out.gguf")
+    expected = codec.encode(array, kind, check=False)
+    assert open_gguf(tmp_path / "out.gguf").tensors["t.weight"].read().tobytes() == expected.tobytes()
+    assert np.isfinite(codec.decode(expected, kind)).all()
 
 
 @pytest.mark.parametrize("error", [MachineError("reading failed"), KeyboardInterrupt(), RuntimeError("a defect")])

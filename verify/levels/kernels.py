@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from gguf_mla.codec.kernel_cache import kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def compare_rows(reference: Floats, candidate: Floats, block: int, floor: float, sums: Any, worst: Any) -> None:
     """Add up the difference of two arrays [rows, cols].
 
@@ -57,7 +58,7 @@ cross  Σ exp(r - reference_peak)·(r - c)
 """
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def add_logits(reference: Floats, candidate: Floats, first: int, totals: Any) -> None:
     """Take in the logits [N, rows] of tokens `first` onward from both sides; totals [N] of TOTALS."""
     for token in range(reference.shape[0]):

@@ -18,6 +18,9 @@ SOURCES: dict[str, np.dtype[Any]] = {  # how values of a format lie in an array;
     "BF16": np.dtype(np.uint16),
 }
 EXPONENTS: dict[str, Any] = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
+CERTAIN = 2.0**10  # no type overflows up to here: half-precision scales reach 65504, 60 times more than a search asks
+MAGNITUDES: dict[str, Any] = {"F32": np.uint32(0x7FFFFFFF), "F16": np.uint16(0x7FFF), "BF16": np.uint16(0x7FFF)}
+CERTAIN_WORDS: dict[str, Any] = {"F32": np.uint32(0x44800000), "F16": np.uint16(0x6400), "BF16": np.uint16(0x4480)}
 WORDS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.uint32), "F16": np.dtype(np.uint16), "BF16": np.dtype(np.uint16)}
 
 
@@ -25,6 +28,12 @@ def finite(x: Array, source: str) -> Array:
     """Mask of the values that are neither NaN nor infinite."""
     mask: Array = (x.view(WORDS[source]) & EXPONENTS[source]) != EXPONENTS[source]
     return mask
+
+
+def certain(x: Array, source: str) -> bool:
+    """Tell whether every value is a number that every type can hold: neither NaN nor infinite nor above CERTAIN."""
+    largest = (x.view(WORDS[source]) & MAGNITUDES[source]).max(initial=0)
+    return bool(largest <= CERTAIN_WORDS[source])
 
 
 def to_float32(x: Array, source: str) -> Array:
@@ -66,11 +75,11 @@ def _convert(x: Array, source: str, target: str, out: Array) -> None:
 
 
 def encode(x: Array, source: str, target: str, out: Array, check: bool) -> int:
-    """Convert flat `x` into flat bytes; return -1, or a position before a NaN or infinity that `check` found."""
+    """Convert flat `x` into flat bytes; return -1, or a position before what `check` found not to be `certain`."""
     words = out.view(np.float32 if target == "F32" else np.uint16)
     for start in range(0, x.size, PIECE):
         piece = x[start : start + PIECE]
-        if check and not finite(piece, source).all():
+        if check and not certain(piece, source):
             return start
         if source == target:
             np.copyto(words[start : start + PIECE], piece.view(words.dtype))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from numba import njit
+from gguf_mla.codec.kernel_cache import kernel
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def decode_blocks(
     codes: NDArray[np.uint8],
     table: NDArray[np.float32],
@@ -35,7 +35,7 @@ def decode_blocks(
                 target[i] = table[source[i]] * scale
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def decode_groups(codes: NDArray[np.uint8], scales: NDArray[np.float32], group: int, out: NDArray[np.float32]) -> None:
     """Write (nibble - 8) times the scale of its group into `out` [rows, cols]; the low nibble of a byte comes first.
 
@@ -50,7 +50,7 @@ def decode_groups(codes: NDArray[np.uint8], scales: NDArray[np.float32], group: 
                 out[row, col] = (nibble - 8) * scale
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def repack_q4_0(codes: NDArray[np.uint8], scales: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Write blocks of Q4_0: a scale's two bytes, then 16 bytes, each with values j and j + 16 of its 32.
 
