@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gguf_mla.errors import InputError
-from gguf_mla.files.input import InputFile, unreadable
-from gguf_mla.files.output import unwritable
-from gguf_mla.files.platform import open_no_follow
+from gguf_mla.files import platform
+from gguf_mla.files.guard import partial_path
+from gguf_mla.files.input import InputFile
+from gguf_mla.files.locked import ELSEWHERE
+from gguf_mla.files.output import Extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_mla.files.output import OutputFile
 
 SUFFIX = ".sha256"
+MAX_NOTE = 1 << 20  # bytes of a note that are looked at
 BLOCK = 8 << 20  # bytes that are read at a time
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64}) [ *](?P<name>.+)")
 
@@ -33,21 +39,43 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> st
     return digest.hexdigest()
 
 
-def write(file: OutputFile) -> None:
-    """Write the checksum of a complete output beside it, before the output gets its name."""
-    path = beside(file.final)
-    draft = path.with_name(path.name + ".partial")
+def note(path: Path) -> Extra:
+    """Return the note with the checksum of an output, to be written when that is complete and before it is named."""
+    size = len(_line("0" * 64, path))
+
+    def write(file: OutputFile) -> None:
+        file.write(np.frombuffer(_line(sha256(partial_path(path)), path), np.uint8), 0)
+
+    return Extra(beside(path), size, write)
+
+
+def _line(digest: str, path: Path) -> bytes:
+    return f"{digest}  {path.name}\n".encode()
+
+
+def is_note(path: Path) -> bool:
+    """Whether a note is there that is about the file beside it and nothing else: a run may remove it."""
     try:
-        with open(draft, "w", encoding="utf-8", opener=open_no_follow) as note:
-            note.write(f"{sha256(file.path)}  {file.final.name}\n")
-        draft.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from None
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        lines = path.read_bytes()[:MAX_NOTE].decode().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    found = [match and match["name"] for match in map(_LINE.fullmatch, lines)]
+    return set(found) == {path.name.removesuffix(SUFFIX)}
 
 
-def remove(file: OutputFile) -> None:
-    """Delete the checksum of an older file of the same name, which would no longer be true."""
-    beside(file.final).unlink(missing_ok=True)
+def check_note(path: Path) -> None:
+    """Raise InputError if something is there that is not such a note."""
+    if path.is_symlink() or (path.exists() and not is_note(path)):
+        what = "would be replaced or removed, but is not a checksum of the output"
+        raise InputError(what, file=path, remedy=ELSEWHERE)
+
+
+def remove(path: Path) -> None:
+    """Delete a note that is about an older file of the same name, and would no longer be true."""
+    if is_note(path):
+        platform.remove(path)
 
 
 def stated(path: Path) -> str:
@@ -57,10 +85,8 @@ def stated(path: Path) -> str:
         raise InputError(
             "there is no checksum to compare with", file=note, remedy="Write the file with --checksums to have one"
         )
-    try:
-        lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise unreadable(note, error) from None
+    with InputFile(note) as file:
+        lines = file.read(0, min(file.size, MAX_NOTE)).tobytes().decode(errors="replace").splitlines()
     found = [match["digest"] for line in lines if (match := _LINE.fullmatch(line)) and match["name"] == path.name]
     if not found:
         raise InputError("holds no checksum of this file", file=note, expected=f"a line with {path.name}")

@@ -33,7 +33,7 @@ class InputFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            _check_regular(path)
+            check_regular(path)
             self._fd = platform.open_input(path)
         except OSError as error:
             raise unreadable(path, error) from None
@@ -98,7 +98,7 @@ class InputFile:
         self.close()
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Look before opening: opening a pipe may wait for a writer, and opening a device may do something."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise InputError("is no regular file", file=path, remedy="Check the path")

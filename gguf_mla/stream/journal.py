@@ -2,7 +2,8 @@
 
 OUT.gguf.journal lies beside OUT.gguf.partial. Its first line says what the run is made of, as JSON; every other line is
 a task whose bytes were synced before the line was written: its number, how many bytes it has, and the CRC-32 of those
-in each output. A rerun believes none of it: it reads the bytes back and compares.
+in each output. A rerun believes none of it: it reads the bytes back and compares. The last line, before the files get
+their names, says what tells each from any other file: a rerun takes back those and nothing else.
 """
 
 from __future__ import annotations
@@ -17,21 +18,27 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
+from gguf_mla.files.guard import mark_of, partial_path
+from gguf_mla.files.locked import ELSEWHERE
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
 from gguf_mla.stream import chunks
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gguf_mla.container.writer import FileLayout
+    from gguf_mla.files.guard import Mark
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import PlannedFile
     from gguf_mla.stream.engine import Done, Sums
 
 SUFFIX = ".journal"
+PROGRAM = "gguf-mla"
+BEGIN = json.dumps({"program": PROGRAM}).encode()[:-1]  # of every journal of ours
 FINISHED = "finished"
 
 
@@ -96,33 +103,81 @@ class NoJournal:
 
     claims = Claims()
     nbytes = 0
+    known: frozenset[str] = frozenset()
+
+    def take_back(self) -> None:
+        """Nothing was named."""
+
+    def begin(self) -> None:
+        """Note nothing."""
 
     def record(self, written: Sequence[Done]) -> None:
         """Note nothing."""
 
-    def finish(self) -> None:
+    def finish(self, marks: Mapping[str, Mark]) -> None:
         """Note nothing."""
 
     def remove(self) -> None:
         """There is nothing to delete."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to close."""
+
 
 class Journal:
-    """The journal of the run whose first output is `out`, to be opened only while that output is locked.
+    """The journal of the run whose first output is `out`; it is locked first, and the lock is that of the whole run.
 
-    `claims` is what an earlier run has left, `nbytes` how many bytes are on the disk by now. Raises InputError when
-    that run was made of something else.
+    stated   what this run is made of
+    names    all files that it may write: the outputs, and what goes with them
+    outputs  how many types are written
+    fresh    whether what an earlier run has noted counts for nothing
+
+    claims   what an earlier run has left
+    nbytes   how many bytes are on the disk by now
+    known    of which of the files an earlier run has noted that it builds them
+
+    Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
+    something else. Nothing is changed until `begin`.
     """
 
-    def __init__(self, out: Path, stated: Identity, outputs: int) -> None:
-        path = journal_path(out)
-        check_same(out, stated, outputs)
-        past = _reading(path, outputs)
-        self.claims = Claims((line for line in past if line != FINISHED), outputs)
+    def __init__(self, out: Path, stated: Identity, names: Sequence[str], outputs: int, *, fresh: bool = False) -> None:
+        self._out, self._stated, self._names = out, stated, names
+        self._records = Records(journal_path(out))
+        try:
+            self._open(outputs, fresh=fresh)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _open(self, outputs: int, *, fresh: bool) -> None:
+        past = _Past(self._out, outputs)
+        if not past.is_ours:
+            raise InputError("is there already, and is not the journal of such a run", file=past.path, remedy=ELSEWHERE)
+        if past.head is not None and not fresh:
+            _compare(past.path, past.head, self._stated)
+        self.known = past.names & set(self._names) if past.head is not None else past.torn(self._names)
+        if fresh:
+            past.forget()
+        self.claims, self._marks, self._sound_end = past.claims, past.marks, past.end
         self.nbytes = self.claims.nbytes
-        self._records = Records(path, past.end)
-        if past.head is None:
-            self._records.begin(asdict(stated))
+
+    def take_back(self) -> None:
+        """Give files their unfinished names again where a run was stopped between naming the first and the last."""
+        back = [path for path in map(self._out.with_name, self._names) if is_named_by(self._marks, path)]
+        for path in back:
+            _take_back(path)
+        if back:
+            platform.sync_directory(self._out.parent)
+
+    def begin(self) -> None:
+        """Go on after what is sound; in a new journal, note what the run is made of."""
+        if self._sound_end:
+            self._records.cut(self._sound_end)
+            return
+        self._records.begin({"program": PROGRAM, "outputs": sorted(self._names), **asdict(self._stated)})
 
     def record(self, written: Sequence[Done]) -> None:
         """Note tasks whose bytes are on the disk."""
@@ -131,9 +186,9 @@ class Journal:
         )
         self.nbytes += sum(done.nbytes for done in written)
 
-    def finish(self) -> None:
-        """Note that everything is on the disk and the files are about to be named."""
-        self._records.append([FINISHED])
+    def finish(self, marks: Mapping[str, Mark]) -> None:
+        """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
+        self._records.append([f"{FINISHED} {json.dumps(marks)}"])
 
     def remove(self) -> None:
         """Delete the journal."""
@@ -146,6 +201,57 @@ class Journal:
         self._records.__exit__()
 
 
+class _Past:
+    """What a journal says of an earlier run: `head`, `names`, `claims`, `marks`, and the `end` of what is sound."""
+
+    def __init__(self, out: Path, outputs: int) -> None:
+        self.path = journal_path(out)
+        reading = _reading(self.path, outputs)
+        self.head = reading.head
+        self.marks: dict[str, Mark] = {}
+        named = self.head.get("outputs") if self.head else None
+        self.names = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
+        self.is_ours = _begins_like_ours(self.path) and (self.head is None or out.name in self.names)
+        self.claims = Claims(self._tasks(reading), outputs)
+        self.end = reading.end
+
+    def _tasks(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines that are about tasks, and note the marks that the others have."""
+        for line in lines:
+            if (marks := _marks(line)) is None:
+                yield line
+            else:
+                self.marks = marks
+
+    def torn(self, names: Iterable[str]) -> frozenset[str]:
+        """Return which files may be ours where only a part of a first line is there: all, where there is any."""
+        return frozenset(names) if self.path.stat().st_size else frozenset()
+
+    def forget(self) -> None:
+        """Have nothing count that was noted."""
+        self.claims, self.marks, self.end = Claims(), {}, 0
+
+
+def _begins_like_ours(path: Path) -> bool:
+    """Whether a journal begins as ours do, as far as it goes."""
+    with path.open("rb") as file:
+        begin = file.read(len(BEGIN))
+    return begin == BEGIN[: len(begin)]
+
+
+def _take_back(path: Path) -> None:
+    partial = partial_path(path)
+    if not partial.exists():
+        platform.name_new(path, partial)
+    elif partial.samefile(path):
+        platform.remove(path)
+
+
+def is_named_by(marks: Mapping[str, Mark], path: Path) -> bool:
+    """Whether a file is the very one that an earlier run has finished and named."""
+    return path.name in marks and marks[path.name] == mark_of(path)
+
+
 def journal_room(nbytes: int) -> int:
     """Return how many bytes the journal of outputs of `nbytes` may take: a line of some thirty for each task."""
     return (nbytes >> 14) + (64 << 10)
@@ -156,22 +262,26 @@ def journal_path(out: Path) -> Path:
     return out.with_name(out.name + SUFFIX)
 
 
-def was_finished(out: Path, outputs: int) -> bool:
-    """Whether a run was stopped while it named its files, so that some may have their final names already."""
-    return any(line == FINISHED for line in _reading(journal_path(out), outputs))
-
-
-def check_same(out: Path, stated: Identity, outputs: int) -> None:
-    """Raise InputError if the journal is that of a run that was made of something else."""
+def finished(out: Path, outputs: int) -> Mapping[str, Mark]:
+    """Return what tells the files that a run was about to name when it was stopped, by name; nothing if it was not."""
     path = journal_path(out)
-    past = _reading(path, outputs)
-    if past.head is not None:
-        _compare(path, past.head, stated)
+    return {} if mark_of(path) is None else _Past(out, outputs).marks
 
 
 def _reading(path: Path, outputs: int) -> Reading:
     line = re.compile(rf"[0-9]{{1,18}} [0-9]{{1,18}}( [0-9a-f]{{8}}){{{outputs}}}")
-    return Reading(path, lambda text: text == FINISHED or line.fullmatch(text) is not None)
+    return Reading(path, lambda text: line.fullmatch(text) is not None or _marks(text) is not None)
+
+
+def _marks(line: str) -> dict[str, Mark] | None:
+    """Return what a line says of finished files; None for another line."""
+    if not line.startswith(FINISHED):
+        return None
+    try:
+        marks = json.loads(line.removeprefix(FINISHED))
+    except (ValueError, RecursionError):
+        return None
+    return marks if isinstance(marks, dict) else None
 
 
 def _compare(path: Path, found: Mapping[str, Any], stated: Identity) -> None:
