@@ -22,7 +22,7 @@ from gguf_mla.files.guard import mark_of
 from gguf_mla.files.input import InputFile
 from gguf_mla.plan.outputs import single
 from gguf_mla.sources.checkpoint import open_checkpoint
-from gguf_mla.stream.execute import execute
+from gguf_mla.stream.execute import Resumption, execute
 from gguf_mla.synthetic.shapes import parse_parameters
 from gguf_mla.synthetic.small import write_small
 
@@ -81,7 +81,8 @@ def _convert(source: Checkpoint, kind: str, directory: Path) -> Path:
     [(plan, _)] = plan_conversion(source, [kind])
     path = directory / f"{CHECKPOINT}-{kind}.gguf"
     output = single(plan, path)
-    execute([output], source.tensors, overwrite=_is_from_demo(output[0]))
+    resumption = Resumption([Path(file.name) for file in source.files])
+    execute([output], source.tensors, resumption=resumption, overwrite=_is_from_demo(output[0]))
     return path
 
 

@@ -96,7 +96,7 @@ def test_no_name_may_be_another_file_that_is_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json"])
 def test_no_name_may_be_a_file_of_the_checkpoint(name: str, pristine: Path) -> None:
-    checkpoint = shutil.copytree(pristine, "checkpoint")
+    checkpoint = shutil.copytree(pristine, Path("checkpoint"))
     Path("m.gguf.partial").hardlink_to(checkpoint / name)
     answer = command.gguf_mla("convert", checkpoint, "m.gguf")
     assert answer.status == 2
@@ -140,6 +140,39 @@ def test_the_journal_of_another_output_speaks_for_nobody_else() -> None:
     Path("m.gguf.partial").write_bytes(FOREIGN)
     refused("quantize", "q8.gguf", "m.gguf", "COPY", says="not the journal of such a run")
     refused("quantize", "q8.gguf", "m.gguf", "COPY", "--no-resume", "--overwrite", says="not the journal of such a run")
+
+
+@pytest.mark.parametrize("how", ["another file", "a hard link"])
+def test_an_unfinished_file_that_was_exchanged_is_not_ours(how: str) -> None:
+    job = Job(("quantize", "q8.gguf", "m.gguf", "COPY", "--quiet"))
+    assert crash.killed_at(40, lambda: job.run(Path())) == -signal.SIGKILL
+    unfinished, theirs = Path("m.gguf.partial"), Path("theirs")
+    theirs.write_bytes(FOREIGN)
+    if how == "another file":
+        theirs.replace(unfinished)
+    else:
+        unfinished.unlink()
+        unfinished.hardlink_to(theirs)
+    refused("quantize", "q8.gguf", "m.gguf", "COPY", says="no run of ours has noted it")
+    refused("quantize", "q8.gguf", "m.gguf", "COPY", "--no-resume", says="no run of ours has noted it")
+    unfinished.unlink()
+    done("quantize", "q8.gguf", "m.gguf", "COPY")
+    assert Path("m.gguf").read_bytes() == Path("q8.gguf").read_bytes()
+
+
+def test_an_unfinished_file_that_has_another_name_too_is_kept() -> None:
+    job = Job(("quantize", "q8.gguf", "m.gguf", "COPY", "--quiet"))
+    assert crash.killed_at(40, lambda: job.run(Path())) == -signal.SIGKILL
+    Path("kept").hardlink_to("m.gguf.partial")
+    refused("quantize", "q8.gguf", "m.gguf", "COPY", says="no run of ours has noted it")
+
+
+def test_a_link_in_the_way_of_a_finished_file_is_said() -> None:
+    killed_while_naming()
+    Path("m.gguf.partial").symlink_to("nowhere")
+    answer = command.gguf_mla("quantize", "q8.gguf", "m.gguf", "COPY")
+    assert answer.status == 2
+    assert "m.gguf.partial: is in the way of m.gguf" in answer.output
 
 
 def test_an_empty_unfinished_file_is_of_no_value() -> None:
@@ -194,11 +227,11 @@ def test_only_regular_files_are_replaced(name: str, kind: str, more: tuple[str, 
         KINDS[kind](name)
     except PermissionError:
         pytest.skip("making a device needs root")
-    before = os.lstat(name)
+    before = os.lstat(name).st_ino
     answer = command.gguf_mla("quantize", "q8.gguf", "m.gguf", "COPY", *more)
     assert answer.status == 2, answer.output
     assert name in answer.output
-    assert os.lstat(name) == before
+    assert os.lstat(name).st_ino == before
     assert not any(os.path.lexists(other) for other in TOUCHED if other != name)
 
 
@@ -350,7 +383,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "another time": lambda path: os.utime(path, ns=(0, 0)),
     "replaced": lambda path: (shutil.copy2(path, "copy"), Path("copy").replace(path)),
     "removed": lambda path: path.unlink(),
-    "longer": lambda path: path.open("ab").write(b"more"),
+    "longer": lambda path: os.truncate(path, path.stat().st_size + 1),
 }
 
 
@@ -466,6 +499,16 @@ def test_that_a_report_cannot_be_written_is_said_before_the_proof(
     refused("verify", pristine, "q8.gguf", "--report", "report.html", says="is there already")
 
 
+@pytest.mark.parametrize("kept", [200, 3000])
+def test_what_a_killed_run_left_of_a_report_is_thrown_away(kept: int, pristine: Path) -> None:
+    arguments = ("verify", pristine, "q8.gguf", "--level", "structure", "--quiet", "--report", "report.html")
+    done(*arguments)
+    Path("report.html.partial").write_bytes(Path("report.html").read_bytes()[:kept])
+    done(*arguments)
+    assert not Path("report.html.partial").exists()
+    assert Path("report.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
 def test_a_report_of_ours_that_is_read_as_text_is_kept(pristine: Path) -> None:
     done("verify", pristine, "q8.gguf", "--level", "structure", "--quiet", "--report", "r.html")
     refused("verify", pristine, "q8.gguf", "--text", "r.html", "--report", "r.html", says="one of the inputs")
@@ -478,6 +521,10 @@ def test_the_demo_replaces_its_own_files_and_no_others(monkeypatch: pytest.Monke
     done("demo", "demo")
     done("demo", "demo")
     path = Path("demo/tiny-deepseek-v3-BF16.gguf")
+    path.unlink()
+    with crash.full_after(100_000):
+        assert command.gguf_mla("demo", "demo").status == 3
+    done("demo", "demo")
     path.write_bytes(FOREIGN)
     answer = command.gguf_mla("demo", "demo")
     assert answer.status == 2
@@ -490,7 +537,7 @@ def test_the_demo_replaces_its_own_files_and_no_others(monkeypatch: pytest.Monke
 @pytest.fixture
 def partly(pristine: Path) -> Path:
     """A download of which the hub's word is missing for one shard."""
-    directory = shutil.copytree(pristine, "download")
+    directory = shutil.copytree(pristine, Path("download"))
     notes = directory / ".cache/huggingface/download"
     notes.mkdir(parents=True)
     first, *others = sorted(directory.glob("*.safetensors"))

@@ -7,6 +7,7 @@ inputs, by whatever name, hard link or symbolic link. Only regular files are eve
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,19 @@ def mark_of(path: Path) -> Mark | None:
     except OSError:
         return None
     return mark(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file, links apart."""
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except OSError:
+        return False
+
+
+def is_known(status: Status, inode: int | None) -> bool:
+    """Whether a file is the one of this inode and has no other name: then to change it costs nobody anything."""
+    return stat.S_ISREG(status.st_mode) and status.st_ino == inode and status.st_nlink == 1
 
 
 def obstacle(path: Path, *, overwrite: bool) -> str | None:

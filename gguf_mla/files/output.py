@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,19 +13,20 @@ import numpy as np
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
-from gguf_mla.files.guard import EXISTS, mark, mark_of, obstacle, partial_path
+from gguf_mla.files.guard import EXISTS, is_known, mark, mark_of, obstacle, partial_path
 from gguf_mla.files.input import read_into
 from gguf_mla.files.locked import ELSEWHERE, is_named, open_locked
 from gguf_mla.files.platform import free_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from gguf_mla.files.guard import Mark
 
+NOTHING = MappingProxyType[str, int]({})
 # FAT, or `ulimit -f`.
 SMALLER = "Files of that size are not allowed there: give --split-max-size 4G, or choose another place"
 
@@ -36,19 +38,20 @@ class OutputFile:
     `kept` is true, as it is at first for one that an earlier run has left. The file grows as it is written, because on
     a file system without holes giving it its size first would write everything twice.
 
-    known      the names of outputs of which an unfinished file is known to be ours; of others, none may hold anything
+    known      the inodes of unfinished files that are known to be ours, by output; no other may hold anything
     overwrite  whether the name may be taken from another regular file
 
     Raises InputError when it cannot be created, another process builds it or what is there is not ours, DiskFullError
     and MachineError when writing fails.
     """
 
-    def __init__(self, path: Path, size: int, *, known: Container[str] = (), overwrite: bool = False) -> None:
+    def __init__(self, path: Path, size: int, *, known: Mapping[str, int] = NOTHING, overwrite: bool = False) -> None:
         self.final, self.path, self.size, self.overwrite = path, partial_path(path), size, overwrite
         self._closed: Mark = []  # what the file was like when it was closed to be named
         self._fd = open_locked(self.path)
-        self.kept = os.fstat(self._fd).st_size > 0
-        if self.kept and path.name not in known:
+        status = os.fstat(self._fd)
+        self.kept = status.st_size > 0
+        if self.kept and not is_known(status, known.get(path.name)):
             self._close()
             raise InputError("is there already, and no run of ours has noted it", file=self.path, remedy=ELSEWHERE)
 
@@ -107,6 +110,10 @@ class OutputFile:
         except OSError as error:
             raise unwritable(self.path, error) from None
 
+    def inode(self) -> int:
+        """Return the number by which the file system knows the file."""
+        return os.fstat(self._fd).st_ino
+
     def mark(self) -> Mark:
         """Return what will tell the file from any other once it has its name."""
         return mark(os.fstat(self._fd))
@@ -115,7 +122,7 @@ class OutputFile:
         """Raise MachineError if the file cannot be named: it was taken away, or something else has its name."""
         if not is_named(self._fd, self.path):
             remedy = "Run the command again, and leave the files alone that it writes"
-            raise MachineError("the file that was written was taken away", file=self.path, remedy=remedy)
+            raise TakenAwayError("the file that was written was taken away", file=self.path, remedy=remedy)
         if why := obstacle(self.final, overwrite=self.overwrite):
             raise _taken(self.final, why)
 
@@ -179,6 +186,10 @@ def _taken(path: Path, why: str) -> MachineError:
         file=path,
         remedy="Move it away and run the same command again to name what is finished",
     )
+
+
+class TakenAwayError(MachineError):
+    """An unfinished file was removed or replaced: there is nothing to go on with."""
 
 
 class DiskFullError(MachineError):

@@ -8,8 +8,9 @@ journal; a run that finds one takes over what it says, after a look at the bytes
 
 from __future__ import annotations
 
+import functools
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums, platform
-from gguf_mla.files.guard import check_free, partial_path
-from gguf_mla.files.output import DiskFullError, OutputFile, check_room, no_room
+from gguf_mla.files.guard import check_free, is_known, partial_path
+from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
 from gguf_mla.files.stamp import ChangedError, Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed, tasks
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gguf_mla.stream.journal import Identity
 
     Progress = Callable[[int], object]
+    Replaceable = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def execute(
         stated = identity(planned, layouts, resumption.inputs, importance) if resumption else None
         journal = _journal(sizes, outdated, len(outputs), stated, resumption)
         stack.push(journal)
-        files = _locked(sizes, journal, stack, overwrite=overwrite)
+        replaceable = functools.partial(_is_replaceable, frozenset(outdated), overwrite=overwrite)
+        files = _locked(sizes, journal, stack, replaceable)
         saver = Saver(files, journal)
         worker = TensorWorker(sources, importance, files, device, forgetting=nbytes > platform.physical_memory() // 4)
         with _settled(files, journal, nbytes):
@@ -135,7 +138,7 @@ def execute(
             saver.save()
             _complete(files, extras)
             watch.check()
-            _commit(files, journal, outdated)
+            _commit(files, journal, outdated, replaceable)
     ended = time.monotonic()
     return Result(
         paths=tuple(file.path for file in planned),
@@ -164,15 +167,18 @@ def _journal(
 
 
 def _locked(
-    sizes: Sequence[tuple[Path, int]], journal: Journal | NoJournal, stack: ExitStack, *, overwrite: bool
+    sizes: Sequence[tuple[Path, int]], journal: Journal | NoJournal, stack: ExitStack, replaceable: Replaceable
 ) -> list[OutputFile]:
     """Take back what an earlier run has named, and lock all outputs; the journal is locked already."""
     journal.take_back()
     for path, _ in sizes:
-        check_free(path, overwrite=overwrite)
-    return [
-        stack.enter_context(OutputFile(path, size, known=journal.known, overwrite=overwrite)) for path, size in sizes
-    ]
+        check_free(path, overwrite=replaceable(path))
+    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in sizes]
+
+
+def _is_replaceable(notes: frozenset[Path], path: Path, *, overwrite: bool) -> bool:
+    """Whether a run may replace what is there: a note about an older output always, another file with `overwrite`."""
+    return checksums.is_note(path) if path in notes else overwrite
 
 
 def _prepare(
@@ -188,15 +194,17 @@ def _prepare(
     for path in outdated:
         _remove_draft(path, files, journal)
     check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)))
-    journal.begin()
+    journal.begin({file.final.name: file.inode() for file in files})
     for file, layout in zip(files, layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
 
 
 def _remove_draft(path: Path, files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
     """Remove the unfinished note that an earlier run has left and this run does not write."""
-    if path.name in journal.known and path not in [file.final for file in files]:
-        platform.remove(partial_path(path))
+    draft = partial_path(path)
+    with suppress(FileNotFoundError):
+        if path not in [file.final for file in files] and is_known(draft.lstat(), journal.known.get(path.name)):
+            platform.remove(draft)
 
 
 def _claimed(queue: Iterable[Task], journal: Journal | NoJournal) -> Iterator[Task]:
@@ -229,9 +237,12 @@ def _complete(files: Sequence[OutputFile], extras: Sequence[Extra]) -> None:
         file.finish()
 
 
-def _commit(files: Sequence[OutputFile], journal: Journal | NoJournal, outdated: Sequence[Path]) -> None:
+def _commit(
+    files: Sequence[OutputFile], journal: Journal | NoJournal, outdated: Sequence[Path], replaceable: Replaceable
+) -> None:
     """Give all files their names, once it is certain that all of them can have them."""
     for file in files:
+        file.overwrite = replaceable(file.final)
         file.check()
     journal.finish({file.final.name: file.mark() for file in files})
     for path in outdated:
@@ -247,7 +258,7 @@ def _settled(files: Sequence[OutputFile], journal: Journal | NoJournal, nbytes: 
     try:
         yield
     except BaseException as error:
-        keep = journal.nbytes > 0 and not isinstance(error, InputError | ChangedError)
+        keep = journal.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
         for file in files:
             file.kept = keep
         if not keep:

@@ -1,9 +1,10 @@
 """What an unfinished run has brought to the disk, so that the same command can go on where it stopped.
 
-OUT.gguf.journal lies beside OUT.gguf.partial. Its first line says what the run is made of, as JSON; every other line is
-a task whose bytes were synced before the line was written: its number, how many bytes it has, and the CRC-32 of those
-in each output. A rerun believes none of it: it reads the bytes back and compares. The last line, before the files get
-their names, says what tells each from any other file: a rerun takes back those and nothing else.
+OUT.gguf.journal lies beside OUT.gguf.partial. Its first line names the output and the unfinished files, with their
+inodes: what is called OUT.gguf.partial and is another file is not ours. The second says what the run is made of. Then
+every line is a task whose bytes were synced before the line was written: its number, how many bytes it has, and the
+CRC-32 of those in each output. A rerun believes none of it: it reads the bytes back and compares. The last line, before
+the files get their names, says what tells each from any other file: a rerun takes back those and nothing else.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import json
 import re
 from array import array
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
-from gguf_mla.files.guard import mark_of, partial_path
+from gguf_mla.files.guard import is_same, mark_of, partial_path
 from gguf_mla.files.locked import ELSEWHERE
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 SUFFIX = ".journal"
 PROGRAM = "gguf-mla"
 BEGIN = json.dumps({"program": PROGRAM}).encode()[:-1]  # of every journal of ours
-FINISHED = "finished"
+FILES, MADE_OF, FINISHED = "files", "made-of", "finished"  # lines that are not about a task: a word, JSON
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ class NoJournal:
 
     claims = Claims()
     nbytes = 0
-    known: frozenset[str] = frozenset()
+    known: Mapping[str, int] = MappingProxyType({})
 
     def take_back(self) -> None:
         """Nothing was named."""
 
-    def begin(self) -> None:
+    def begin(self, files: Mapping[str, int]) -> None:
         """Note nothing."""
 
     def record(self, written: Sequence[Done]) -> None:
@@ -137,7 +139,7 @@ class Journal:
 
     claims   what an earlier run has left
     nbytes   how many bytes are on the disk by now
-    known    of which of the files an earlier run has noted that it builds them
+    known    the unfinished files that an earlier run has left: their inodes by the name of the output
 
     Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
     something else. Nothing is changed until `begin`.
@@ -156,12 +158,12 @@ class Journal:
         past = _Past(self._out, outputs)
         if not past.is_ours:
             raise InputError("is there already, and is not the journal of such a run", file=past.path, remedy=ELSEWHERE)
-        if past.head is not None and not fresh:
-            _compare(past.path, past.head, self._stated)
-        self.known = past.names & set(self._names) if past.head is not None else past.torn(self._names)
-        if fresh:
-            past.forget()
-        self.claims, self._marks, self._sound_end = past.claims, past.marks, past.end
+        if past.made_of is not None and not fresh:
+            _compare(past.path, past.made_of, self._stated)
+        self.known = {name: inode for name, inode in past.files.items() if name in self._names}
+        self._goes_on = past.made_of is not None and not fresh
+        self.claims = past.claims if self._goes_on else Claims()
+        self._marks, self._end = past.finished if self._goes_on else {}, past.end
         self.nbytes = self.claims.nbytes
 
     def take_back(self) -> None:
@@ -172,12 +174,14 @@ class Journal:
         if back:
             platform.sync_directory(self._out.parent)
 
-    def begin(self) -> None:
-        """Go on after what is sound; in a new journal, note what the run is made of."""
-        if self._sound_end:
-            self._records.cut(self._sound_end)
+    def begin(self, files: Mapping[str, int]) -> None:
+        """Go on after what is sound, or begin anew; `files` are the inodes of the unfinished files, by output."""
+        if self._goes_on:
+            self._records.cut(self._end)
+            self._records.append([f"{FILES} {json.dumps(files)}"])
             return
-        self._records.begin({"program": PROGRAM, "outputs": sorted(self._names), **asdict(self._stated)})
+        self._records.begin({"program": PROGRAM, "output": self._out.name, FILES: files})
+        self._records.append([f"{MADE_OF} {json.dumps(asdict(self._stated))}"])
 
     def record(self, written: Sequence[Done]) -> None:
         """Note tasks whose bytes are on the disk."""
@@ -202,49 +206,59 @@ class Journal:
 
 
 class _Past:
-    """What a journal says of an earlier run: `head`, `names`, `claims`, `marks`, and the `end` of what is sound."""
+    """What a journal says of an earlier run, as far as it is sound.
+
+    is_ours   whether it is a journal of a run with this first output, or may become one
+    files     the inode of each unfinished file, by the output's name
+    made_of   what the run was made of
+    claims    the tasks it had done
+    finished  the marks of the files that it was about to name
+    end       of what is sound
+    """
 
     def __init__(self, out: Path, outputs: int) -> None:
         self.path = journal_path(out)
-        reading = _reading(self.path, outputs)
-        self.head = reading.head
-        self.marks: dict[str, Mark] = {}
-        named = self.head.get("outputs") if self.head else None
-        self.names = frozenset(map(str, named)) if isinstance(named, list) else frozenset()
-        self.is_ours = _begins_like_ours(self.path) and (self.head is None or out.name in self.names)
-        self.claims = Claims(self._tasks(reading), outputs)
-        self.end = reading.end
+        lines = _reading(self.path, outputs)
+        head = lines.head or {}
+        ours = (head.get("program"), head.get("output")) == (PROGRAM, out.name)
+        self.is_ours = ours if head else _begins_like_ours(self.path)
+        files = head.get(FILES)
+        self._notes: dict[str, dict[str, Any]] = {FILES: files if isinstance(files, dict) else {}}
+        self.claims = Claims(self._tasks(lines), outputs)
+        self.files: Mapping[str, int] = self._notes[FILES]
+        self.made_of = self._notes.get(MADE_OF)
+        self.finished: Mapping[str, Mark] = self._notes.get(FINISHED, {})
+        self.end = lines.end
 
     def _tasks(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yield the lines that are about tasks, and note the marks that the others have."""
+        """Yield the lines that are about tasks, and keep the last of each of the others."""
         for line in lines:
-            if (marks := _marks(line)) is None:
+            if (note := _note(line)) is None:
                 yield line
             else:
-                self.marks = marks
-
-    def torn(self, names: Iterable[str]) -> frozenset[str]:
-        """Return which files may be ours where only a part of a first line is there: all, where there is any."""
-        return frozenset(names) if self.path.stat().st_size else frozenset()
-
-    def forget(self) -> None:
-        """Have nothing count that was noted."""
-        self.claims, self.marks, self.end = Claims(), {}, 0
+                self._notes[note[0]] = note[1]
 
 
 def _begins_like_ours(path: Path) -> bool:
-    """Whether a journal begins as ours do, as far as it goes."""
-    with path.open("rb") as file:
-        begin = file.read(len(BEGIN))
+    """Whether what there is of a first line may be a part of ours; nothing may be."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(BEGIN))
+    except FileNotFoundError:
+        return True
     return begin == BEGIN[: len(begin)]
 
 
 def _take_back(path: Path) -> None:
     partial = partial_path(path)
-    if not partial.exists():
-        platform.name_new(path, partial)
-    elif partial.samefile(path):
-        platform.remove(path)
+    try:
+        if is_same(path, partial):  # it was stopped while the file had both names
+            platform.remove(path)
+        else:
+            platform.name_new(path, partial)
+    except FileExistsError:
+        what = f"is in the way of {path.name}, which an earlier run has finished and this one would go on with"
+        raise InputError(what, file=partial, remedy=ELSEWHERE) from None
 
 
 def is_named_by(marks: Mapping[str, Mark], path: Path) -> bool:
@@ -264,24 +278,24 @@ def journal_path(out: Path) -> Path:
 
 def finished(out: Path, outputs: int) -> Mapping[str, Mark]:
     """Return what tells the files that a run was about to name when it was stopped, by name; nothing if it was not."""
-    path = journal_path(out)
-    return {} if mark_of(path) is None else _Past(out, outputs).marks
+    return {} if mark_of(journal_path(out)) is None else _Past(out, outputs).finished
 
 
 def _reading(path: Path, outputs: int) -> Reading:
     line = re.compile(rf"[0-9]{{1,18}} [0-9]{{1,18}}( [0-9a-f]{{8}}){{{outputs}}}")
-    return Reading(path, lambda text: line.fullmatch(text) is not None or _marks(text) is not None)
+    return Reading(path, lambda text: line.fullmatch(text) is not None or _note(text) is not None)
 
 
-def _marks(line: str) -> dict[str, Mark] | None:
-    """Return what a line says of finished files; None for another line."""
-    if not line.startswith(FINISHED):
+def _note(line: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the word and the object of a line that is not about a task; None for another line."""
+    word, _, text = line.partition(" ")
+    if word not in (FILES, MADE_OF, FINISHED):
         return None
     try:
-        marks = json.loads(line.removeprefix(FINISHED))
+        said = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return marks if isinstance(marks, dict) else None
+    return (word, said) if isinstance(said, dict) else None
 
 
 def _compare(path: Path, found: Mapping[str, Any], stated: Identity) -> None:

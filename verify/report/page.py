@@ -53,21 +53,24 @@ def report(path: Path, inputs: Iterable[Path]) -> Iterator[Callable[[Proof], Non
     if obstacle(path, overwrite=_is_page(path)):
         what = "is there already, and is not a report of an earlier proof"
         raise InputError(what, file=path, remedy="Choose another name for the report")
-    file = OutputFile(path, 0)
+    draft = partial_path(path)  # what a killed run has left of a page is thrown away
+    file = OutputFile(path, 0, known={path.name: draft.stat().st_ino} if _is_page(draft) else {})
 
     def write(proof: Proof) -> None:
         data = page(proof).encode()
+        file.clear()
         file.size, file.overwrite = len(data), _is_page(path)
         file.write(np.frombuffer(data, np.uint8), 0)
         file.finish()
         file.commit()
 
+    file.kept = False
     with file:
         yield write
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a page of ours is there."""
+    """Whether a page of ours is there, or as much of one as has its beginning."""
     if mark_of(path) is None:
         return False
     with InputFile(path) as file:
