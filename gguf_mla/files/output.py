@@ -139,6 +139,14 @@ class OutputFile:
         except OSError as error:
             raise unwritable(self.final, error) from None
 
+    def put(self, data: bytes) -> None:
+        """Make this the whole file, and give it its name."""
+        self.clear()
+        self.size = len(data)
+        self.write(np.frombuffer(data, np.uint8), 0)
+        self.finish()
+        self.commit()
+
     def drop(self) -> None:
         """Take the unfinished name away, unless another file has it by now."""
         named = is_named(self._fd, self.path) if self._fd >= 0 else mark_of(self.path) == self._closed

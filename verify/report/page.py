@@ -8,8 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gguf_mla import units
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files.guard import check_apart, mark_of, obstacle, partial_path
@@ -57,12 +55,9 @@ def report(path: Path, inputs: Iterable[Path]) -> Iterator[Callable[[Proof], Non
     file = OutputFile(path, 0, known={path.name: draft.stat().st_ino} if _is_page(draft) else {})
 
     def write(proof: Proof) -> None:
-        data = page(proof).encode()
-        file.clear()
-        file.size, file.overwrite = len(data), _is_page(path)
-        file.write(np.frombuffer(data, np.uint8), 0)
-        file.finish()
-        file.commit()
+        content = page(proof).encode()
+        file.overwrite = _is_page(path)
+        file.put(content)
 
     file.kept = False
     with file:
