@@ -245,9 +245,11 @@ def _commit(
         file.overwrite = replaceable(file.final)
         file.check()
     journal.finish({file.final.name: file.mark() for file in files})
+    notes = frozenset(outdated)
     for path in outdated:
         checksums.remove(path)
     for file in files:
+        file.overwrite = file.overwrite and file.final not in notes  # their names are free now
         file.commit()
     journal.remove()
 
