@@ -17,13 +17,17 @@ from gguf_mla import units
 from gguf_mla.cli.inspect import facts
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
+from gguf_mla.container.writer import lay_out
+from gguf_mla.files.guard import mark_of
+from gguf_mla.files.input import InputFile
 from gguf_mla.plan.outputs import single
 from gguf_mla.sources.checkpoint import open_checkpoint
-from gguf_mla.stream.execute import execute
+from gguf_mla.stream.execute import Resumption, execute
 from gguf_mla.synthetic.shapes import parse_parameters
 from gguf_mla.synthetic.small import write_small
 
 if TYPE_CHECKING:
+    from gguf_mla.plan.outputs import PlannedFile
     from gguf_mla.sources.checkpoint import Checkpoint
 
 CHECKPOINT = "tiny-deepseek-v3"
@@ -76,8 +80,19 @@ def bundled_checkpoint() -> Path:
 def _convert(source: Checkpoint, kind: str, directory: Path) -> Path:
     [(plan, _)] = plan_conversion(source, [kind])
     path = directory / f"{CHECKPOINT}-{kind}.gguf"
-    execute([single(plan, path)], source.tensors)
+    output = single(plan, path)
+    resumption = Resumption([Path(file.name) for file in source.files])
+    execute([output], source.tensors, resumption=resumption, overwrite=_is_from_demo(output[0]))
     return path
+
+
+def _is_from_demo(planned: PlannedFile) -> bool:
+    """Whether the file that is there has the very head that a demo gives it."""
+    if mark_of(planned.path) is None:
+        return False
+    head = lay_out(planned.metadata, [job.spec for job in planned.tensors]).head
+    with InputFile(planned.path) as file:
+        return file.read(0, min(file.size, len(head))).tobytes() == head
 
 
 def _table(outputs: list[Path]) -> str:

@@ -37,5 +37,5 @@ def convert(
     name = Path(source.folder.path).resolve().name
     outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
     inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
-    others = tuple(Path(source.folder.path, name) for name in source.folder.names())
+    others = (*(Path(source.folder.path, name) for name in source.folder.names()), *types.files)
     launch(Job(outputs, source.tensors, inputs, imatrix, others, source.remarks), options)

@@ -13,7 +13,8 @@ import numpy as np
 
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
-from gguf_mla.importance.gguf import write_imatrix
+from gguf_mla.files.output import Extra
+from gguf_mla.importance.gguf import MatrixFile
 from gguf_mla.importance.matrix import STAND_INS, read_imatrix
 from gguf_mla.layout.heads import heads_of
 
@@ -33,11 +34,12 @@ class MlaImatrix(Mapping[str, Entry]):
 
     legacy  the matrix of a legacy file, read once here; InputError when it is not sound or has no attn_kv_b
     heads   how many there are
-    path    where `write` puts the matrix
+    path    what the matrix is called
+    files   that it is read from
     """
 
     def __init__(self, legacy: Imatrix, heads: int, path: Path) -> None:
-        self._legacy, self._heads, self.path = legacy, heads, path
+        self._legacy, self._heads, self.path, self.files = legacy, heads, path, legacy.files
         renamed = {name.replace(f".{_LEGACY}.", f".{_MLA}."): name for name in legacy.names}
         self._sources = renamed | {name: name for name in legacy.names if name in renamed}
         if renamed.keys() <= set(legacy.names):
@@ -57,21 +59,15 @@ class MlaImatrix(Mapping[str, Entry]):
     def __len__(self) -> int:
         return len(self._sources)
 
-    def write(self) -> None:
-        """Write the matrix in GGUF form."""
+    def extra(self) -> Extra:
+        """Return the matrix in GGUF form, as a file that goes with the model."""
         known = self._legacy
         sizes = {"chunk_count": known.chunk_count, "chunk_size": known.chunk_size}
-        write_imatrix(self.path, self, datasets=known.datasets, **sizes)
+        matrix = MatrixFile(self, datasets=known.datasets, **sizes)
+        return Extra(self.path, matrix.size, matrix.write)
 
 
 def mla_imatrix(imatrix: Path, model: Path, out: Path) -> MlaImatrix:
-    """Open the matrix, GGUF or `.dat`, of a legacy model; InputError for one that is not sound."""
-    return MlaImatrix(read_imatrix([imatrix]), heads_of(open_gguf(model)).count, out)
-
-
-def beside(out: Path, *, overwrite: bool) -> Path:
-    """Return where the matrix of the file OUT goes; InputError when it is there and may not be replaced."""
+    """Open the matrix, GGUF or `.dat`, of a legacy model, to be written beside the file OUT; InputError if unsound."""
     path = out.with_name(out.name.removesuffix(".gguf") + ".imatrix.gguf")
-    if path.exists() and not overwrite:
-        raise InputError("the output exists already", file=path, remedy="Move it away or give --overwrite")
-    return path
+    return MlaImatrix(read_imatrix([imatrix]), heads_of(open_gguf(model)).count, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from gguf_mla.plan.upgrade import upgraded
 from gguf_mla.recipes import target
 from gguf_mla.sources.gguf import sources
 from gguf_mla.stream.run import Job
-from quantize.legacy_imatrix import beside, mla_imatrix
+from quantize.legacy_imatrix import mla_imatrix
 from quantize.plan import plan_copy, plan_quantization
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gguf_mla.container.splits import GgufParts
     from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
+    from quantize.legacy_imatrix import MlaImatrix
 
 
 def quantize(
@@ -59,7 +61,7 @@ def quantize(
         for plan, file_type in plans
     ]
     inputs = (*(file.path for file in model.files), *types.imatrix_files)
-    launch(Job(outputs, tensors, inputs, imatrix), options)
+    launch(Job(outputs, tensors, inputs, imatrix, types.files), options)
 
 
 def split(source: Path, out: Path, options: RunOptions) -> None:
@@ -80,11 +82,9 @@ def upgrade(
 ) -> None:
     """Write a legacy file in the MLA layout, and its importance matrix for that layout."""
     open_device(options.device)
-    matrix = mla_imatrix(imatrix, source, beside(out, overwrite=options.overwrite)) if imatrix else None
-    _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split)
-    if matrix and not options.dry_run:
-        matrix.write()
-    elif matrix and not options.as_json:
+    matrix = mla_imatrix(imatrix, source, out) if imatrix else None
+    _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split, matrix=matrix)
+    if matrix and options.dry_run and not options.as_json:
         click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")
 
 
@@ -126,6 +126,7 @@ def _rewrite(
     new_type: str | None = None,
     *,
     keep_split: bool = False,
+    matrix: MlaImatrix | None = None,
 ) -> None:
     """Write what `content_of` makes of a file, with the types it has; `new_type` for what is encoded anew."""
     open_device(options.device)
@@ -134,4 +135,7 @@ def _rewrite(
     plan = plan_copy(content, new_type and new_type.upper())
     groups = _groups(model, content) if keep_split else None
     inputs = [file.path for file in model.files]
-    launch(Job([(plan, resolve.files(plan, out, options, groups))], sources(model), inputs), options)
+    job = Job([(plan, resolve.files(plan, out, options, groups))], sources(model), inputs)
+    if matrix:
+        job = replace(job, inputs=(*inputs, *matrix.files), extras=[matrix.extra()])
+    launch(job, options)

@@ -12,7 +12,7 @@ from verify.device import check_device
 from verify.job import Request, prove
 from verify.limits import Limits
 from verify.report import terminal
-from verify.report.page import write_page
+from verify.report.page import report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,8 +55,8 @@ def verify(
         threads=threads or platform.cores(),
         engine=engine is not None,
     )
-    proof = prove(request, _bar(quiet=quiet))
-    _write(proof, report, as_json=as_json, quiet=quiet)
+    proof = _proven(request, report, quiet=quiet)
+    _show(proof, as_json=as_json, quiet=quiet)
     if proof.failure is not None:
         raise proof.failure
     if not proof.right:
@@ -72,9 +72,18 @@ def _bar(*, quiet: bool) -> Bar:
     return lambda name, total: bar(name, total).update
 
 
-def _write(proof: Proof, report: Path | None, *, as_json: bool, quiet: bool) -> None:
-    if report:
-        write_page(proof, report)
+def _proven(request: Request, page: Path | None, *, quiet: bool) -> Proof:
+    """Prove, and write the page of it if one is wanted."""
+    if page is None:
+        return prove(request, _bar(quiet=quiet))
+    read = (request.reference, request.candidate, request.text, request.tokens)
+    with report(page, [path for path in read if path is not None]) as write:
+        proof = prove(request, _bar(quiet=quiet))
+        write(proof)
+    return proof
+
+
+def _show(proof: Proof, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(terminal.as_json(proof))
     else:

@@ -27,6 +27,7 @@ from gguf_mla.codec.cuda_kernels import SIMULATED
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
+from gguf_mla.files.output import OutputFile
 from gguf_mla.synthetic import checkpoints, shapes
 
 if TYPE_CHECKING:
@@ -246,7 +247,9 @@ def run(
     click.echo(printing.as_json(asdict(report), indent=1) if as_json else as_text(report))
     if out is not None and not SIMULATED:
         page = out / f"gpu-{slug(report.device)}.md"
-        page.write_text(document(report, f"gguf-mla bench gpu --rows {rows} --fraction {fraction}"), encoding="utf-8")
+        text = document(report, f"gguf-mla bench gpu --rows {rows} --fraction {fraction}")
+        with OutputFile(page, 0, overwrite=True) as file:
+            file.put(text.encode())
     if any(file.same_as_cpu is False for file in report.files):
         raise click.exceptions.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,16 +15,16 @@ from gguf_mla.codec import trial
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums, platform
+from gguf_mla.files.guard import check_apart, check_free, partial_path
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.quoting import quoted
 from gguf_mla.sources import hub_cache
 from gguf_mla.stream import execute as executor
 from gguf_mla.stream import uses
 from gguf_mla.stream.execute import Resumption, execute
-from gguf_mla.stream.journal import was_finished
+from gguf_mla.stream.journal import finished, is_named_by, journal_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions
@@ -35,12 +34,10 @@ if TYPE_CHECKING:
 
 def launch(job: Job, options: RunOptions) -> None:
     """Check the outputs, then write them, or show what would be written."""
-    paths = [planned.path for _, output in job.outputs for planned in output]
     if options.dry_run:
         _show(job, options)
         return
-    replacing = options.overwrite or _is_half_named(paths[0], len(job.outputs), options)
-    _check_paths(paths, (*job.inputs, *job.protected), overwrite=replacing)
+    _check_names(job, options)
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
         warn(warning)
     _try_device(job, options)
@@ -57,31 +54,32 @@ def launch(job: Job, options: RunOptions) -> None:
         click.echo(timings(result))
 
 
-def _is_half_named(first: Path, outputs: int, options: RunOptions) -> bool:
-    """Whether the unfinished run that will be continued has given some files their names already."""
-    return not options.no_resume and was_finished(first, outputs)
+def _paths(job: Job) -> list[Path]:
+    return [planned.path for _, output in job.outputs for planned in output]
 
 
-def _check_paths(paths: Sequence[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
-    read, counts = {path.resolve() for path in inputs}, Counter(paths)
-    for path in paths:
-        if not path.parent.is_dir():
+def _check_names(job: Job, options: RunOptions) -> None:
+    """Know every name that the run may create, replace or remove, and refuse what may not be there."""
+    paths = _paths(job)
+    finals = [*paths, *(extra.path for extra in job.extras)]
+    for directory in dict.fromkeys(path.parent for path in finals):
+        if not directory.is_dir():
             remedy = "Create it or choose another place"
-            raise InputError("the output's directory does not exist", file=path.parent, remedy=remedy)
-        if path.resolve() in read:
-            raise InputError("the output is one of the inputs", file=path, remedy="Choose another name")
-        if counts[path] > 1:
-            raise InputError("two outputs have the same name", file=path, remedy="Put {type} into the name")
-        if path.is_dir():
-            raise InputError("the output is a directory", file=path, remedy="Choose another name")
-        if path.exists() and not overwrite:
-            remedy = "Choose another name or give --overwrite"
-            raise InputError("the output exists already", file=path, remedy=remedy)
+            raise InputError("the output's directory does not exist", file=directory, remedy=remedy)
+    notes = [checksums.beside(path) for path in paths]
+    unfinished = map(partial_path, (*finals, *notes))
+    check_apart(finals, (*notes, *unfinished, journal_path(paths[0])), (*job.inputs, *job.protected))
+    named = {} if options.no_resume else finished(paths[0], len(job.outputs))
+    for path in finals:
+        check_free(path, overwrite=options.overwrite or is_named_by(named, path))
+    for note in notes:
+        if not is_named_by(named, note):
+            checksums.check_note(note)
 
 
 def _verify_source(job: Job, options: RunOptions) -> None:
     with _bar(sum(path.stat().st_size for path in job.inputs), "verifying", options) as bar:
-        hub_cache.verify(job.inputs, bar.update)
+        hub_cache.verify(job.inputs, bar.update, unstated=options.allow_unverified)
 
 
 def _try_device(job: Job, options: RunOptions) -> None:
@@ -95,7 +93,7 @@ def _try_device(job: Job, options: RunOptions) -> None:
 
 
 def _run(job: Job, options: RunOptions) -> Result:
-    outputs = [output for _, output in job.outputs]
+    outputs, paths = [output for _, output in job.outputs], _paths(job)
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
         with _bar(total, outputs[0][0].path.name, options) as bar:
@@ -107,7 +105,9 @@ def _run(job: Job, options: RunOptions) -> Result:
                 device=open_device(options.device),
                 progress=bar.update,
                 resumption=Resumption(job.inputs, fresh=options.no_resume),
-                finish=checksums.write if options.checksums else checksums.remove,
+                overwrite=options.overwrite,
+                extras=[*job.extras, *(checksums.note(path) for path in paths if options.checksums)],
+                outdated=[checksums.beside(path) for path in paths],
             )
     except executor.Interrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None

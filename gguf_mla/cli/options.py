@@ -79,6 +79,11 @@ class TypeOptions:
     )  # fmt: skip
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read to choose types, importance among them."""
+        return self.imatrix_files if self.tensor_type_file is None else (*self.imatrix_files, self.tensor_type_file)
+
+    @property
     def budgets(self) -> tuple[str, ...]:
         """The wanted sizes as the names of types."""
         bits = () if self.target_bpw is None else (f"{self.target_bpw:g}bpw",)
@@ -108,6 +113,12 @@ class RunOptions:
     )
     verify_source: bool = option(
         False, "--verify-source", is_flag=True, help="First compare the inputs with the hub's own SHA-256."
+    )
+    allow_unverified: bool = option(
+        False,
+        "--allow-unverified",
+        is_flag=True,
+        help="With --verify-source: accept what the hub does not vouch for.",
     )
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")

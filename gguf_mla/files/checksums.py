@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
 from gguf_mla.files.bounds import NOTE_BYTES
+from gguf_mla.files.guard import partial_path
 from gguf_mla.files.input import InputFile, read_small
-from gguf_mla.files.output import unwritable
-from gguf_mla.files.platform import open_no_follow
+from gguf_mla.files.locked import ELSEWHERE
+from gguf_mla.files.output import Extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,21 +39,43 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> st
     return digest.hexdigest()
 
 
-def write(file: OutputFile) -> None:
-    """Write the checksum of a complete output beside it, before the output gets its name."""
-    path = beside(file.final)
-    draft = path.with_name(path.name + ".partial")
+def note(path: Path) -> Extra:
+    """Return the note with the checksum of an output, to be written when that is complete and before it is named."""
+    size = len(_line("0" * 64, path))
+
+    def write(file: OutputFile) -> None:
+        file.write(np.frombuffer(_line(sha256(partial_path(path)), path), np.uint8), 0)
+
+    return Extra(beside(path), size, write)
+
+
+def _line(digest: str, path: Path) -> bytes:
+    return f"{digest}  {path.name}\n".encode()
+
+
+def is_note(path: Path) -> bool:
+    """Whether a note is there that is about the file beside it and nothing else: a run may remove it."""
     try:
-        with open(draft, "w", encoding="utf-8", opener=open_no_follow) as note:
-            note.write(f"{sha256(file.path)}  {file.final.name}\n")
-        draft.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from None
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        lines = read_small(path, NOTE_BYTES).decode().splitlines()
+    except (OSError, InputError, UnicodeDecodeError):
+        return False
+    found = [match and match["name"] for match in map(_LINE.fullmatch, lines)]
+    return set(found) == {path.name.removesuffix(SUFFIX)}
 
 
-def remove(file: OutputFile) -> None:
-    """Delete the checksum of an older file of the same name, which would no longer be true."""
-    beside(file.final).unlink(missing_ok=True)
+def check_note(path: Path) -> None:
+    """Raise InputError if something is there that is not such a note."""
+    if path.is_symlink() or (path.exists() and not is_note(path)):
+        what = "would be replaced or removed, but is not a checksum of the output"
+        raise InputError(what, file=path, remedy=ELSEWHERE)
+
+
+def remove(path: Path) -> None:
+    """Delete a note that is about an older file of the same name, and would no longer be true."""
+    if is_note(path):
+        platform.remove(path)
 
 
 def stated(path: Path) -> str:

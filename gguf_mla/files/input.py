@@ -33,7 +33,7 @@ class InputFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            _check_regular(path)
+            check_regular(path)
             self._fd = platform.open_input(path)
         except OSError as error:
             raise unreadable(path, error) from None
@@ -99,7 +99,7 @@ class InputFile:
         self.close()
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Look before opening: opening a pipe may wait for a writer, and opening a device may do something."""
     _refuse_irregular(path.stat(), path)
 
@@ -123,7 +123,7 @@ def open_regular(path: Path) -> BinaryIO:
 
     OSError when it cannot be opened.
     """
-    _check_regular(path)
+    check_regular(path)
     return open(path, "rb", opener=lambda name, _flags: platform.open_input(name))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,22 +13,22 @@ import numpy as np
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
+from gguf_mla.files.guard import EXISTS, is_known, mark, mark_of, obstacle, partial_path
 from gguf_mla.files.input import read_into
+from gguf_mla.files.locked import ELSEWHERE, is_named, open_locked
 from gguf_mla.files.platform import free_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.guard import Mark
+
+NOTHING = MappingProxyType[str, int]({})
 # FAT, or `ulimit -f`.
 SMALLER = "Files of that size are not allowed there: give --split-max-size 4G, or choose another place"
-
-
-def partial_path(path: Path) -> Path:
-    """Return the name of an output while it is unfinished."""
-    return path.with_name(path.name + ".partial")
 
 
 class OutputFile:
@@ -34,14 +36,24 @@ class OutputFile:
 
     Used as a context. Leaving it without `commit` leaves an older file of that name alone, and keeps NAME.partial if
     `kept` is true, as it is at first for one that an earlier run has left. The file grows as it is written, because on
-    a file system without holes giving it its size first would write everything twice. Raises InputError when it cannot
-    be created or another process builds it, DiskFullError and MachineError when writing fails.
+    a file system without holes giving it its size first would write everything twice.
+
+    known      the inodes of unfinished files that are known to be ours, by output; no other may hold anything
+    overwrite  whether the name may be taken from another regular file
+
+    Raises InputError when it cannot be created, another process builds it or what is there is not ours, DiskFullError
+    and MachineError when writing fails.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.final, self.path, self.size = path, partial_path(path), size
-        self._fd = _create(self.path)
-        self.kept = os.fstat(self._fd).st_size > 0
+    def __init__(self, path: Path, size: int, *, known: Mapping[str, int] = NOTHING, overwrite: bool = False) -> None:
+        self.final, self.path, self.size, self.overwrite = path, partial_path(path), size, overwrite
+        self._closed: Mark = []  # what the file was like when it was closed to be named
+        self._fd = open_locked(self.path)
+        status = os.fstat(self._fd)
+        self.kept = status.st_size > 0
+        if self.kept and not is_known(status, known.get(path.name)):
+            self._close()
+            raise InputError("is there already, and no run of ours has noted it", file=self.path, remedy=ELSEWHERE)
 
     @property
     def missing(self) -> int:
@@ -94,32 +106,66 @@ class OutputFile:
 
     def _truncate(self, size: int) -> None:
         try:
-            os.ftruncate(self._fd, size)
+            platform.truncate(self._fd, size)
         except OSError as error:
             raise unwritable(self.path, error) from None
 
+    def inode(self) -> int:
+        """Return the number by which the file system knows the file."""
+        return os.fstat(self._fd).st_ino
+
+    def mark(self) -> Mark:
+        """Return what will tell the file from any other once it has its name."""
+        return mark(os.fstat(self._fd))
+
+    def check(self) -> None:
+        """Raise MachineError if the file cannot be named: it was taken away, or something else has its name."""
+        if not is_named(self._fd, self.path):
+            remedy = "Run the command again, and leave the files alone that it writes"
+            raise TakenAwayError("the file that was written was taken away", file=self.path, remedy=remedy)
+        if why := obstacle(self.final, overwrite=self.overwrite):
+            raise _taken(self.final, why)
+
     def commit(self) -> None:
         """Give the finished file its name; after this it survives a power cut."""
+        self.check()
         try:
             self._let_go()
-            self.path.replace(self.final)
+            (platform.replace if self.overwrite else platform.name_new)(self.path, self.final)
             self.kept = True
             platform.sync_directory(self.final.parent)
+        except FileExistsError:
+            raise _taken(self.final, EXISTS) from None
         except OSError as error:
             raise unwritable(self.final, error) from None
+
+    def put(self, data: bytes) -> None:
+        """Make this the whole file, and give it its name."""
+        self.clear()
+        self.size = len(data)
+        self.write(np.frombuffer(data, np.uint8), 0)
+        self.finish()
+        self.commit()
+
+    def drop(self) -> None:
+        """Take the unfinished name away, unless another file has it by now."""
+        named = is_named(self._fd, self.path) if self._fd >= 0 else mark_of(self.path) == self._closed
+        if named:
+            # Before it is closed, where that can be: the lock holds until the name is gone.
+            self._let_go()
+            platform.remove(self.path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Unlinked before it is closed, where that can be: the lock holds until the name is gone.
-        self._let_go()
         if not self.kept:
-            self.path.unlink(missing_ok=True)
+            self.drop()
         self._close()
 
     def _let_go(self) -> None:
-        if not platform.renames_open_files():
+        if not platform.renames_open_files() and self._fd >= 0:
+            self._closed = self.mark()
             self._close()
 
     def _close(self) -> None:
@@ -128,29 +174,30 @@ class OutputFile:
             os.close(fd)
 
 
-def _create(path: Path) -> int:
-    while True:
-        try:
-            fd = platform.open_no_follow(str(path), os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise InputError(
-                f"the output cannot be created ({error.strerror})",
-                file=path,
-                remedy="Choose a directory that exists and can be written",
-            ) from None
-        if not platform.lock(fd):
-            os.close(fd)
-            raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it")
-        if _is_named(fd, path):
-            return fd
-        os.close(fd)  # another process finished between our opening and our lock: this is its file under its final name
+@dataclass(frozen=True)
+class Extra:
+    """A file that is written when the outputs of a run are complete, and named together with them.
+
+    path   its name
+    size   in bytes
+    write  gives the file its content
+    """
+
+    path: Path
+    size: int
+    write: Callable[[OutputFile], object]
 
 
-def _is_named(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
+def _taken(path: Path, why: str) -> MachineError:
+    return MachineError(
+        f"{why}, since the run began",
+        file=path,
+        remedy="Move it away and run the same command again to name what is finished",
+    )
+
+
+class TakenAwayError(MachineError):
+    """An unfinished file was removed or replaced: there is nothing to go on with."""
 
 
 class DiskFullError(MachineError):

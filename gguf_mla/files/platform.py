@@ -14,7 +14,6 @@ import errno
 import importlib
 import os
 import shutil
-import stat
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,8 @@ MEMORY = 8 << 30  # bytes of memory that a machine counts as having when it does
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
 # A directory that may be written but not read cannot be opened to be synced, and some systems open none.
 _NO_DIRECTORY_SYNC = _UNSUPPORTED | {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
+_NO_HARD_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EMLINK, errno.EXDEV}
+Status = os.stat_result
 _position = threading.Lock()  # the position of a descriptor, where reads and writes depend on one
 
 
@@ -92,25 +93,30 @@ def open_input(path: Path | str) -> int:
     return os.open(path, os.O_RDONLY | _flags("O_NONBLOCK"))
 
 
-def open_no_follow(path: str, flags: int) -> int:
-    """Open a file that is written beside an output, as the `opener` of `open`.
+def create(path: Path) -> int:
+    """Create a file that is written beside an output and open it; FileExistsError if anything of that name is there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW"), 0o644)
 
-    A link or a pipe that was put there is an OSError.
-    Portable: a link that is put there between the look and the opening is followed.
+
+def reopen(path: Path) -> int:
+    """Open a file beside an output that is there already; a link that was put there is an OSError.
+
+    Portable: a link or pipe that is put there between the look and the opening is followed or waited for.
     """
-    if not _native("O_NOFOLLOW") and os.path.islink(path):  # noqa: PTH114 - an opener gets a string
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    fd = os.open(path, flags | _flags("O_NOFOLLOW", "O_NONBLOCK"), 0o644)  # a pipe is not waited for
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return fd
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return os.open(path, os.O_RDWR | _flags("O_NOFOLLOW", "O_NONBLOCK"))
 
 
-def is_private(state: os.stat_result) -> bool:
+def is_own(status: Status) -> bool:
+    """Whether a file belongs to the user who runs this process; portable: always True."""
+    geteuid = _native("geteuid")
+    return geteuid is None or status.st_uid == geteuid()
+
+
+def is_private(state: Status) -> bool:
     """Whether a file or directory is this user's and nobody else can write to it; portable: True."""
-    user = _native("geteuid")
-    return not user or (state.st_uid == user() and not state.st_mode & 0o022)
+    return is_own(state) and (_native("geteuid") is None or not state.st_mode & 0o022)
 
 
 def renames_open_files() -> bool:
@@ -147,6 +153,14 @@ def write_at(fd: int, view: memoryview, offset: int) -> int:
     with _position:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, view)
+
+
+def append(fd: int, data: bytes) -> None:
+    """Write bytes after the end of a file that this thread alone writes."""
+    os.lseek(fd, 0, os.SEEK_END)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def copy_range(source: int, start: int, target: int, offset: int, count: int) -> int:
@@ -189,6 +203,45 @@ def sync_directory(directory: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_DIRECTORY_SYNC:
             raise
+
+
+# ------------------------------------------------------------------------------------------------ names of files
+
+
+def truncate(fd: int, size: int) -> None:
+    """Give a file its size."""
+    os.ftruncate(fd, size)
+
+
+def name_new(path: Path, final: Path) -> None:
+    """Give a file another name, one that nothing has; FileExistsError, and no change, if something has it.
+
+    For an instant the file has both names. Portable, and on file systems without hard links: a file that takes the name
+    between the look and the renaming is replaced where the OS does not say no itself.
+    """
+    link = _native("link")
+    try:
+        if link:
+            link(path, final)
+            os.unlink(path)  # noqa: PTH108 - all calls of this module are those of `os`
+            return
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    if os.path.lexists(final):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+    os.rename(path, final)  # noqa: PTH104
+
+
+def replace(path: Path, final: Path) -> None:
+    """Give a file another name, and take it from the file that has it."""
+    os.replace(path, final)  # noqa: PTH105
+
+
+def remove(path: Path) -> None:
+    """Take a file's name away, where it has it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
 
 
 # ------------------------------------------------------------------------------------------------- advice and locks

@@ -6,13 +6,13 @@ it is cut off when the log is opened again.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 from typing import TYPE_CHECKING, Any, Self
 
-from gguf_mla.errors import MachineError
 from gguf_mla.files import json_text, platform
 from gguf_mla.files.input import open_regular, unreadable
+from gguf_mla.files.locked import is_named, open_locked
 from gguf_mla.files.output import unwritable
 
 if TYPE_CHECKING:
@@ -70,43 +70,59 @@ class Reading:
 
 
 class Records:
-    """A log that is open for appending, after the `end` bytes of it that are sound; MachineError when writing fails."""
+    """A log that this process alone appends to, after `cut` to what is sound of it.
 
-    def __init__(self, path: Path, end: int = 0) -> None:
-        self.path = path
+    Used as a context; left without anything in it, it is deleted. InputError when it cannot be created, another process
+    has it or it is not ours; MachineError when writing fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._fd = path, open_locked(path)
+
+    def cut(self, end: int) -> None:
+        """Forget what stands after so many bytes."""
         try:
-            self._file = open(path, "ab", opener=platform.open_no_follow)  # noqa: SIM115 - takes an opener, and is kept
-            self._file.truncate(end)
+            platform.truncate(self._fd, end)
         except OSError as error:
-            raise unwritable(path, error) from None
+            raise unwritable(self.path, error) from None
 
     def begin(self, head: Mapping[str, Any]) -> None:
-        """Write the first line of an empty log; a log that cannot have one is deleted."""
+        """Make this the first line of a new log, whose name is on the disk when this returns."""
+        self.cut(0)
+        self.append([json.dumps(head)])
         try:
-            self.append([json.dumps(head)])
-        except MachineError:
-            self.__exit__()
-            self.remove()
-            raise
+            platform.sync_directory(self.path.parent)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
     def append(self, lines: Iterable[str]) -> None:
         """Add lines; they are on the disk when this returns."""
         try:
-            self._file.write("".join(f"{line}\n" for line in lines).encode())
-            self._file.flush()
-            platform.sync_data(self._file.fileno())
+            platform.append(self._fd, "".join(f"{line}\n" for line in lines).encode())
+            platform.sync_data(self._fd)
         except OSError as error:
             raise unwritable(self.path, error) from None
 
     def remove(self) -> None:
-        """Close and delete the log, in this order, because not every system deletes an open file."""
-        self.__exit__()
-        self.path.unlink(missing_ok=True)
+        """Delete the log, unless another has its name by now, and close it; where it must be, it is closed first."""
+        if self._fd < 0:
+            return
+        named = is_named(self._fd, self.path)
+        if not platform.renames_open_files():
+            self._close()
+        if named:
+            platform.remove(self.path)
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What a full disk has kept in the buffer was reported, and would be refused again here.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._fd >= 0 and os.fstat(self._fd).st_size == 0:
+            self.remove()
+        self._close()

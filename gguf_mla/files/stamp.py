@@ -6,10 +6,15 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.errors import MachineError
+from gguf_mla.files.guard import mark
 from gguf_mla.files.input import open_regular, unreadable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from gguf_mla.files.guard import Mark
 
 HEAD_BYTES = 1 << 20  # that are compared: the header of a shard, most of that of a GGUF file
 
@@ -23,3 +28,29 @@ def stamp(path: Path) -> list[Any]:
     except OSError as error:
         raise unreadable(path, error) from None
     return [path.name, status.st_size, status.st_mtime_ns, head]
+
+
+class ChangedError(MachineError):
+    """An input has changed while it was read: what was made of it is a mixture, and of no use."""
+
+
+class Watch:
+    """Files that must not change from now on; InputError for one that cannot be looked at."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._marks = {path: _mark(path) for path in paths}
+
+    def check(self) -> None:
+        """Raise ChangedError, naming the file, if one is another file by now, or has another size or time of change."""
+        for path, before in self._marks.items():
+            try:
+                same = _mark(path) == before
+            except OSError:
+                same = False
+            if not same:
+                what = "the file was changed or replaced while it was read"
+                raise ChangedError(what, file=path, remedy="Run the command again once it stays as it is")
+
+
+def _mark(path: Path) -> Mark:
+    return mark(path.stat())

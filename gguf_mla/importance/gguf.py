@@ -13,14 +13,17 @@ from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import SUMS as SUMS_AT_MOST
 from gguf_mla.files.bounds import bounded
+from gguf_mla.files.guard import check_free
 from gguf_mla.files.output import OutputFile
 from gguf_mla.importance.entries import COUNTS, SUMS, Contents, StoredSums, check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    Entry = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def open_gguf_matrix(path: Path) -> Contents:
@@ -76,34 +79,48 @@ def _number(file: GgufFile, key: str) -> int:
     return number
 
 
-def write_imatrix(
-    path: Path,
-    entries: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
-    *,
-    datasets: Sequence[str],
-    chunk_count: int,
-    chunk_size: int,
-) -> None:
-    """Write an importance matrix in GGUF form, as llama-imatrix lays it out.
+class MatrixFile:
+    """An importance matrix in GGUF form that is to be written, as llama-imatrix lays it out.
 
     entries      tensor name → sums of squares [n, cols] and the tokens added [n], n experts or heads; asked for twice
     datasets     names, not paths, of what the model was run over
     chunk_count  how many chunks of text, each of `chunk_size` tokens
+    size         how many bytes it will have
     """
-    metadata = {
-        "general.type": string("imatrix"),
-        "imatrix.datasets": array(Kind.STRING, list(datasets)),
-        "imatrix.chunk_count": u32(chunk_count),
-        "imatrix.chunk_size": u32(chunk_size),
-    }
-    specs: list[TensorSpec] = []
-    for name in sorted(entries):
-        sums, counts = entries[name]
-        specs += [TensorSpec(name + SUMS, sums.shape, "F32"), TensorSpec(name + COUNTS, (counts.size, 1), "F32")]
-    layout = lay_out(metadata, specs)
-    with OutputFile(path, layout.size) as file:
-        file.write(np.frombuffer(layout.head, np.uint8), 0)
-        arrays = (data for name in sorted(entries) for data in entries[name])
-        for data, offset in zip(arrays, layout.offsets, strict=True):
+
+    def __init__(
+        self, entries: Mapping[str, Entry], *, datasets: Sequence[str], chunk_count: int, chunk_size: int
+    ) -> None:
+        metadata = {
+            "general.type": string("imatrix"),
+            "imatrix.datasets": array(Kind.STRING, list(datasets)),
+            "imatrix.chunk_count": u32(chunk_count),
+            "imatrix.chunk_size": u32(chunk_size),
+        }
+        self._entries = entries
+        self._layout = lay_out(metadata, [spec for name in sorted(entries) for spec in _specs(name, *entries[name])])
+        self.size = self._layout.size
+
+    def write(self, file: OutputFile) -> None:
+        """Write all of it; MachineError when that fails."""
+        file.write(np.frombuffer(self._layout.head, np.uint8), 0)
+        arrays = (data for name in sorted(self._entries) for data in self._entries[name])
+        for data, offset in zip(arrays, self._layout.offsets, strict=True):
             file.write(np.ascontiguousarray(data, np.float32), offset)
+
+
+def _specs(name: str, sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Iterator[TensorSpec]:
+    yield TensorSpec(name + SUMS, sums.shape, "F32")
+    yield TensorSpec(name + COUNTS, (counts.size, 1), "F32")
+
+
+def write_imatrix(
+    path: Path, entries: Mapping[str, Entry], *, datasets: Sequence[str], chunk_count: int, chunk_size: int
+) -> None:
+    """Write an importance matrix of its own, as `MatrixFile` has it; InputError when a file of that name is there."""
+    matrix = MatrixFile(entries, datasets=datasets, chunk_count=chunk_count, chunk_size=chunk_size)
+    check_free(path, overwrite=False)
+    with OutputFile(path, matrix.size) as file:
+        matrix.write(file)
+        file.finish()
         file.commit()

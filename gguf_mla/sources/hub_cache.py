@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+NAMED = 5  # files that an error names
 THREADS = 4  # files that are read at a time
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -37,14 +38,27 @@ def expected_sha256(path: Path) -> str | None:
     return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
 
 
-def verify(paths: Sequence[Path], progress: Callable[[int], object] = lambda _: None) -> None:
-    """Compare every file with what the hub states; InputError for one that differs, or if nothing is stated at all."""
+def verify(
+    paths: Sequence[Path], progress: Callable[[int], object] = lambda _: None, *, unstated: bool = False
+) -> None:
+    """Compare every file with what the hub states; InputError for one that differs or, without `unstated`, has nothing.
+
+    Nor may all of them have nothing.
+    """
     expected = {path: digest for path in paths if (digest := expected_sha256(path))}
     if not expected:
         raise InputError(
             "--verify-source has nothing to compare with: these files do not lie in a cache of the hub",
             file=paths[0].parent,
             expected="links into blobs/, or .cache/huggingface/ as `hf download --local-dir` leaves it",
+        )
+    unknown = [path.name for path in paths if path not in expected]
+    if unknown and not unstated:
+        raise InputError(
+            f"the hub states no SHA-256 for {_listed(unknown)}",
+            file=paths[0].parent,
+            expected="a SHA-256 for every input",
+            remedy="Download them again, or give --allow-unverified to compare only the others",
         )
 
     def check(path: Path) -> None:
@@ -61,3 +75,8 @@ def verify(paths: Sequence[Path], progress: Callable[[int], object] = lambda _: 
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(check, expected):
             pass
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -8,8 +8,9 @@ journal; a run that finds one takes over what it says, after a look at the bytes
 
 from __future__ import annotations
 
+import functools
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ import numpy as np
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
-from gguf_mla.files import platform
-from gguf_mla.files.output import DiskFullError, OutputFile, check_room, no_room, partial_path
+from gguf_mla.files import checksums, platform
+from gguf_mla.files.guard import check_free, is_known, partial_path
+from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
+from gguf_mla.files.stamp import ChangedError, Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed, tasks
-from gguf_mla.stream.journal import Journal, NoJournal, check_same, identity, journal_path, journal_room, was_finished
+from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
 from gguf_mla.stream.saving import Saver
 from gguf_mla.stream.threads import engine_of
 from gguf_mla.stream.worker import TensorWorker
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.codec.device import Device
     from gguf_mla.container.writer import FileLayout
+    from gguf_mla.files.output import Extra
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from gguf_mla.stream.journal import Identity
 
     Progress = Callable[[int], object]
+    Replaceable = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
@@ -95,35 +100,45 @@ def execute(
     device: Device = CPU,
     progress: Progress = lambda _: None,
     resumption: Resumption | None = None,
-    finish: Callable[[OutputFile], object] = lambda _: None,
+    overwrite: bool = False,
+    extras: Sequence[Extra] = (),
+    outdated: Sequence[Path] = (),
 ) -> Result:
     """Write all outputs in one pass; nothing is there under their names unless everything succeeded.
 
     The outputs hold the same tensors, made of the same parts, in the same order; types, metadata and the division into
     files may differ. `device` encodes, with no influence on the bytes. `progress` is called with the number of bytes
-    done since its last call, always from the calling thread, `finish` with every complete file before it gets its name.
-    With `resumption`, what a failing machine or an interrupt leaves is kept, and the next call goes on from there;
-    without, nothing is left.
+    done since its last call, always from the calling thread. `extras` are written when the outputs are complete, and
+    named with them; `outdated` names notes about older outputs, which are removed just before. Only with `overwrite` is
+    an older file of the same name replaced. With `resumption`, what a failing machine or an interrupt leaves is kept,
+    and the next call goes on from there; without, nothing is left.
 
-    Raises InputError for unusable weights or an unfinished run of something else, MachineError for a full or failing
-    disk, Interrupted.
+    Raises InputError for unusable weights, an unfinished run of something else and files in the way, MachineError for a
+    full or failing disk, a file that was taken away and an input that has changed meanwhile, Interrupted.
     """
     begin = time.monotonic()
     planned = [file for output in outputs for file in output]
     layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
     nbytes, count = sum(layout.size for layout in layouts), threads or platform.cores()
-    stated = identity(planned, layouts, resumption.inputs, importance) if resumption else None
+    sizes = [(file.path, layout.size) for file, layout in zip(planned, layouts, strict=True)]
+    sizes += [(extra.path, extra.size) for extra in extras]
     with ExitStack() as stack:
-        fresh = resumption is not None and resumption.fresh
-        files, journal = _lock(planned, layouts, len(outputs), stated, fresh=fresh, stack=stack)
+        watch = Watch(resumption.inputs if resumption else ())
+        stated = identity(planned, layouts, resumption.inputs, importance) if resumption else None
+        journal = _journal(sizes, outdated, len(outputs), stated, resumption)
+        stack.push(journal)
+        replaceable = functools.partial(_is_replaceable, frozenset(outdated), overwrite=overwrite)
+        files = _locked(sizes, journal, stack, replaceable)
         saver = Saver(files, journal)
         worker = TensorWorker(sources, importance, files, device, forgetting=nbytes > platform.physical_memory() // 4)
         with _settled(files, journal, nbytes):
-            _prepare(files, layouts, journal)
+            _prepare(files, layouts, journal, outdated)
             _run(engine_of(count), _claimed(tasks(placed(outputs, layouts)), journal), worker, saver, progress)
             streamed = time.monotonic()
             saver.save()
-            _commit(files, journal, finish)
+            _complete(files, extras)
+            watch.check()
+            _commit(files, journal, outdated, replaceable)
     ended = time.monotonic()
     return Result(
         paths=tuple(file.path for file in planned),
@@ -137,49 +152,59 @@ def execute(
     )
 
 
-def _lock(
-    planned: Output,
-    layouts: Sequence[FileLayout],
+def _journal(
+    sizes: Sequence[tuple[Path, int]],
+    outdated: Sequence[Path],
     outputs: int,
     stated: Identity | None,
-    *,
-    fresh: bool,
-    stack: ExitStack,
-) -> tuple[list[OutputFile], Journal | NoJournal]:
-    """Lock all outputs, then open the journal; what an earlier run has left is kept until it is known to be of use."""
-    if stated is None:
-        return _locked(planned, layouts, stack), NoJournal()
-    first = planned[0].path
-    if not fresh and was_finished(first, outputs):
-        check_same(first, stated, outputs)
-        _take_back(planned)
-    files = _locked(planned, layouts, stack)
-    if fresh:
-        journal_path(first).unlink(missing_ok=True)
-    return files, stack.enter_context(Journal(first, stated, outputs))
+    resumption: Resumption | None,
+) -> Journal | NoJournal:
+    """Lock and open the journal; what an earlier run has left is kept until it is known to be of use."""
+    if stated is None or resumption is None:
+        return NoJournal()
+    names = dict.fromkeys([*(path.name for path, _ in sizes), *(path.name for path in outdated)])
+    return Journal(sizes[0][0], stated, [*names], outputs, fresh=resumption.fresh)
 
 
-def _locked(planned: Output, layouts: Sequence[FileLayout], stack: ExitStack) -> list[OutputFile]:
-    pairs = zip(planned, layouts, strict=True)
-    return [stack.enter_context(OutputFile(file.path, layout.size)) for file, layout in pairs]
+def _locked(
+    sizes: Sequence[tuple[Path, int]], journal: Journal | NoJournal, stack: ExitStack, replaceable: Replaceable
+) -> list[OutputFile]:
+    """Take back what an earlier run has named, and lock all outputs; the journal is locked already."""
+    journal.take_back()
+    for path, _ in sizes:
+        check_free(path, overwrite=replaceable(path))
+    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in sizes]
 
 
-def _take_back(planned: Output) -> None:
-    """Give files their unfinished names again where a run was stopped between naming the first and the last."""
-    for file in planned:
-        partial = partial_path(file.path)
-        if file.path.exists() and not partial.exists():
-            file.path.replace(partial)
+def _is_replaceable(notes: frozenset[Path], path: Path, *, overwrite: bool) -> bool:
+    """Whether a run may replace what is there: a note about an older output always, another file with `overwrite`."""
+    return checksums.is_note(path) if path in notes else overwrite
 
 
-def _prepare(files: Sequence[OutputFile], layouts: Sequence[FileLayout], journal: Journal | NoJournal) -> None:
+def _prepare(
+    files: Sequence[OutputFile],
+    layouts: Sequence[FileLayout],
+    journal: Journal | NoJournal,
+    outdated: Sequence[Path],
+) -> None:
     """Check that there is room and write the heads."""
     if not journal.nbytes:
         for file in files:
             file.clear()
+    for path in outdated:
+        _remove_draft(path, files, journal)
     check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)))
-    for file, layout in zip(files, layouts, strict=True):
+    journal.begin({file.final.name: file.inode() for file in files})
+    for file, layout in zip(files, layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
+
+
+def _remove_draft(path: Path, files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
+    """Remove the unfinished note that an earlier run has left and this run does not write."""
+    draft = partial_path(path)
+    with suppress(FileNotFoundError):
+        if path not in [file.final for file in files] and is_known(draft.lstat(), journal.known.get(path.name)):
+            platform.remove(draft)
 
 
 def _claimed(queue: Iterable[Task], journal: Journal | NoJournal) -> Iterator[Task]:
@@ -201,12 +226,30 @@ def _run(engine: Engine, queue: Iterable[Task], worker: Worker, saver: Saver, pr
             dones.throw(error)  # the engine ends its workers, and raises it again
 
 
-def _commit(files: Sequence[OutputFile], journal: Journal | NoJournal, finish: Callable[[OutputFile], object]) -> None:
-    for file in files:
+def _complete(files: Sequence[OutputFile], extras: Sequence[Extra]) -> None:
+    """Bring all files to the disk, those last that are made of the others."""
+    outputs = len(files) - len(extras)
+    for file in files[:outputs]:
         file.finish()
-        finish(file)
-    journal.finish()
+    for extra, file in zip(extras, files[outputs:], strict=True):
+        file.clear()
+        extra.write(file)
+        file.finish()
+
+
+def _commit(
+    files: Sequence[OutputFile], journal: Journal | NoJournal, outdated: Sequence[Path], replaceable: Replaceable
+) -> None:
+    """Give all files their names, once it is certain that all of them can have them."""
     for file in files:
+        file.overwrite = replaceable(file.final)
+        file.check()
+    journal.finish({file.final.name: file.mark() for file in files})
+    notes = frozenset(outdated)
+    for path in outdated:
+        checksums.remove(path)
+    for file in files:
+        file.overwrite = file.overwrite and file.final not in notes  # their names are free now
         file.commit()
     journal.remove()
 
@@ -217,13 +260,20 @@ def _settled(files: Sequence[OutputFile], journal: Journal | NoJournal, nbytes: 
     try:
         yield
     except BaseException as error:
-        keep = journal.nbytes > 0 and not isinstance(error, InputError)
+        keep = journal.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
         for file in files:
             file.kept = keep
         if not keep:
-            journal.remove()
+            _drop(files, journal)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(journal.nbytes, nbytes) from None
         if isinstance(error, DiskFullError):
             raise no_room(files[0].path.parent, sum(file.missing for file in files)) from None
         raise
+
+
+def _drop(files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
+    """Delete what was written, and the journal last: without it nobody would know whose the rest is."""
+    for file in files:
+        file.drop()
+    journal.remove()

@@ -1,8 +1,10 @@
 """What an unfinished run has brought to the disk, so that the same command can go on where it stopped.
 
-OUT.gguf.journal lies beside OUT.gguf.partial. Its first line says what the run is made of, as JSON; every other line is
-a task whose bytes were synced before the line was written: its number, how many bytes it has, and the CRC-32 of those
-in each output. A rerun believes none of it: it reads the bytes back and compares.
+OUT.gguf.journal lies beside OUT.gguf.partial. Its first line names the output and the unfinished files, with their
+inodes: what is called OUT.gguf.partial and is another file is not ours. The second says what the run is made of. Then
+every line is a task whose bytes were synced before the line was written: its number, how many bytes it has, and the
+CRC-32 of those in each output. A rerun believes none of it: it reads the bytes back and compares. The last line, before
+the files get their names, says what tells each from any other file: a rerun takes back those and nothing else.
 """
 
 from __future__ import annotations
@@ -12,27 +14,34 @@ import json
 import re
 from array import array
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
+from gguf_mla.files.guard import is_same, mark_of, partial_path
+from gguf_mla.files.locked import ELSEWHERE
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
 from gguf_mla.stream import chunks
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gguf_mla.container.writer import FileLayout
+    from gguf_mla.files.guard import Mark
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import PlannedFile
     from gguf_mla.stream.engine import Done, Sums
 
 SUFFIX = ".journal"
-FINISHED = "finished"
+PROGRAM = "gguf-mla"
+BEGIN = json.dumps({"program": PROGRAM}).encode()[:-1]  # of every journal of ours
+FILES, MADE_OF, FINISHED = "files", "made-of", "finished"  # lines that are not about a task: a word, JSON
 
 
 @dataclass(frozen=True)
@@ -96,33 +105,83 @@ class NoJournal:
 
     claims = Claims()
     nbytes = 0
+    known: Mapping[str, int] = MappingProxyType({})
+
+    def take_back(self) -> None:
+        """Nothing was named."""
+
+    def begin(self, files: Mapping[str, int]) -> None:
+        """Note nothing."""
 
     def record(self, written: Sequence[Done]) -> None:
         """Note nothing."""
 
-    def finish(self) -> None:
+    def finish(self, marks: Mapping[str, Mark]) -> None:
         """Note nothing."""
 
     def remove(self) -> None:
         """There is nothing to delete."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to close."""
+
 
 class Journal:
-    """The journal of the run whose first output is `out`, to be opened only while that output is locked.
+    """The journal of the run whose first output is `out`; it is locked first, and the lock is that of the whole run.
 
-    `claims` is what an earlier run has left, `nbytes` how many bytes are on the disk by now. Raises InputError when
-    that run was made of something else.
+    stated   what this run is made of
+    names    all files that it may write: the outputs, and what goes with them
+    outputs  how many types are written
+    fresh    whether what an earlier run has noted counts for nothing
+
+    claims   what an earlier run has left
+    nbytes   how many bytes are on the disk by now
+    known    the unfinished files that an earlier run has left: their inodes by the name of the output
+
+    Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
+    something else. Nothing is changed until `begin`.
     """
 
-    def __init__(self, out: Path, stated: Identity, outputs: int) -> None:
-        path = journal_path(out)
-        check_same(out, stated, outputs)
-        past = _reading(path, outputs)
-        self.claims = Claims((line for line in past if line != FINISHED), outputs)
+    def __init__(self, out: Path, stated: Identity, names: Sequence[str], outputs: int, *, fresh: bool = False) -> None:
+        self._out, self._stated, self._names = out, stated, names
+        self._records = Records(journal_path(out))
+        try:
+            self._open(outputs, fresh=fresh)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _open(self, outputs: int, *, fresh: bool) -> None:
+        past = _Past(self._out, outputs)
+        if not past.is_ours:
+            raise InputError("is there already, and is not the journal of such a run", file=past.path, remedy=ELSEWHERE)
+        if past.made_of is not None and not fresh:
+            _compare(past.path, past.made_of, self._stated)
+        self.known = {name: inode for name, inode in past.files.items() if name in self._names}
+        self._goes_on = past.made_of is not None and not fresh
+        self.claims = past.claims if self._goes_on else Claims()
+        self._marks, self._end = past.finished if self._goes_on else {}, past.end
         self.nbytes = self.claims.nbytes
-        self._records = Records(path, past.end)
-        if past.head is None:
-            self._records.begin(asdict(stated))
+
+    def take_back(self) -> None:
+        """Give files their unfinished names again where a run was stopped between naming the first and the last."""
+        back = [path for path in map(self._out.with_name, self._names) if is_named_by(self._marks, path)]
+        for path in back:
+            _take_back(path)
+        if back:
+            platform.sync_directory(self._out.parent)
+
+    def begin(self, files: Mapping[str, int]) -> None:
+        """Go on after what is sound, or begin anew; `files` are the inodes of the unfinished files, by output."""
+        if self._goes_on:
+            self._records.cut(self._end)
+            self._records.append([f"{FILES} {json.dumps(files)}"])
+            return
+        self._records.begin({"program": PROGRAM, "output": self._out.name, FILES: files})
+        self._records.append([f"{MADE_OF} {json.dumps(asdict(self._stated))}"])
 
     def record(self, written: Sequence[Done]) -> None:
         """Note tasks whose bytes are on the disk."""
@@ -131,9 +190,9 @@ class Journal:
         )
         self.nbytes += sum(done.nbytes for done in written)
 
-    def finish(self) -> None:
-        """Note that everything is on the disk and the files are about to be named."""
-        self._records.append([FINISHED])
+    def finish(self, marks: Mapping[str, Mark]) -> None:
+        """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
+        self._records.append([f"{FINISHED} {json.dumps(marks)}"])
 
     def remove(self) -> None:
         """Delete the journal."""
@@ -146,6 +205,67 @@ class Journal:
         self._records.__exit__()
 
 
+class _Past:
+    """What a journal says of an earlier run, as far as it is sound.
+
+    is_ours   whether it is a journal of a run with this first output, or may become one
+    files     the inode of each unfinished file, by the output's name
+    made_of   what the run was made of
+    claims    the tasks it had done
+    finished  the marks of the files that it was about to name
+    end       of what is sound
+    """
+
+    def __init__(self, out: Path, outputs: int) -> None:
+        self.path = journal_path(out)
+        lines = _reading(self.path, outputs)
+        head = lines.head or {}
+        ours = (head.get("program"), head.get("output")) == (PROGRAM, out.name)
+        self.is_ours = ours if head else _begins_like_ours(self.path)
+        files = head.get(FILES)
+        self._notes: dict[str, dict[str, Any]] = {FILES: files if isinstance(files, dict) else {}}
+        self.claims = Claims(self._tasks(lines), outputs)
+        self.files: Mapping[str, int] = self._notes[FILES]
+        self.made_of = self._notes.get(MADE_OF)
+        self.finished: Mapping[str, Mark] = self._notes.get(FINISHED, {})
+        self.end = lines.end
+
+    def _tasks(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines that are about tasks, and keep the last of each of the others."""
+        for line in lines:
+            if (note := _note(line)) is None:
+                yield line
+            else:
+                self._notes[note[0]] = note[1]
+
+
+def _begins_like_ours(path: Path) -> bool:
+    """Whether what there is of a first line may be a part of ours; nothing may be."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(BEGIN))
+    except FileNotFoundError:
+        return True
+    return begin == BEGIN[: len(begin)]
+
+
+def _take_back(path: Path) -> None:
+    partial = partial_path(path)
+    try:
+        if is_same(path, partial):  # it was stopped while the file had both names
+            platform.remove(path)
+        else:
+            platform.name_new(path, partial)
+    except FileExistsError:
+        what = f"is in the way of {path.name}, which an earlier run has finished and this one would go on with"
+        raise InputError(what, file=partial, remedy=ELSEWHERE) from None
+
+
+def is_named_by(marks: Mapping[str, Mark], path: Path) -> bool:
+    """Whether a file is the very one that an earlier run has finished and named."""
+    return path.name in marks and marks[path.name] == mark_of(path)
+
+
 def journal_room(nbytes: int) -> int:
     """Return how many bytes the journal of outputs of `nbytes` may take: a line of some thirty for each task."""
     return (nbytes >> 14) + (64 << 10)
@@ -156,22 +276,26 @@ def journal_path(out: Path) -> Path:
     return out.with_name(out.name + SUFFIX)
 
 
-def was_finished(out: Path, outputs: int) -> bool:
-    """Whether a run was stopped while it named its files, so that some may have their final names already."""
-    return any(line == FINISHED for line in _reading(journal_path(out), outputs))
-
-
-def check_same(out: Path, stated: Identity, outputs: int) -> None:
-    """Raise InputError if the journal is that of a run that was made of something else."""
-    path = journal_path(out)
-    past = _reading(path, outputs)
-    if past.head is not None:
-        _compare(path, past.head, stated)
+def finished(out: Path, outputs: int) -> Mapping[str, Mark]:
+    """Return what tells the files that a run was about to name when it was stopped, by name; nothing if it was not."""
+    return {} if mark_of(journal_path(out)) is None else _Past(out, outputs).finished
 
 
 def _reading(path: Path, outputs: int) -> Reading:
     line = re.compile(rf"[0-9]{{1,18}} [0-9]{{1,18}}( [0-9a-f]{{8}}){{{outputs}}}")
-    return Reading(path, lambda text: text == FINISHED or line.fullmatch(text) is not None)
+    return Reading(path, lambda text: line.fullmatch(text) is not None or _note(text) is not None)
+
+
+def _note(line: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the word and the object of a line that is not about a task; None for another line."""
+    word, _, text = line.partition(" ")
+    if word not in (FILES, MADE_OF, FINISHED):
+        return None
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return (word, said) if isinstance(said, dict) else None
 
 
 def _compare(path: Path, found: Mapping[str, Any], stated: Identity) -> None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from gguf_mla.files.output import Extra
     from gguf_mla.plan.jobs import Importance, Plan
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
@@ -22,6 +23,7 @@ class Job:
     inputs     the files whose content decides that of the outputs: weights, importance
     protected  further files that no output may replace
     remarks    turns what reading the sources has shown into sentences, when all is written
+    extras     files that are written and named together with the outputs
     """
 
     outputs: Sequence[tuple[Plan, Output]]
@@ -30,3 +32,4 @@ class Job:
     importance: Importance | None = None
     protected: Iterable[Path] = ()
     remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()
+    extras: Sequence[Extra] = ()

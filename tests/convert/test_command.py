@@ -119,8 +119,7 @@ def test_a_second_process_on_the_same_output_is_refused() -> None:
     run(hub.BUNDLED, "out.gguf")
 
 
-def test_what_a_killed_run_left_is_replaced() -> None:
-    Path("out.gguf.partial").write_bytes(b"half" * 10_000_000)
-    run(hub.BUNDLED, "out.gguf")
-    run(hub.BUNDLED, "fresh.gguf")
-    assert Path("out.gguf").read_bytes() == Path("fresh.gguf").read_bytes()
+def test_an_unfinished_file_that_no_run_has_noted_is_kept() -> None:
+    Path("out.gguf.partial").write_bytes(b"half" * 1000)
+    assert "no run of ours has noted it. Move it away" in run(hub.BUNDLED, "out.gguf", status=2).stderr
+    assert Path("out.gguf.partial").read_bytes() == b"half" * 1000

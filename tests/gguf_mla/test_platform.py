@@ -185,8 +185,9 @@ def test_an_open_file_is_closed_before_it_is_named_where_it_must_be(
 ) -> None:
     closed, real = [], os.close
     monkeypatch.setattr(os, "close", lambda fd: closed.append(fd) or real(fd))
-    replace, before = os.replace, []
-    monkeypatch.setattr(os, "replace", lambda *paths: before.append(fd in closed) or replace(*paths))
+    call = "rename" if way == "portable" else "link"
+    name, before = getattr(os, call), []
+    monkeypatch.setattr(os, call, lambda *paths: before.append(fd in closed) or name(*paths))
     with OutputFile(tmp_path / "out", 4) as file:
         fd = file.fileno()
         file.finish()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def execute(plan: Plan, sources: dict[str, Any], out: Path, **options: Any) -> executor.Result:
-    return executor.execute([outputs.single(plan, out)], sources, **options)
+    return executor.execute([outputs.single(plan, out)], sources, overwrite=True, **options)
 
 
 @pytest.fixture(autouse=True)

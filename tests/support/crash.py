@@ -30,6 +30,7 @@ OPERATIONS = (
     (platform, "copy_range"),
     (platform, "sync_directory"),
     (os, "ftruncate"),
+    (os, "link"),
     (os, "replace"),
     (os, "unlink"),
 )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import html
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla import units
-from gguf_mla.errors import MachineError
+from gguf_mla.errors import InputError, MachineError
+from gguf_mla.files.guard import check_apart, mark_of, obstacle, partial_path
+from gguf_mla.files.input import InputFile
+from gguf_mla.files.output import OutputFile
 from gguf_mla.layout.names import split_name
 from gguf_mla.quoting import NAME, TEXT, quoted
 from gguf_mla.version import __version__
@@ -25,20 +29,49 @@ from verify.report.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from verify.job import Proof
     from verify.levels.weights import TensorError
 
+BEGIN = (  # tells our pages from files that are not to be replaced
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="generator" content="gguf-mla verify">'
+)
 STYLE = Path(__file__).with_name("page.css")
 
 
-def write_page(proof: Proof, path: Path) -> None:
-    """Write the page; MachineError when it cannot be written."""
-    try:
-        path.write_text(page(proof), encoding="utf-8")
-    except OSError as error:
-        raise MachineError(f"the report cannot be written ({error.strerror})", file=path) from None
+@contextmanager
+def report(path: Path, inputs: Iterable[Path]) -> Iterator[Callable[[Proof], None]]:
+    """Give what writes the page of a proof; that it can be written is certain before the proof begins.
+
+    An older page is replaced, nothing else, and only when the new one is complete. Raises InputError for another file
+    that is there and for one of the inputs, MachineError when the page cannot be written.
+    """
+    check_apart([path], [partial_path(path)], inputs)
+    if not path.parent.is_dir():
+        raise MachineError("the report cannot be written, its directory does not exist", file=path)
+    if obstacle(path, overwrite=_is_page(path)):
+        what = "is there already, and is not a report of an earlier proof"
+        raise InputError(what, file=path, remedy="Choose another name for the report")
+    draft = partial_path(path)  # what a killed run has left of a page is thrown away
+    file = OutputFile(path, 0, known={path.name: draft.stat().st_ino} if _is_page(draft) else {})
+
+    def write(proof: Proof) -> None:
+        content = page(proof).encode()
+        file.overwrite = _is_page(path)
+        file.put(content)
+
+    file.kept = False
+    with file:
+        yield write
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a page of ours is there, or as much of one as has its beginning."""
+    if mark_of(path) is None:
+        return False
+    with InputFile(path) as file:
+        return file.read(0, min(file.size, len(BEGIN))).tobytes() == BEGIN.encode()
 
 
 def _safe(text: object, limit: int = NAME) -> str:
@@ -49,7 +82,7 @@ def page(proof: Proof) -> str:
     """Return the page as HTML text."""
     name = _safe(proof.request.candidate.name)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f"{BEGIN}<title>{name}</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>{''.join(_sections(proof))}</main></body></html>\n"
     )
