@@ -1,9 +1,9 @@
 """Interleavings of a command with kills, other processes and a stranger, and what has to be true after each.
 
-An interleaving is written as the command and its events, each "STEP:ACTION:NAME": `same 12:swap:a.gguf.partial 30:kill`.
+An interleaving is written as the command and its events, each STEP:ACTION:NAME: `same 12:swap:a.gguf.partial 30:kill`.
 Step 0 is before the command begins, `end` after it has ended. A second process that runs another command after a step
-is `12:runs:other`; `12:dies:other:9` is killed after its own step 9, `12:waits:other:9` stands there until the first has
-ended.
+is `12:runs:other`; `12:dies:other:9` is killed after its own step 9, `12:waits:other:9` stands there until the first
+has ended.
 """
 
 from __future__ import annotations

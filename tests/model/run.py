@@ -36,8 +36,9 @@ def run(count: int, seed: int, jobs: int, only: tuple[str, ...]) -> None:
     begin = time.monotonic()
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         parts = pool.starmap(_part, [(number, jobs, count, seed, only) for number in range(jobs)])
-    faults = [fault for _, found in parts for fault in found.items()]
-    for fault, (times, example) in faults:
+    faults = {fault: example for _, found in parts for fault, (_, example) in found.items()}
+    for fault, example in faults.items():
+        times = sum(found[fault][0] for _, found in parts if fault in found)
         click.echo(f"{times:6} × {fault}\n         {example}")
     played = sum(played for played, _ in parts)
     click.echo(f"{played} interleavings in {time.monotonic() - begin:.0f} s, {len(faults)} kinds of faults")
