@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gguf_mla.cli.main import Failure
 from tests.support import crash
-from tests.support.crash import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.crash import Job
 
 PHASES = ("nothing", "begun", "in work", "some named", "all named", "complete")
 LAST = 15  # touches of the disk, by which files are named, get as many kills as all that come before
