@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gguf_mla.cli.main import main
+from gguf_mla.container.reader import open_gguf
 from gguf_mla.files import platform
+from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.stream import chunks, saving
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.hub import BUNDLED
+from tests.support.legacy import write_variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +39,8 @@ OPERATIONS = (
     (os, "replace"),
     (os, "unlink"),
 )
+# The jobs of `jobs`: they write enough to fill a disk.
+STREAMED = ("convert", "quantize", "copy", "repack", "split")
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,29 @@ def jobs(directory: Path) -> dict[str, Job]:
         "copy": Job(("quantize", str(quantized), "{out}/out.gguf", "COPY", "--quiet")),
         "repack": Job(("convert", str(packed), "{out}/out.gguf", "--quiet")),
         "split": Job(("convert", str(BUNDLED), "{out}", *several, "--quiet")),
+    }
+
+
+def all_jobs(directory: Path) -> dict[str, Job]:
+    """Every command that writes, as a job; those of `jobs` among them."""
+    found = jobs(directory)
+    plain, quantized, legacy = (directory / f"{name}.gguf" for name in ("plain", "quantized", "legacy"))
+    write_variant(plain, legacy, "legacy")
+    ranks = {t.name: t.shape[-1] for t in open_gguf(legacy).tensors.values() if ".attn_kv_b." in t.name}
+    entries = {name: (np.ones((1, rank)), np.ones(1)) for name, rank in ranks.items()}
+    write_imatrix(directory / "matrix.gguf", entries, datasets=["ones"], chunk_count=1, chunk_size=512)
+    Job(("split", str(quantized), "{out}/parts.gguf", "--split-max-tensors", "26", "--quiet")).run(directory)
+    first = min(directory.glob("parts-*.gguf"))
+    out, quiet = "{out}/out.gguf", "--quiet"
+    report = ("--report", "{out}/report.html", "--level", "structure")
+    return found | {
+        "several": Job(("convert", str(BUNDLED), "{out}", "--type", "BF16", "--type", "Q8_0", "--checksums", quiet)),
+        "cut": Job(("split", str(quantized), out, "--split-max-tensors", "26", "--checksums", quiet)),
+        "merge": Job(("merge", str(first), out, quiet)),
+        "upgrade": Job(("upgrade", str(legacy), out, quiet)),
+        "matrix": Job(("upgrade", str(legacy), out, "--imatrix", str(directory / "matrix.gguf"), quiet)),
+        "downgrade": Job(("downgrade", str(quantized), out, quiet)),
+        "report": Job(("verify", str(BUNDLED), str(quantized), *report, quiet)),
     }
 
 
