@@ -223,7 +223,7 @@ def name_new(path: Path, final: Path) -> None:
     try:
         if link:
             link(path, final)
-            os.unlink(path)  # noqa: PTH108 - all calls of this module are those of `os`
+            _unlink_twin(path, final)
             return
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
@@ -231,6 +231,13 @@ def name_new(path: Path, final: Path) -> None:
     if os.path.lexists(final):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
     os.rename(path, final)  # noqa: PTH104
+
+
+def _unlink_twin(path: Path, final: Path) -> None:
+    """Take the first of a file's two names away, unless another file has it by now."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), os.lstat(final)):
+            os.unlink(path)  # noqa: PTH108 - all calls of this module are those of `os`
 
 
 def replace(path: Path, final: Path) -> None:

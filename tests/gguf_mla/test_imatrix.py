@@ -120,6 +120,7 @@ def test_what_is_written_is_read_back_here_and_by_ggufs_reader(
 ) -> None:
     path = tmp_path / "w.gguf"
     entries = {name: (x, np.full(len(x), 2, np.float32)) for name, x in sums.items()}
+    path.unlink(missing_ok=True)  # of the example before
     write_imatrix(path, entries, datasets=["a.txt", "b.txt"], chunk_count=3, chunk_size=256)
     matrix, reader = read_imatrix([path]), gguf.GGUFReader(path)
     assert (matrix.datasets, matrix.chunk_count) == (("a.txt", "b.txt"), 3)

@@ -143,8 +143,16 @@ def after_reading(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
     monkeypatch.setattr(platform, "write_at", write_at)
 
 
+def overwrite(path: Path) -> None:
+    """Write what is there once more, in place."""
+    with path.open("r+b") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(content)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "overwritten": lambda path: path.write_bytes(path.read_bytes()),
+    "overwritten": overwrite,
     "another time": lambda path: os.utime(path, ns=(0, 0)),
     "replaced": lambda path: (shutil.copy2(path, "copy"), Path("copy").replace(path)),
     "removed": lambda path: path.unlink(),
