@@ -27,7 +27,7 @@ def parse_fraction(text: str) -> float:
         below = float(under) if slash else 1.0
         if 0 < float(over) <= below:
             return float(over) / below
-    raise InputError("this is not a fraction", expected="a number such as 1/64, at most 1", found=repr(text))
+    raise InputError("--fraction cannot be read", expected="a number such as 1/64", found=repr(text))
 
 
 def size(nbytes: float) -> str:

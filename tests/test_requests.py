@@ -290,3 +290,15 @@ def test_a_layer_that_cannot_be_is_no_crash(name: str, tmp_path: Path) -> None:
     for line in (["inspect", str(path)], ["quantize", str(path), str(tmp_path / "o.gguf"), "Q4_K_M", "--dry-run"]):
         result = CliRunner().invoke(main, line)
         assert result.exit_code in (0, 2), result.output
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("option", [("--context", "9"), ("--fit", "80G")], ids=str)
+def test_a_model_without_layers_has_no_cache(layers: int, option: tuple[str, str], model: Path, tmp_path: Path) -> None:
+    found = open_gguf(model)
+    architecture = found.metadata["general.architecture"]
+    kept = {key: value for key, value in found.values.items() if not key.startswith("tokenizer.")}
+    kept[f"{architecture}.block_count"] = u32(layers)
+    kept.pop(f"{architecture}.nextn_predict_layers", None)
+    path = write_gguf(tmp_path / "a.gguf", kept)
+    assert CliRunner().invoke(main, ["inspect", str(path), *option]).exit_code == (0 if layers else 2)

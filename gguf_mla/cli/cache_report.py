@@ -29,6 +29,8 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
     found = caches(file)
     if not found:
         raise InputError("is not a model with multi-head latent attention, so its cache is not known", file=file.path)
+    if found[0].layers < 1:
+        raise InputError("has no layers to cache", file=file.path, expected="1 or more", found=found[0].layers)
     room = None if fit is None else _room(file, units.parse_size(fit))
     return [_record(cache, found, context, room, sequences) for cache in found]
 

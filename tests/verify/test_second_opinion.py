@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gguf_mla.sources.checkpoint import open_checkpoint
-from gguf_mla.sources.formats import fp8_block, int4_pack, kernels
+from gguf_mla.sources.formats import fp8_block, int4_pack
+from gguf_mla.sources.formats.shared import kernels
 from tests.support import hub, safetensors_file
 from tests.support.command import convert
 from tests.support.kinds import FP8_BLOCK
