@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.files.readable import Readable
+    from gguf_mla.ggtypes.tensor_type import TensorType
+
+    _Info = tuple[str, tuple[int, ...], TensorType, int]
 
 MAX_DIMS = 4
 FIRST_READ = 1 << 16  # bytes; then twice as many each time
@@ -121,6 +124,7 @@ class _Parser:
     def __init__(self, file: InputFile) -> None:
         self._file, self._head, self._at = file, bytearray(), 0
         self._size = min(file.size, MAX_HEAD)
+        self._types: dict[int, TensorType] = {}
         self._items = self._text_bytes = self._slices = 0
 
     def parse(self) -> GgufFile:
@@ -192,46 +196,51 @@ class _Parser:
         numbers = Numbers(self._head, self._skip(count * dtype.itemsize), count, dtype)
         return numbers[:] if count <= SHORT_LIST else numbers
 
-    def _info(self) -> tuple[str, tuple[int, ...], str, int]:
+    def _info(self) -> _Info:
         name = self._name()
         count = self._scalar("I")
         if not 1 <= count <= MAX_DIMS:
             raise self._broken("has a wrong number of dimensions", f"1 to {MAX_DIMS}", count, name)
         form = _DIMS[count]
         *dims, type_id, offset = form.unpack_from(self._head, self._skip(form.size))
-        return name, tuple(dims[::-1]), self._type_name(type_id, name), offset
+        return name, tuple(dims[::-1]), self._type(type_id, name), offset
 
-    def _type_name(self, type_id: int, tensor: str) -> str:
+    def _type(self, type_id: int, tensor: str) -> TensorType:
         try:
-            return ggtypes.by_id(type_id).name
+            if type_id not in self._types:
+                self._types[type_id] = ggtypes.by_id(type_id)
+            return self._types[type_id]
         except InputError:
             raise self._broken("has an unknown tensor type", "a ggml type id", type_id, tensor) from None
 
-    def _placed(
-        self, infos: Sequence[tuple[str, tuple[int, ...], str, int]], start: int, alignment: int
-    ) -> dict[str, GgufTensor]:
+    def _placed(self, infos: Sequence[_Info], start: int, alignment: int) -> dict[str, GgufTensor]:
         tensors: dict[str, GgufTensor] = {}
-        for name, shape, type_name, offset in infos:
+        for name, shape, kind, offset in infos:
             if name in tensors:
                 raise self._broken("occurs twice", tensor=name)
             if offset % alignment:
                 raise self._broken("has an offset that is not aligned", f"a multiple of {alignment}", offset, name)
-            nbytes = self._data_bytes(name, shape, type_name)
+            nbytes = self._data_bytes(name, shape, kind)
             if start + offset + nbytes > self._file.size:
                 raise self._ended(start + offset + nbytes, name)
-            tensors[name] = GgufTensor(name, shape, type_name, start + offset, nbytes, self._file)
+            self._check_sizes(name, shape)
+            tensors[name] = GgufTensor(name, shape, kind.name, start + offset, nbytes, self._file)
         self._disjoint(tensors)
         return tensors
 
-    def _data_bytes(self, name: str, shape: tuple[int, ...], type_name: str) -> int:
+    def _check_sizes(self, name: str, shape: tuple[int, ...]) -> None:
+        file = self._file.path
+        if shape[-1] > bounds.ROW_VALUES:
+            bounds.bounded(shape[-1], bounds.ROW_VALUES, "the length of a row", file=file, tensor=name)
+        if len(shape) > 2:
+            self._slices += math.prod(shape[:-2])
+            bounds.bounded(self._slices, bounds.SLICES, "the number of experts and heads", file=file, tensor=name)
+
+    def _data_bytes(self, name: str, shape: tuple[int, ...], kind: TensorType) -> int:
         if 0 in shape or bounds.product(shape, 1 << 62) > 1 << 62:
             raise self._broken("has an impossible shape", "positive dimensions", shape, name)
-        self._slices += math.prod(shape[:-2])
-        file = self._file.path
-        bounds.bounded(self._slices, bounds.SLICES, "the number of experts and heads", file=file, tensor=name)
-        bounds.bounded(shape[-1], bounds.ROW_VALUES, "the length of a row", file=file, tensor=name)
         try:
-            return math.prod(shape[:-1]) * ggtypes.by_name(type_name).row_bytes(shape[-1])
+            return math.prod(shape[:-1]) * kind.row_bytes(shape[-1])
         except InputError as error:
             raise self._broken(error.what, error.expected, error.found, name) from None
 

@@ -40,7 +40,7 @@ class InputFile:
         self._close = weakref.finalize(self, os.close, self._fd)
         self._close.atexit = False  # then the OS closes it, and a thread may still be reading
         status = os.fstat(self._fd)
-        _refuse_irregular(status, path)  # it may have become another file since it was looked at
+        _refuse_irregular(status.st_mode, path)  # it may have become another file since it was looked at
         self.size = status.st_size
         self.identity = f"{status.st_size} bytes, changed {status.st_mtime_ns}"
 
@@ -101,11 +101,11 @@ class InputFile:
 
 def check_regular(path: Path) -> None:
     """Look before opening: opening a pipe may wait for a writer, and opening a device may do something."""
-    _refuse_irregular(path.stat(), path)
+    _refuse_irregular(path.stat().st_mode, path)
 
 
-def _refuse_irregular(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
+def _refuse_irregular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
         raise InputError("is not a regular file", file=path, remedy="Check the path")
 
 
@@ -123,6 +123,8 @@ def open_regular(path: Path) -> BinaryIO:
 
     OSError when it cannot be opened.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     check_regular(path)
     return open(path, "rb", opener=lambda name, _flags: platform.open_input(name))
 

@@ -11,6 +11,8 @@ from gguf_mla.files import bounds
 from gguf_mla.importance.entries import MAX_NAME_BYTES, Contents, StoredSums
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gguf_mla.files.input import InputFile
 
 
@@ -27,6 +29,7 @@ class DatParser:
 
     def __init__(self, file: InputFile) -> None:
         self._file, self._at = file, 0
+        self._calls: dict[int, NDArray[np.float64]] = {}
         self._block, self._begin = b"", 0  # what was read last, and where it lies
 
     def parse(self) -> Contents:
@@ -50,7 +53,9 @@ class DatParser:
         count = self._within("number of values", 1, min((self._left - 4) // 4, bounds.SUMS), name)
         self._at += 4 * count
         # Without a number of calls the values are taken as they are.
-        return StoredSums(self._file, name, self._at - 4 * count, count, np.array([max(calls, 1)], np.float64))
+        if calls not in self._calls:
+            self._calls[calls] = np.array([max(calls, 1)], np.float64)
+        return StoredSums(self._file, name, self._at - 4 * count, count, self._calls[calls])
 
     @property
     def _left(self) -> int:

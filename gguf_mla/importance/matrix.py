@@ -195,8 +195,10 @@ def _merged(contents: Sequence[Contents]) -> dict[str, list[StoredSums]]:
     call = _tokens_per_call(contents)
     for content in contents:
         for name, sums in content.entries.items():
-            entries[name].append(replace(sums, unit=call) if content.chunk_size is None else sums)
+            entries[name].append(replace(sums, unit=call) if content.chunk_size is None and call > 1 else sums)
     for name, stored in entries.items():
+        if len(stored) == 1:
+            continue
         if len({sums.length for sums in stored}) > 1 or len({len(sums.counts) for sums in stored} - {1}) > 1:
             raise InputError(
                 "files that are to be merged differ in size",

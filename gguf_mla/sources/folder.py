@@ -5,7 +5,6 @@ Whatever else can list names and read ranges of files is a `Folder`, too, and ch
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gguf_mla.errors import InputError
@@ -27,8 +26,7 @@ class LocalFolder(Folder):
         if under and not directory.is_dir():
             return []
         try:
-            with os.scandir(directory) as entries:
-                found = sorted(entry.name for entry in entries if entry.is_file())
+            found = sorted(path.name for path in directory.iterdir() if path.is_file())
         except OSError as error:
             raise unreadable(directory, error) from None
         return [f"{under}/{name}" if under else name for name in found]
