@@ -20,7 +20,7 @@ from gguf_mla.forward.architecture import read_gguf
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import INDEX, open_checkpoint
 from gguf_mla.sources.config import Config
-from gguf_mla.stream.journal import journal_path, was_finished
+from gguf_mla.stream.journal import journal_path
 from tests.attacks.handmade import (
     ARRAY,
     STRING,
@@ -233,14 +233,15 @@ TEXTS = (
 )  # fmt: skip
 PIPES = (
     Costly("a pipe as checksum", checksums.stated, "not a regular file", beside(".sha256")),
-    Costly("a pipe as checksum, inspected", command("inspect", "--verify", None), "not a regular file", beside(".sha256")),
-    Costly("a pipe as journal", lambda path: was_finished(path, 1), "not a regular file", beside(".journal")),
+    Costly("a pipe as checksum, inspected", command("inspect", "--verify", None), "not a regular file",
+        beside(".sha256")),
+    Costly("a pipe as journal", lambda path: finished(path, 1), "not a regular file", beside(".journal")),
     Costly("a pipe as journal of a run", command("quantize", None, "out.gguf", "COPY"), "",
            lambda path: (gguf()(path), os.mkfifo(journal_path(path.with_name("out.gguf"))))),
     Costly("a pipe as an input's stamp", stamp, "not a regular file", os.mkfifo),
     Costly("checksums in a hole", checksums.stated, "larger than",
            lambda path: (gguf()(path), hollow(1 << 33)(checksums.beside(path)))),
-    Costly("a journal in a hole", lambda path: was_finished(path, 1), "",
+    Costly("a journal in a hole", lambda path: finished(path, 1), "",
            lambda path: (gguf()(path), hollow(1 << 33)(journal_path(path)))),
     Costly("an index in a hole", open_checkpoint, "larger than", checkpoint(**{INDEX: hollow(1 << 40)})),
 )  # fmt: skip
