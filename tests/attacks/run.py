@@ -28,7 +28,7 @@ from gguf_mla.errors import GgufMlaError
 from gguf_mla.files import checksums
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import INDEX, open_checkpoint
-from gguf_mla.stream.journal import journal_path, was_finished
+from gguf_mla.stream.journal import finished, journal_path
 from tests.attacks.costly import dat
 from tests.attacks.mutated import bytes_changed, open_shard, sound_gguf, sound_shard, tree_changed
 from tests.support.command import gguf_mla
@@ -121,7 +121,7 @@ def _checksum(directory: Path, chance: random.Random) -> object:
 def _journal(directory: Path, chance: random.Random) -> object:
     head = json.dumps({"version": "1", "plan": "0", "inputs": [["a", 1, 2, "b"]], "importance": "0"}).encode()
     changed_file(journal_path(directory / "x.gguf"), head + b"\n0 100 00000000\n1 100 0000000f\nfinished\n", chance)
-    return was_finished(directory / "x.gguf", 1)
+    return bool(finished(directory / "x.gguf", 1))
 
 
 OUT = ("{dir}/out.gguf", "--overwrite", "--quiet", "--threads", "1")
