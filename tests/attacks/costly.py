@@ -20,7 +20,7 @@ from gguf_mla.forward.architecture import read_gguf
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import INDEX, open_checkpoint
 from gguf_mla.sources.config import Config
-from gguf_mla.stream.journal import journal_path
+from gguf_mla.stream.journal import finished, journal_path
 from tests.attacks.handmade import (
     ARRAY,
     STRING,
