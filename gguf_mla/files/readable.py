@@ -53,14 +53,18 @@ class Folder(ABC):
     def open(self, name: str) -> Readable:
         """Return a file to read; InputError when it is missing or cannot be read."""
 
-    def text(self, name: str, at_most: int = json_text.MAX_BYTES) -> str:
-        """Return what a file of UTF-8 text of `at_most` bytes holds; all line ends come as in memory, one character."""
+    def data(self, name: str, at_most: int = json_text.MAX_BYTES) -> bytes:
+        """Return what a small file holds; InputError for one of more than `at_most` bytes."""
         file = self.open(name)
         if file.size > at_most:
             expected, found = f"at most {at_most} bytes", f"{file.size} bytes"
             raise InputError("is larger than that of any model", file=self.path / name, expected=expected, found=found)
+        return file.read(0, file.size).tobytes()
+
+    def text(self, name: str, at_most: int = json_text.MAX_BYTES) -> str:
+        """Return what a small file of UTF-8 text holds; all line ends come as in memory, one character."""
         try:
-            text = file.read(0, file.size).tobytes().decode("utf-8")
+            text = self.data(name, at_most).decode("utf-8")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 text ({error})"
             raise InputError(what, file=self.path / name, remedy="Download the file again") from None

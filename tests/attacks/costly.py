@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.general import Parameters, general_metadata
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.files import checksums, json_text
@@ -20,6 +21,7 @@ from gguf_mla.forward.architecture import read_gguf
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import INDEX, open_checkpoint
 from gguf_mla.sources.config import Config
+from gguf_mla.sources.folder import open_folder
 from gguf_mla.stream.journal import finished, journal_path
 from tests.attacks.handmade import (
     ARRAY,
@@ -97,6 +99,13 @@ def configured(**keys: Any) -> Callable[[Path], Config]:
         return config
 
     return call
+
+
+def described(path: Path) -> None:
+    """Read a model card; everything that it says is short."""
+    values, warnings = general_metadata(open_folder(path), "deepseek2", Parameters(1, 1, 0, 0))
+    assert len(str(warnings)) < 5000
+    assert len(str(values)) < 5000
 
 
 def dat(count: int, made: int, values: int = 1, size: int | None = None) -> Callable[[Path], None]:
@@ -231,6 +240,20 @@ TEXTS = (
     Costly("a template in a hole", lambda path: open_checkpoint(path).folder.text("t", 1 << 22), "larger than",
            checkpoint(placed("a.safetensors"), t=hollow(600 * MB))),
 )  # fmt: skip
+CARDS = tuple(
+    Costly(name, described, said, checkpoint(**{"README.md": write}))
+    for name, said, write in (
+        ("a card in a hole", "", hollow(600 * MB)),
+        ("a front matter in a hole", "", lambda path: (path.write_text("---\na: b\n"), os.truncate(path, 600 * MB))),
+        ("2 MB of front matter", "", lambda path: path.write_text("---\n" + "a: {b: [c]}\n" * 170_000 + "---\n")),
+        ("a front matter of nothing but objects", "", lambda path: path.write_text(
+            "---\n" + "".join(f"k{n}: {{}}\n" for n in range(5000)) + "---\n")),
+        ("aliases of aliases", "", lambda path: path.write_text(
+            "---\na0: &a0 [x, x]\n"
+            + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 99)) + "---\n")),
+        ("a card with a long text", "", lambda path: path.write_text("---\nlicense: mit\n---\n" + "x\n" * MB)),
+    )
+)  # fmt: skip
 PIPES = (
     Costly("a pipe as checksum", checksums.stated, "not a regular file", beside(".sha256")),
     Costly("a pipe as checksum, inspected", command("inspect", "--verify", None), "not a regular file",
@@ -245,4 +268,4 @@ PIPES = (
            lambda path: (gguf()(path), hollow(1 << 33)(journal_path(path)))),
     Costly("an index in a hole", open_checkpoint, "larger than", checkpoint(**{INDEX: hollow(1 << 40)})),
 )  # fmt: skip
-COSTLY = (*SHAPES, *SPLITS, *COUNTS, *LISTS, *TEXTS, *PIPES)
+COSTLY = (*SHAPES, *SPLITS, *COUNTS, *LISTS, *TEXTS, *CARDS, *PIPES)

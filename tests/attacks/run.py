@@ -45,6 +45,7 @@ LARGE = 200_000_000  # bytes
 ENDLESS = 120  # seconds
 OUTCOMES = ("read", "refused", "status 1", "traceback", "killed", "slow", "large")
 BAD = OUTCOMES[2:]
+CARD = b"---\nlicense: mit\ntags:\n- a\n- b\nbase_model: a/b\n---\n# Model\n"
 JSONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
 
 
@@ -54,9 +55,13 @@ def changed_file(path: Path, data: bytes, chance: random.Random) -> Path:
     return path
 
 
-def changed_model(directory: Path, chance: random.Random) -> Path:
+def changed_legacy(directory: Path, chance: random.Random) -> Path:
+    return changed_model(directory, chance, "legacy.gguf")
+
+
+def changed_model(directory: Path, chance: random.Random, name: str = "sound.gguf") -> Path:
     """The bundled checkpoint as a GGUF file, with changes in its head, which is most of what a reader believes."""
-    data, path = (directory / "sound.gguf").read_bytes(), directory / "model.gguf"
+    data, path = (directory / name).read_bytes(), directory / "model.gguf"
     cut = chance.choice((2000, 20_000, len(data)))
     return changed_file(path, data, chance) if cut == len(data) else _spliced(path, data, cut, chance)
 
@@ -75,9 +80,7 @@ def changed_checkpoint(directory: Path, chance: random.Random) -> Path:
     for file in BUNDLED.iterdir():
         (path / file.name).symlink_to(file)
     name = chance.choice([*JSONS, "model-00001-of-000002.safetensors", "README.md"])
-    data = (
-        (BUNDLED / name).read_bytes() if name != "README.md" else b"---\nlicense: mit\ntags:\n- a\n- b\n---\n# Model\n"
-    )
+    data = CARD if name == "README.md" else (BUNDLED / name).read_bytes()
     (path / name).unlink(missing_ok=True)
     if name.endswith(".json") and chance.random() < 0.7:
         (path / name).write_text(json.dumps(tree_changed(json.loads(data), chance)))
@@ -90,9 +93,9 @@ def command(name: str, *before: str, after: tuple[str, ...] = (), source: Case =
     """A command over a changed model or checkpoint."""
 
     def case(directory: Path, chance: random.Random) -> object:
-        words = [item.format(dir=directory) for item in (*before, "{path}", *after)]
         path = source(directory, chance)
-        return gguf_mla(name, *(str(path) if word == "{path}" else word for word in words))
+        first, last = ([item.format(dir=directory) for item in items] for items in (before, after))
+        return gguf_mla(name, *first, path, *last)
 
     return case
 
@@ -138,7 +141,7 @@ CASES: dict[str, tuple[Case, int]] = {  # with a share of all inputs, in percent
     "quantize": (command("quantize", after=(*OUT, "COPY")), 2),
     "split": (command("split", after=(*OUT, "--split-max-tensors", "9")), 2),
     "merge": (command("merge", after=OUT), 2),
-    "upgrade": (command("upgrade", after=OUT), 2),
+    "upgrade": (command("upgrade", after=OUT, source=changed_legacy), 2),
     "verify": (command("verify", str(BUNDLED), after=("--level", "structure", "--quiet")), 2),
 }
 
@@ -206,8 +209,13 @@ def main() -> int:
     given = options.parse_args()
     table = {kind: Counter[str]() for kind in CASES}
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        sound = gguf_mla("convert", BUNDLED, f"{place}/sound.gguf", "--type", "BF16", "--quiet")
-        assert sound.status == 0, sound.output
+        for words in (
+            ("convert", BUNDLED, "sound.gguf", "--type", "BF16"),
+            ("downgrade", "sound.gguf", "legacy.gguf"),
+            ("upgrade", "legacy.gguf", "again.gguf"),  # so that kernels are compiled before anything is measured
+        ):
+            answer = gguf_mla(*words, "--quiet")
+            assert answer.status == 0, answer.output
         for kind, first, count in batches(given.count):
             table[kind] += tried(kind, first, count, given.seed, Path(place))
     print("  ".join([f"{'':18}", *(f"{outcome:>9}" for outcome in OUTCOMES)]))

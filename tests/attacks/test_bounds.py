@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from gguf_mla.files import bounds, json_text
 from gguf_mla.files.input import InputFile
 from tests.attacks.costly import COSTLY, Costly
 from tests.attacks.forked import cost
+from tests.support.command import measure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,12 @@ def test_a_costly_file_costs_little(costly: Costly, tmp_path: Path) -> None:
     assert len(found.words) < 20_000
     assert found.seconds < SECONDS + on_disk * SECONDS_PER_BYTE
     assert found.memory < max(LIMIT_BYTES, on_disk * BYTES_PER_BYTE)
+
+
+@pytest.mark.slow
+def test_changed_files_over_all_readers_and_commands_end_well(tmp_path: Path) -> None:
+    found = measure([sys.executable, "-m", "tests.attacks.run", "--count", "1000"], tmp_path / "report.json")
+    assert found.status == 0, found.output
 
 
 def test_reading_a_pipe_never_waits_even_if_it_takes_the_place_of_a_file(

@@ -214,7 +214,14 @@ def placed(files: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return files
 
 
-REMOVED = object()
+class Gone:
+    """A value that is taken out."""
+
+    def __repr__(self) -> str:
+        return "gone"
+
+
+REMOVED = Gone()
 CONFIG_TOKENS = "tokenizer_config.json/added_tokens_decoder"
 
 
