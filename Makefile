@@ -24,9 +24,10 @@ quick: $(VENV)/test.stamp ## what takes two minutes: no other program judges, no
 elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
 	OPENBLAS_CORETYPE=Nehalem $(PYTEST) tests/verify -m 'not gpu and not cuda and not slow'
 	OPENBLAS_CORETYPE=Haswell $(PYTEST) tests/verify -m 'not gpu and not cuda and not slow'
-	NUMBA_CPU_NAME=haswell $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
-	NUMBA_CPU_NAME=generic $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
-	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
+	NUMBA_CPU_NAME=haswell $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py & haswell=$$!; \
+	NUMBA_CPU_NAME=generic $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py; generic=$$?; \
+	wait $$haswell && exit $$generic
+	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/guard tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
 
 # Builds nothing, so that it runs where nothing can be downloaded: in the environment, if there is one, or as PYTHON.
 gpu: ## test and measure a CUDA device

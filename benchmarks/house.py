@@ -103,6 +103,15 @@ def upward(arrows: Arrows, layers: list[set[str]]) -> list[tuple[str, str]]:
     return [pair for pair, here, there in floors if here is not None and there is not None and here > there]
 
 
+def running(found: Mapping[str, tuple[Path, ast.Module]]) -> dict[str, tuple[Path, ast.Module]]:
+    """Return the modules without what is imported for annotations alone."""
+    kept = {}
+    for name, (path, tree) in found.items():
+        body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+        kept[name] = path, ast.Module(body, [])
+    return kept
+
+
 def inside_functions(tree: ast.AST) -> int:
     """Return how many import statements stand inside functions."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -129,7 +138,9 @@ def main(root: Path) -> None:
     print(f"rooms             {len({room_of(name, found) for name in found})}")
     print(f"modules           {len(found)}, {sum(lengths.values())} lines")
     print(f"arrows            {sum(map(len, arrows.values()))}")
-    print(f"circles           {len(circles(arrows))}", *(" <-> ".join(sorted(group)) for group in circles(arrows)))
+    print(f"circles           {len(circles(arrows_between(running(found))))}, by annotations: {len(circles(arrows))}")
+    for group in circles(arrows):
+        print("                 ", " <-> ".join(sorted(group)))
     print(f"upward            {len(against) if layers else 'no order is stated'}", *(f"{a} -> {b}" for a, b in against))
     print(f"inner imports     {sum(inside_functions(tree) for _, tree in found.values())}")
     print(f"noqa              {sum(path.read_text(encoding='utf-8').count('noqa') for path, _ in found.values())}")
