@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -69,8 +69,13 @@ class Commands(Installed):
         except (Exception, KeyboardInterrupt) as error:  # the last handler there is
             raise explained(error) from None
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any) -> NoReturn:  # type: ignore[override]  # it never returns
-        """Run the command line and end the process; click's own handlers would end some failures with status 1."""
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any) -> Any:
+        """Run the command line and end the process; click's own handlers would end some failures with status 1.
+
+        With standalone_mode=False the process is the caller's, and so are the errors, as in click.
+        """
+        if not settings.setdefault("standalone_mode", True):
+            return super().main(args, prog_name, **settings)
         settings["standalone_mode"] = False
         try:
             status = super().main(args, prog_name, **settings)
