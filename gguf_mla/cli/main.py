@@ -69,7 +69,9 @@ class Commands(Installed):
         except (Exception, KeyboardInterrupt) as error:  # the last handler there is
             raise explained(error) from None
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any) -> Any:
+    def main(  # type: ignore[override]  # click overloads by standalone_mode
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any
+    ) -> Any:
         """Run the command line and end the process; click's own handlers would end some failures with status 1.
 
         With standalone_mode=False the process is the caller's, and so are the errors, as in click.
