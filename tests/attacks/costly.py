@@ -258,7 +258,7 @@ PIPES = (
     Costly("a pipe as checksum", checksums.stated, "not a regular file", beside(".sha256")),
     Costly("a pipe as checksum, inspected", command("inspect", "--verify", None), "not a regular file",
         beside(".sha256")),
-    Costly("a pipe as journal", lambda path: finished(path, 1), "not a regular file", beside(".journal")),
+    Costly("a pipe as journal", lambda path: finished(path, 1), "", beside(".journal")),
     Costly("a pipe as journal of a run", command("quantize", None, "out.gguf", "COPY"), "",
            lambda path: (gguf()(path), os.mkfifo(journal_path(path.with_name("out.gguf"))))),
     Costly("a pipe as an input's stamp", stamp, "not a regular file", os.mkfifo),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gguf_mla.container.reader import GgufFile
 
 SECONDS = 1.0  # of CPU
+TRIES = 2  # what else runs on a machine makes the same work cost up to half as much again
 LIMIT_BYTES = 200_000_000
 LARGE_BYTES = 10_000_000  # of a file: below, the limits hold; what is longer may cost in proportion
 SECONDS_PER_BYTE, BYTES_PER_BYTE = SECONDS / LARGE_BYTES, 12
@@ -35,7 +36,7 @@ def test_a_costly_file_costs_little(costly: Costly, tmp_path: Path) -> None:
     path = tmp_path / "hostile.gguf"
     costly.write(path)
     on_disk = sum(file.lstat().st_blocks * 512 for file in tmp_path.rglob("*"))
-    found = cost(lambda: costly.call(path))
+    found = min((cost(lambda: costly.call(path)) for _ in range(TRIES)), key=lambda tried: tried.seconds)
     assert found.outcome in {"read", "refused", "status 0", "status 2"}, found.words
     assert costly.words in found.words
     assert len(found.words) < 20_000
@@ -53,7 +54,7 @@ def test_reading_a_pipe_never_waits_even_if_it_takes_the_place_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr("gguf_mla.files.input._check_regular", lambda _: None)  # as if it had been a file a moment ago
+    monkeypatch.setattr("gguf_mla.files.input.check_regular", lambda _: None)  # as if it had been a file a moment ago
     with pytest.raises(InputError, match="not a regular file"):
         InputFile(tmp_path / "pipe")
 

@@ -49,7 +49,8 @@ def terms(cached: int) -> int:
 
 def exact(x: Inputs) -> np.ndarray:
     """Vanilla attention in float64, straight from its definition."""
-    wide = {name: value.astype(np.float64) for name, value in vars(x).items() if name not in ("scale", "chosen")}
+    arrays = {name: value for name, value in vars(x).items() if isinstance(value, np.ndarray) and name != "chosen"}
+    wide = {name: value.astype(np.float64) for name, value in arrays.items()}
     key = np.einsum("sr,hrn->shn", wide["latent"], wide["k_b"])
     value = np.einsum("sr,hvr->shv", wide["latent"], wide["v_b"])
     scores = np.einsum("thn,shn->hts", wide["q_nope"], key) + np.einsum("thp,sp->hts", wide["q_pe"], wide["k_pe"])
