@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def _parse(setting: str) -> tuple[tuple[str, ...], str, float]:
         value = float(number)
     except ValueError:
         value = -1.0
-    if name not in NAMES or (type_name and type_name not in TABLE) or not value >= 0:
+    if name not in NAMES or (type_name and type_name not in TABLE) or not 0 <= value < math.inf:
         raise InputError(
             "this is not a limit", expected=f"[TYPE.]NAME=NUMBER with NAME {', '.join(NAMES)}", found=repr(setting)
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import ggtypes
 from gguf_mla.container.writer import ALIGNMENT, TensorSpec, lay_out
+from gguf_mla.errors import InputError
 from gguf_mla.plan.jobs import Untyped
 from gguf_mla.recipes import (
     FILE_TYPES,
@@ -51,7 +52,7 @@ def buy(
 ) -> tuple[FileType, dict[str, Choice]]:
     """Return the choices of all tensors that are free, and the file type that most of the bytes make it."""
     known = [Tensor(tensor.name, tensor.shape, tensor.ggml_type) for tensor in tensors]
-    model = RecipeModel.from_metadata(metadata)
+    model = _layered(RecipeModel.from_metadata(metadata))
     free = undecided(known, OTHERWISE, model, overrides)
     fixed, _ = choose(known, OTHERWISE, model, overrides, has_importance=imatrix is not None)
     taken = sum(
@@ -67,6 +68,18 @@ def buy(
     chosen = spend(_offers(wanted, types, model, measure), allowed)
     choices = {t.name: Choice(o.type, _reason(budget, o)) for t, o in zip(wanted, chosen, strict=True)}
     return _file_type(budget, chosen), choices
+
+
+def _layered(model: RecipeModel) -> RecipeModel:
+    """Return a model that has layers; InputError for one without, whose tensors could not be weighed."""
+    if not model.layers:
+        raise InputError(
+            "a budget weighs tensors by the number of layers, and the model has none",
+            expected=f"a number above 0 in {model.architecture}.block_count",
+            found=0,
+            remedy="The file is damaged, or name a type",
+        )
+    return model
 
 
 def _least(wanted: Sequence[Untyped], types: Sequence[Sequence[str]]) -> int:

@@ -23,6 +23,7 @@ from gguf_mla.plan.jobs import Part, Untyped
 from gguf_mla.recipes import FileType, Offer, candidates, sensitivity, spend, target
 from gguf_mla.sources.checkpoint import open_checkpoint
 from quantize.command import quantize
+from tests.support import command
 from tests.support.hub import BUNDLED
 from tests.support.sources import Weights
 
@@ -188,3 +189,14 @@ def test_the_dry_run_shows_what_each_choice_loses() -> None:
     options = (BUNDLED, "--target-bpw", "4.5", "--dry-run")
     weights = sum(tensor["type"] != "F32" for tensor in json.loads(run(convert, *options, "--json").output)["tensors"])
     assert len(re.findall(r"4\.5bpw: relative error [0-9.]+ %", run(convert, *options).output)) == weights > 30
+
+
+def test_a_model_without_layers_cannot_be_weighed(tmp_path: Path) -> None:
+    source = written(tmp_path, "--type", "BF16")
+    layers = bytearray(source.read_bytes())
+    at = layers.index(b"deepseek2.block_count") + len(b"deepseek2.block_count") + 4
+    layers[at : at + 4] = bytes(4)
+    source.write_bytes(layers)
+    refused = command.gguf_mla("quantize", source, tmp_path / "o.gguf", "--target-bpw", "4.5", "--allow-requantize")
+    assert refused.status == 2
+    assert "expected a number above 0 in deepseek2.block_count, found 0" in refused.output

@@ -116,7 +116,9 @@ def test_limits_can_be_changed(q8: Path) -> None:
     verify(hub.BUNDLED, q8, "--level", "weights", "--limit", "Q8_0.rms=0.004", "--limit", "rms=1")
 
 
-@pytest.mark.parametrize("setting", ["rms", "rms=x", "Q9.rms=1", "Q8_0.rsm=1", "rms=-1", "rms=nan", "=1"])
+@pytest.mark.parametrize(
+    "setting", ["rms", "rms=x", "Q9.rms=1", "Q8_0.rsm=1", "rms=-1", "rms=nan", "Q8_0.rms=inf", "rms=1e999", "=1"]
+)
 def test_what_is_no_limit_is_refused(setting: str, q8: Path) -> None:
     assert "this is not a limit" in verify(hub.BUNDLED, q8, "--limit", setting, status=2).output
 
