@@ -23,7 +23,7 @@ import gguf.metadata
 
 from gguf_mla.container.values import Kind, Value, array
 from gguf_mla.errors import InputError
-from gguf_mla.files.bounds import CARD_BYTES
+from gguf_mla.files.bounds import CARD_BYTES, CONFIG_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -104,7 +104,7 @@ def general_metadata(folder: Folder, architecture: str, parameters: Parameters) 
     warnings: list[str] = []
     place, names = Path(folder.path).absolute(), frozenset(folder.names())
     card = _model_card(folder, warnings) if CARD in names else {}
-    config = _config(folder.json("config.json") if "config.json" in names else {}, place)
+    config = _config(folder.json("config.json", CONFIG_BYTES) if "config.json" in names else {}, place)
     with _logged("metadata", warnings):
         found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, place, parameters.total)
     _set_sampling(found, _generation(folder, warnings) if GENERATION in names else {})
@@ -200,7 +200,7 @@ def _origin(value: Any) -> dict[str, str]:
 
 def _generation(folder: Folder, warnings: list[str]) -> dict[str, Any]:
     try:
-        return folder.json(GENERATION)
+        return folder.json(GENERATION, CONFIG_BYTES)
     except InputError as error:
         warnings.append(f"{error} Its sampling defaults are left out.")
         return {}

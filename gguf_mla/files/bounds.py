@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NAME_BYTES = (1 << 16) - 1  # of a name or key, as the GGUF specification has it
 TEXT_BYTES = 1 << 24  # of all names, keys and texts of a head together, without what is in lists
+CONFIG_BYTES = 1 << 22  # of a config.json or generation_config.json; a long list of layers not quantized is 1 MB
 TEMPLATE_BYTES = 1 << 22  # of a chat template that is a file
 CARD_BYTES = 1 << 16  # of a model card's front matter
 NOTE_BYTES = 1 << 20  # of a small file beside another: checksums

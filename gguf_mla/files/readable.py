@@ -70,11 +70,10 @@ class Folder(ABC):
             raise InputError(what, file=self.path / name, remedy="Download the file again") from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
-    def json(self, name: str) -> dict[str, Any]:
-        """Return the JSON object that a file holds; InputError when it is missing, damaged, or not an object."""
-        file = self.open(name)
+    def json(self, name: str, at_most: int = json_text.MAX_BYTES) -> dict[str, Any]:
+        """Return the JSON object that a file holds; InputError when it is missing, damaged, too long or no object."""
         try:
-            content = json_text.parse(file.read(0, min(file.size, json_text.MAX_BYTES + 1)).tobytes())
+            content = json_text.parse(self.data(name, at_most))
         except ValueError as error:
             what = f"is not valid JSON ({error})"
             raise InputError(what, file=self.path / name, remedy="Download it again") from None

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.files.bounds import SHARDS, named
+from gguf_mla.files.bounds import CONFIG_BYTES, SHARDS, named
 from gguf_mla.sources.folder import Folder, open_folder
 from gguf_mla.sources.formats import format_of
 from gguf_mla.sources.safetensors import StoredTensor, read_shard
@@ -53,7 +53,7 @@ def open_checkpoint(source: Folder | Path | str) -> Checkpoint:
     `source` is its directory, or whatever else its files lie in.
     """
     folder = source if isinstance(source, Folder) else open_folder(source)
-    config = _text_config(folder.json("config.json"))
+    config = _text_config(folder.json("config.json", CONFIG_BYTES))
     quantization = config.get("quantization_config") or {}
     source_format = format_of(quantization, folder.path / "config.json")
     shards = _shards(folder)

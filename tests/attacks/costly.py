@@ -237,6 +237,10 @@ TEXTS = (
            lambda path: path.write_text('["' + "😀" * 7 * MB + '"]', encoding="utf-8")),
     Costly("a million members", lambda path: json_text.parse(path.read_bytes()), "",
            lambda path: path.write_text(json.dumps(dict.fromkeys(map(str, range(MB)), 0)))),
+    Costly("a configuration of a million members", open_checkpoint, "larger than",
+           checkpoint(config=dict.fromkeys(map(str, range(MB)), 0))),
+    Costly("a configuration with a text of 30 MB", open_checkpoint, "larger than",
+           checkpoint(config=b'{"k": "' + b"x" * 30 * MB + b'"}')),
     Costly("a template in a hole", lambda path: open_checkpoint(path).folder.text("t", 1 << 22), "larger than",
            checkpoint(placed("a.safetensors"), t=hollow(600 * MB))),
 )  # fmt: skip

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 PACKAGES = ("gguf_mla", "convert", "quantize", "verify")
 # What other modules may use of `os`.
 EVERYWHERE = {
-    "O_CREAT", "O_RDWR", "PathLike", "close", "devnull", "environ", "fsdecode", "fstat", "ftruncate", "isatty", "listdir",
-    "open",
-    "path", "scandir", "strerror", "write",
+    "O_CREAT", "O_RDWR", "PathLike", "close", "devnull", "environ", "fsdecode", "fstat", "ftruncate", "isatty",
+    "listdir", "open", "path", "scandir", "strerror", "write",
 }  # fmt: skip
 NOT_EVERYWHERE = {"fcntl", "grp", "mmap", "msvcrt", "posix", "pwd", "resource", "syslog", "termios"}
 OF_A_STATUS = {"st_blksize", "st_blocks", "st_flags", "st_rdev"}
