@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -108,6 +109,15 @@ def test_what_a_killed_run_left_of_a_report_is_thrown_away(kept: int, pristine: 
     done(*arguments)
     assert not Path("report.html.partial").exists()
     assert Path("report.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
+def test_a_report_that_was_killed_with_two_names_is_written_anew(pristine: Path) -> None:
+    arguments = ("verify", pristine, "q8.gguf", "--level", "structure", "--quiet", "--report", "r.html")
+    done(*arguments)
+    os.link("r.html", "r.html.partial")
+    done(*arguments)
+    assert Path("r.html").stat().st_nlink == 1
+    assert not Path("r.html.partial").exists()
 
 
 def test_a_report_of_ours_that_is_read_as_text_is_kept(pristine: Path) -> None:

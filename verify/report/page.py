@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import units
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.files.guard import check_apart, mark_of, obstacle, partial_path
+from gguf_mla.files import platform
+from gguf_mla.files.guard import check_apart, is_same, mark_of, obstacle, partial_path
 from gguf_mla.files.input import InputFile
 from gguf_mla.files.output import OutputFile
 from gguf_mla.layout.names import split_name
@@ -54,6 +55,8 @@ def report(path: Path, inputs: Iterable[Path]) -> Iterator[Callable[[Proof], Non
         what = "is there already, and is not a report of an earlier proof"
         raise InputError(what, file=path, remedy="Choose another name for the report")
     draft = partial_path(path)  # what a killed run has left of a page is thrown away
+    if is_same(draft, path) and _is_page(path):
+        platform.remove(draft)  # it was killed between giving the page its name and taking this one from it
     file = OutputFile(path, 0, known={path.name: draft.stat().st_ino} if _is_page(draft) else {})
 
     def write(proof: Proof) -> None:
