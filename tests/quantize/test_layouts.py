@@ -314,7 +314,7 @@ def test_what_cannot_be_upgraded_is_a_sentence(old: Path, floats: dict[str, Path
         deeper: "layer 3 of 4 has neither attn_kv_b nor both",
         heads: "blk.0.attn_kv_b.weight: does not have the shape",
         rope: "not longer than their rotated part",
-        size: "attention.kv_lora_rank is no size",
+        size: "attention.kv_lora_rank is not a size",
         "cut.gguf": "ends too early",
         "missing.gguf": "cannot be read",
     }.items():

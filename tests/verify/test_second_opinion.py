@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from gguf_mla.sources.safetensors import StoredTensor
 
-SMALL: dict[str, Any] = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_nextn_predict_layers": 0, "tame": True}
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_nextn_predict_layers": 0,
+    "tame": True,
+}
 KINDS = ("v3", "v3-f16", "v3-f32", "v3fp8", "v3fp8-f32-powers", "v3fp8-e8m0", "v3fp8-uint8", "kimi-int4")
 FP8_KINDS = ("v3fp8", "v3fp8-e8m0", "v3fp8-uint8")
 
