@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from gguf_mla.stream.engine import Done, InLine, read_ahead
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.stream.engine import Engine, Task, Worker
 
+POLL_SECONDS = 0.1  # an interrupt that comes just before the driver waits does not end the wait
 GRACE_SECONDS = 1.0  # for threads to end after an interrupt; one that compiles a kernel takes longer
 
 
@@ -65,7 +66,10 @@ class _Pool:
     def results(self, count: int) -> Iterator[Done]:
         """Yield what is done until `count` threads have ended; the first error that one of them had is raised."""
         while count:
-            result = self._results.get()
+            try:
+                result = self._results.get(timeout=POLL_SECONDS)
+            except Empty:
+                continue
             if isinstance(result, BaseException):
                 raise result
             if result is None:
