@@ -237,7 +237,7 @@ def test_llama_cpp_says_what_the_forward_pass_says(tmp_path: Path) -> None:
 def test_peak_memory_grows_with_a_layer_and_not_with_the_model(tmp_path: Path) -> None:
     peaks = []
     for name, layers in (("small", 2), ("large", 6)):
-        size = {"layers": layers, "experts": 8}
+        size = {"layers": layers, "experts": 8, "num_experts_per_tok": 2}
         checkpoint = bulk.write(tmp_path / name, "v3", tokenizer="bundled", shard_bytes=100_000_000, **size)
         out = tmp_path / f"{name}.gguf"
         convert(checkpoint, out, "Q8_0")
