@@ -16,7 +16,7 @@ demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp s
 test: $(VENV)/test.stamp ## run the whole test suite
 	$(PYTEST)
 
-quick: $(VENV)/test.stamp ## what takes two minutes: no other program judges, nothing is compiled for a GPU
+quick: $(VENV)/test.stamp ## the quick part: no other program judges, nothing is compiled for a GPU
 	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow'
 
 # Sums in the orders of other CPUs, the golden bytes from their machine code, and files as where Linux's own calls fail.
