@@ -40,7 +40,8 @@ TINY = {
     "vocab_size": 16, "num_nextn_predict_layers": 0,
 }  # fmt: skip
 ODD: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 7.5, -0.0, 1e300, 1 << 31, 1 << 32, 1 << 63, 10**40, HUGE, -HUGE, float("nan"),
+    None, True, False, -1, 0, 1, 2, 7.5, -0.0, 1e300, 1 << 31, 1 << 32, 1 << 63, 10**40, 10**400, HUGE, -HUGE,
+    float("nan"),
     float("inf"), "", "a", "a b", "\ud800", "0", "9" * 400, [], [0], ["a"], [None], [["a", "b"]], {}, {"a": 0},
     {"type": "Nope"}, {"content": 5}, {"content": "a"}, {"id": 1},
 )  # fmt: skip
