@@ -67,7 +67,7 @@ def test_without_a_sound_head_there_is_nothing(tmp_path: Path, content: bytes) -
 
 def test_an_absent_log_is_an_empty_one_and_a_directory_an_error(tmp_path: Path) -> None:
     assert Reading(tmp_path / "absent", is_number).head is None
-    with pytest.raises(InputError, match="regular file"):
+    with pytest.raises(InputError, match="Is a directory"):
         Reading(tmp_path, is_number)
     with pytest.raises(InputError, match="not a regular file"):
         Records(tmp_path)
