@@ -8,11 +8,10 @@ journal; a run that finds one takes over what it says, after a look at the bytes
 
 from __future__ import annotations
 
-import functools
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -38,13 +37,11 @@ if TYPE_CHECKING:
     from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.output import Extra
     from gguf_mla.plan.jobs import Importance
-    from gguf_mla.plan.outputs import Output
+    from gguf_mla.plan.outputs import Output, PlannedFile
     from gguf_mla.sources.tensor import SourceTensor
     from gguf_mla.stream.engine import Engine, Task, Worker
-    from gguf_mla.stream.journal import Identity
 
     Progress = Callable[[int], object]
-    Replaceable = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
@@ -116,86 +113,107 @@ def execute(
     Raises InputError for unusable weights, an unfinished run of something else and files in the way, MachineError for a
     full or failing disk, a file that was taken away and an input that has changed meanwhile, Interrupted.
     """
-    begin = time.monotonic()
-    planned = [file for output in outputs for file in output]
-    layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
-    nbytes, count = sum(layout.size for layout in layouts), threads or platform.cores()
-    sizes = [(file.path, layout.size) for file, layout in zip(planned, layouts, strict=True)]
-    sizes += [(extra.path, extra.size) for extra in extras]
+    begin, count = time.monotonic(), threads or platform.cores()
+    target = _Target.of(outputs, extras, outdated, overwrite=overwrite)
     with ExitStack() as stack:
         watch = Watch(resumption.inputs if resumption else ())
-        stated = identity(planned, layouts, resumption.inputs, importance) if resumption else None
-        journal = _journal(sizes, outdated, len(outputs), stated, resumption)
+        journal = _journal(target, len(outputs), resumption, importance)
         stack.push(journal)
-        replaceable = functools.partial(_is_replaceable, frozenset(outdated), overwrite=overwrite)
-        files = _locked(sizes, journal, stack, replaceable)
+        files = _locked(target, journal, stack)
         saver = Saver(files, journal)
-        worker = TensorWorker(sources, importance, files, device, forgetting=nbytes > platform.physical_memory() // 4)
-        with _settled(files, journal, nbytes):
-            _prepare(files, layouts, journal, outdated)
-            _run(engine_of(count), _claimed(tasks(placed(outputs, layouts)), journal), worker, saver, progress)
+        forgetting = target.nbytes > platform.physical_memory() // 4
+        worker = TensorWorker(sources, importance, files, device, forgetting=forgetting)
+        with _settled(files, journal, target.nbytes):
+            _prepare(files, target, journal)
+            _run(engine_of(count), _claimed(tasks(placed(outputs, target.layouts)), journal), worker, saver, progress)
             streamed = time.monotonic()
             saver.save()
-            _complete(files, extras)
+            _complete(files, target.extras)
             watch.check()
-            _commit(files, journal, outdated, replaceable)
-    ended = time.monotonic()
+            _commit(files, target, journal)
     return Result(
-        paths=tuple(file.path for file in planned),
-        nbytes=nbytes,
+        paths=tuple(file.path for file in target.planned),
+        nbytes=target.nbytes,
         taken_over=saver.taken_over,
         streaming_seconds=streamed - begin,
-        seconds=ended - begin,
+        seconds=time.monotonic() - begin,
         threads=count,
         stages=dict(saver.seconds),
         remarks=tuple(remark for number in sorted(saver.remarks) for remark in saver.remarks[number]),
     )
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What a run writes, and what of it may be in the way.
+
+    planned    the GGUF files of all outputs, in file order, and where everything lies in each (`layouts`)
+    extras     what is written beside them when they are complete
+    outdated   notes about older outputs, which go
+    overwrite  whether an older file of an output's name is replaced
+    """
+
+    planned: Sequence[PlannedFile]
+    layouts: Sequence[FileLayout]
+    extras: Sequence[Extra]
+    outdated: Sequence[Path]
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls, outputs: Sequence[Output], extras: Sequence[Extra], outdated: Sequence[Path], *, overwrite: bool
+    ) -> Self:
+        """Lay out every file of the outputs."""
+        planned = [file for output in outputs for file in output]
+        layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
+        return cls(planned, layouts, extras, outdated, overwrite)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the GGUF files together."""
+        return sum(layout.size for layout in self.layouts)
+
+    @property
+    def sizes(self) -> list[tuple[Path, int]]:
+        """Every file with its size, the extras last."""
+        files = [(file.path, layout.size) for file, layout in zip(self.planned, self.layouts, strict=True)]
+        return files + [(extra.path, extra.size) for extra in self.extras]
+
+    def may_replace(self, path: Path) -> bool:
+        """Whether what is there may go: a note about an older output always, another file with `overwrite`."""
+        return checksums.is_note(path) if path in self.outdated else self.overwrite
+
+
 def _journal(
-    sizes: Sequence[tuple[Path, int]],
-    outdated: Sequence[Path],
-    outputs: int,
-    stated: Identity | None,
-    resumption: Resumption | None,
+    target: _Target, outputs: int, resumption: Resumption | None, importance: Importance
 ) -> Journal | NoJournal:
     """Lock and open the journal; what an earlier run has left is kept until it is known to be of use."""
-    if stated is None or resumption is None:
+    if resumption is None:
         return NoJournal()
-    names = dict.fromkeys([*(path.name for path, _ in sizes), *(path.name for path in outdated)])
-    return Journal(sizes[0][0], stated, [*names], outputs, fresh=resumption.fresh)
+    stated = identity(target.planned, target.layouts, resumption.inputs, importance)
+    paths = [path for path, _ in target.sizes]
+    names = dict.fromkeys(path.name for path in [*paths, *target.outdated])
+    return Journal(paths[0], stated, [*names], outputs, fresh=resumption.fresh)
 
 
-def _locked(
-    sizes: Sequence[tuple[Path, int]], journal: Journal | NoJournal, stack: ExitStack, replaceable: Replaceable
-) -> list[OutputFile]:
+def _locked(target: _Target, journal: Journal | NoJournal, stack: ExitStack) -> list[OutputFile]:
     """Take back what an earlier run has named, and lock all outputs; the journal is locked already."""
     journal.take_back()
-    for path, _ in sizes:
-        check_free(path, overwrite=replaceable(path))
-    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in sizes]
+    for path, _ in target.sizes:
+        check_free(path, overwrite=target.may_replace(path))
+    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in target.sizes]
 
 
-def _is_replaceable(notes: frozenset[Path], path: Path, *, overwrite: bool) -> bool:
-    """Whether a run may replace what is there: a note about an older output always, another file with `overwrite`."""
-    return checksums.is_note(path) if path in notes else overwrite
-
-
-def _prepare(
-    files: Sequence[OutputFile],
-    layouts: Sequence[FileLayout],
-    journal: Journal | NoJournal,
-    outdated: Sequence[Path],
-) -> None:
+def _prepare(files: Sequence[OutputFile], target: _Target, journal: Journal | NoJournal) -> None:
     """Check that there is room and write the heads."""
     if not journal.nbytes:
         for file in files:
             file.clear()
-    for path in outdated:
+    for path in target.outdated:
         _remove_draft(path, files, journal)
     check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)))
     journal.begin({file.final.name: file.inode() for file in files})
-    for file, layout in zip(files, layouts, strict=False):  # what is no GGUF file comes after them
+    for file, layout in zip(files, target.layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
 
 
@@ -237,19 +255,16 @@ def _complete(files: Sequence[OutputFile], extras: Sequence[Extra]) -> None:
         file.finish()
 
 
-def _commit(
-    files: Sequence[OutputFile], journal: Journal | NoJournal, outdated: Sequence[Path], replaceable: Replaceable
-) -> None:
+def _commit(files: Sequence[OutputFile], target: _Target, journal: Journal | NoJournal) -> None:
     """Give all files their names, once it is certain that all of them can have them."""
     for file in files:
-        file.overwrite = replaceable(file.final)
+        file.overwrite = target.may_replace(file.final)
         file.check()
     journal.finish({file.final.name: file.mark() for file in files})
-    notes = frozenset(outdated)
-    for path in outdated:
+    for path in target.outdated:
         checksums.remove(path)
     for file in files:
-        file.overwrite = file.overwrite and file.final not in notes  # their names are free now
+        file.overwrite = file.overwrite and file.final not in target.outdated  # their names are free now
         file.commit()
     journal.remove()
 
