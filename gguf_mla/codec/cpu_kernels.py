@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 # error_model: a division by zero gives infinity, as in C; numba would raise.
-_compile = compiler(nogil=True, error_model="numpy", boundscheck=False)
-_binder = Binder(cpu, _compile)
+_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+_compile = compiler(**_OPTIONS)
+# Nobody calls a helper from Python: without an entry for that, a kernel compiles in two thirds of the time.
+_binder = Binder(cpu, compiler(**_OPTIONS, no_cpython_wrapper=True))
 
 
 def _kernel(feeder: Any, tensor_type: TensorType, formula: str) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.attacks.handmade import Attack
 
-MUTATIONS = 21_000
+MUTATIONS = 9_000
 LIMIT_BYTES = 200_000_000
 LIMIT_CALLS = 2_000_000  # of functions: four for each of half a million objects, the longest header of them all
 
@@ -44,7 +44,7 @@ def test_thousands_of_changed_files_and_all_attacks_cost_little(tmp_path: Path) 
     after = measure(line, tmp_path / "after.json")
     assert after.status == 0, after.output
     outcome = json.loads(after.output)
-    assert outcome["read"] + outcome["refused"] >= 20_000
-    assert min(outcome["read"], outcome["refused"]) > 2000
+    assert outcome["read"] + outcome["refused"] >= 8_500
+    assert min(outcome["read"], outcome["refused"]) > 800
     assert outcome["calls"] < 10_000
     assert after.peak - before.peak < LIMIT_BYTES

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gguf_mla.container.reader import GgufFile
 
 SECONDS = 1.0  # of CPU
-TRIES = 2  # what else runs on a machine makes the same work cost up to half as much again
 LIMIT_BYTES = 200_000_000
 LARGE_BYTES = 10_000_000  # of a file: below, the limits hold; what is longer may cost in proportion
 SECONDS_PER_BYTE, BYTES_PER_BYTE = SECONDS / LARGE_BYTES, 12
@@ -36,7 +35,7 @@ def test_a_costly_file_costs_little(costly: Costly, tmp_path: Path) -> None:
     path = tmp_path / "hostile.gguf"
     costly.write(path)
     on_disk = sum(file.lstat().st_blocks * 512 for file in tmp_path.rglob("*"))
-    found = min((cost(lambda: costly.call(path)) for _ in range(TRIES)), key=lambda tried: tried.seconds)
+    found = cost(lambda: costly.call(path))
     assert found.outcome in {"read", "refused", "status 0", "status 2"}, found.words
     assert costly.words in found.words
     assert len(found.words) < 20_000
@@ -46,7 +45,7 @@ def test_a_costly_file_costs_little(costly: Costly, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_changed_files_over_all_readers_and_commands_end_well(tmp_path: Path) -> None:
-    found = measure([sys.executable, "-m", "tests.attacks.run", "--count", "1000"], tmp_path / "report.json")
+    found = measure([sys.executable, "-m", "tests.attacks.run", "--count", "400"], tmp_path / "report.json")
     assert found.status == 0, found.output
 
 

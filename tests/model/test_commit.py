@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.model.commit import Interleaving
 
-COUNT = int(os.environ.get("GGUF_MLA_INTERLEAVINGS", "120"))  # of single events, and as many of several
+COUNT = int(os.environ.get("GGUF_MLA_INTERLEAVINGS", "60"))  # of single events, and as many of several
 
 
 @pytest.fixture(scope="module")

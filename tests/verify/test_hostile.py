@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Shared
 
-CHANGES = 3200
+CHANGES = 1200
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
 HUGE = 10**39  # longer numbers are refused as JSON
 TINY = {
@@ -198,7 +198,7 @@ def test_whatever_files_say_a_proof_is_a_verdict_or_a_sentence(pair: Sound, tmp_
         except Exception as error:
             error.add_note(f"number {number}, seed {seed}")
             raise
-    assert min(found[key] for key in ("right", "wrong", "refused", "convert right", "convert refused")) > 50, found
+    assert min(found[key] for key in ("right", "wrong", "refused", "convert right", "convert refused")) > 20, found
 
 
 def placed(files: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
