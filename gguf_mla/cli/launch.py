@@ -109,7 +109,7 @@ def _run(job: Job, options: RunOptions) -> Result:
                 extras=[*job.extras, *(checksums.note(path) for path in paths if options.checksums)],
                 outdated=[checksums.beside(path) for path in paths],
             )
-    except executor.Interrupted as stop:
+    except executor.RunInterrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None
 
 

@@ -80,7 +80,7 @@ class Resumption:
     fresh: bool = False
 
 
-class Interrupted(KeyboardInterrupt):
+class RunInterrupted(KeyboardInterrupt):
     """Ctrl-C while the outputs were written: `done` of `total` bytes are on the disk and will be taken over."""
 
     def __init__(self, done: int, total: int) -> None:
@@ -111,7 +111,7 @@ def execute(
     and the next call goes on from there; without, nothing is left.
 
     Raises InputError for unusable weights, an unfinished run of something else and files in the way, MachineError for a
-    full or failing disk, a file that was taken away and an input that has changed meanwhile, Interrupted.
+    full or failing disk, a file that was taken away and an input that has changed meanwhile, RunInterrupted.
     """
     begin, count = time.monotonic(), threads or platform.cores()
     target = _Target.of(outputs, extras, outdated, overwrite=overwrite)
@@ -281,7 +281,7 @@ def _settled(files: Sequence[OutputFile], journal: Journal | NoJournal, nbytes: 
         if not keep:
             _drop(files, journal)
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(journal.nbytes, nbytes) from None
+            raise RunInterrupted(journal.nbytes, nbytes) from None
         if isinstance(error, DiskFullError):
             raise no_room(files[0].path.parent, sum(file.missing for file in files)) from None
         raise
