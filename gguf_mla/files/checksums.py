@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +57,11 @@ def _line(digest: str, path: Path) -> bytes:
 
 def is_note(path: Path) -> bool:
     """Whether a note is there that is about the file beside it and nothing else: a run may remove it."""
+    return _is_about(path, path.name.removesuffix(SUFFIX))
+
+
+def _is_about(path: Path, name: str) -> bool:
+    """Whether a file holds checksums of files of this name only."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
@@ -62,7 +69,7 @@ def is_note(path: Path) -> bool:
     except (OSError, InputError, UnicodeDecodeError):
         return False
     found = [match and match["name"] for match in map(_LINE.fullmatch, lines)]
-    return set(found) == {path.name.removesuffix(SUFFIX)}
+    return set(found) == {name}
 
 
 def check_note(path: Path) -> None:
@@ -73,9 +80,22 @@ def check_note(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a note that is about an older file of the same name, and would no longer be true."""
-    if is_note(path):
-        platform.remove(path)
+    """Delete a note that is about an older file of the same name, and would no longer be true.
+
+    It is looked at once more under a name that nobody else has: what has taken its place meanwhile gets its name back.
+    """
+    if not is_note(path):
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        platform.replace(path, aside)
+    except FileNotFoundError:
+        return
+    if _is_about(aside, path.name.removesuffix(SUFFIX)):
+        platform.remove(aside)
+    else:
+        with suppress(FileExistsError):
+            platform.name_new(aside, path)
 
 
 def stated(path: Path) -> str:

@@ -246,8 +246,8 @@ def replace(path: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take a file's name away, where it has it."""
-    with contextlib.suppress(FileNotFoundError):
+    """Take a file's name away, where it has it; a directory that has it by now keeps it."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         os.unlink(path)  # noqa: PTH108
 
 

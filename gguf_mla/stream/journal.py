@@ -22,6 +22,7 @@ import numpy as np
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.files.guard import is_same, mark_of, partial_path
+from gguf_mla.files.input import open_regular
 from gguf_mla.files.locked import ELSEWHERE
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
@@ -242,10 +243,12 @@ class _Past:
 def _begins_like_ours(path: Path) -> bool:
     """Whether what there is of a first line may be a part of ours; nothing may be."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begin = file.read(len(BEGIN))
     except FileNotFoundError:
         return True
+    except (OSError, InputError):  # it has taken the name since it was found to be readable
+        return False
     return begin == BEGIN[: len(begin)]
 
 
