@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -82,19 +81,20 @@ def check_note(path: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a note that is about an older file of the same name, and would no longer be true.
 
-    It is looked at once more under a name that nobody else has: what has taken its place meanwhile gets its name back.
+    It is looked at once more under a name that nobody else uses: what has taken its place meanwhile gets its name back.
     """
+    name, aside = path.name.removesuffix(SUFFIX), path.with_name(f".{path.name}.outdated")
+    if _is_about(aside, name):
+        platform.remove(aside)  # of a run that was killed between the two steps
     if not is_note(path):
         return
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
+    if aside.is_symlink() or aside.exists():
+        raise InputError("a run would use this name, but something else has it", file=aside, remedy=ELSEWHERE)
+    with suppress(FileNotFoundError):
         platform.replace(path, aside)
-    except FileNotFoundError:
-        return
-    if _is_about(aside, path.name.removesuffix(SUFFIX)):
-        platform.remove(aside)
-    else:
-        with suppress(FileExistsError):
+        if _is_about(aside, name):
+            platform.remove(aside)
+        else:
             platform.name_new(aside, path)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gguf_mla.errors import InputError
+from gguf_mla.files import checksums
 from gguf_mla.sources import hub_cache
 from tests.support import hub
 from tests.support.command import gguf_mla
@@ -116,3 +117,30 @@ def test_a_strange_note_is_no_digest(tmp_path: Path, text: str) -> None:
     (notes / "a.safetensors.metadata").write_text(text)
     with pytest.raises(InputError, match="nothing to compare with"):
         hub_cache.verify([tmp_path / "a.safetensors"])
+
+
+def test_what_takes_a_notes_place_at_the_last_instant_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note, looked = tmp_path / "m.gguf.sha256", checksums.is_note
+    note.write_text(f"{'0' * 64}  m.gguf\n")
+
+    def swapped(path: Path) -> bool:
+        found = looked(path)
+        path.write_text("a stranger's")
+        return found
+
+    monkeypatch.setattr(checksums, "is_note", swapped)
+    checksums.remove(note)
+    assert note.read_text() == "a stranger's"
+    assert [path.name for path in tmp_path.iterdir()] == [note.name]
+
+
+def test_a_note_that_a_killed_run_has_put_aside_goes_and_a_strangers_file_stays(tmp_path: Path) -> None:
+    note, aside = tmp_path / "m.gguf.sha256", tmp_path / ".m.gguf.sha256.outdated"
+    aside.write_text(f"{'0' * 64}  m.gguf\n")
+    checksums.remove(note)
+    assert not aside.exists()
+    note.write_text(f"{'0' * 64}  m.gguf\n")
+    aside.write_text("a stranger's")
+    with pytest.raises(InputError, match="something else has it"):
+        checksums.remove(note)
+    assert aside.read_text() == "a stranger's"
