@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from gguf_mla.errors import FACT
 from gguf_mla.quoting import TEXT, quoted, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LEVELS = ("structure", "weights", "attention", "logits")
 
@@ -53,3 +57,9 @@ class Finding:
         begin = f"{quoted(self.subject)}: {quoted(self.what, TEXT)}"
         text = begin + (f" ({', '.join(facts)})" if facts else "") + "."
         return f"{text} {quoted(self.remedy, TEXT)}." if self.remedy else text
+
+
+def by_grade(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings in the order in which people read them: the gravest first."""
+    gravest = tuple(Grade)
+    return sorted(findings, key=lambda finding: -gravest.index(finding.grade))

@@ -230,5 +230,5 @@ def _tokens(proof: Proof, reference: Reference) -> NDArray[np.int64]:
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", False)
     bos = metadata.get("tokenizer.ggml.bos_token_id") if adds_bos else None
     vocab = reference.weights.model.vocab
-    tokens = read_tokens(request.text, request.tokens, reference.folder, vocab, bos)
+    tokens = read_tokens(request.text, request.tokens, reference.encode, vocab, bos)
     return logits.chunks(tokens, request.context, request.chunks, bos)

@@ -19,6 +19,7 @@ from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.folder import LocalFolder
+from gguf_mla.text.encoders import of_folder
 from gguf_mla.text.tokens import read_tokens
 from tests.convert.tokenizer_files import small
 from tests.support import hub
@@ -357,7 +358,7 @@ def test_a_tokenizer_that_truncates_or_pads_reads_the_whole_text_all_the_same(pa
     }
     rewrite(pair.directory / "tokenizer.json", json.dumps(content).encode())
     (tmp_path / "text").write_text("abc" * 20)
-    ids = read_tokens(tmp_path / "text", None, LocalFolder(pair.directory), 2048, None)
+    ids = read_tokens(tmp_path / "text", None, of_folder(LocalFolder(pair.directory)), 2048, None)
     assert len(ids) == 40  # "ab" and "c"
 
 

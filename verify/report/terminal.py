@@ -10,12 +10,11 @@ from gguf_mla import units
 from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.quoting import TEXT, quoted
-from verify.findings import Grade
+from verify.findings import Grade, by_grade
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from verify.findings import Finding
     from verify.job import Proof
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 CHOICE_HEADER = ("choice of layer", "choices", "the same", "tokens in common", "scores' cosine", "scores' WMAPE")
 ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL divergence", "same top token")
 SHOWN = 8  # worst tensors, further findings
-GRAVITY = tuple(Grade)  # the gravest last
 
 
 def text(proof: Proof) -> str:
@@ -57,11 +55,6 @@ def verdict(proof: Proof) -> str:
     more = len(findings) - SHOWN
     rest = [f"... and {more} more findings"] if more > 0 else []
     return "\n".join([*shown, *rest, *([] if proof.grade is Grade.WRONG else [_closing(proof, name)])])
-
-
-def by_grade(findings: Iterable[Finding]) -> list[Finding]:
-    """Return findings in the order in which people read them: the gravest first."""
-    return sorted(findings, key=lambda finding: -GRAVITY.index(finding.grade))
 
 
 def _closing(proof: Proof, name: str) -> str:
