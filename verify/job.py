@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from gguf_mla.forward.attention import Form
@@ -105,12 +106,13 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
         raise InputError("--text and --tokens are both given", remedy="Give one of them")
     reference = open_reference(request.reference)
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
+    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])]
+    ids = _prepare(levels, request, reference)
     _run(STRUCTURE, proof, reference, bar)
     if proof.candidate is None or not proof.right:
         return proof
     reference = proof.candidate.reference
-    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])]
-    _prepare(levels, proof, reference)
+    proof.tokens = None if ids is None else _chunks(ids, proof)
     try:
         for level in levels:
             if proof.right:
@@ -128,12 +130,13 @@ def _run(level: str, proof: Proof, reference: Reference, bar: Bar) -> None:
     proof.seconds[level] = round(time.monotonic() - begin, 3)
 
 
-def _prepare(levels: list[str], proof: Proof, reference: Reference) -> None:
-    """Get what these levels need besides the two files; InputError for what is not there."""
+def _prepare(levels: list[str], request: Request, reference: Reference) -> NDArray[np.int64] | None:
+    """Return the tokens that these levels run over, int64 [N], None where none does; InputError for what they lack."""
     if engine.LEVEL in levels:
         engine.require()
-    if not {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
-        proof.tokens = _tokens(proof, reference)
+    if {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
+        return None
+    return read_tokens(request.text, request.tokens, reference.encode, reference.weights.model.vocab)
 
 
 def _structure(proof: Proof, reference: Reference, _bar: Bar) -> Iterator[Finding]:
@@ -223,12 +226,11 @@ def _taken(proof: Proof) -> NDArray[np.int64]:
     return proof.tokens
 
 
-def _tokens(proof: Proof, reference: Reference) -> NDArray[np.int64]:
-    """Return the chunks [B, context] that the proof runs over."""
-    request = proof.request
-    metadata = _opened(proof).weights.file.metadata
+def _chunks(ids: NDArray[np.int64], proof: Proof) -> NDArray[np.int64]:
+    """Return the chunks [B, context] that the proof runs over; a text begins with bos where the file adds it."""
+    request, metadata = proof.request, _opened(proof).weights.file.metadata
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", False)
     bos = metadata.get("tokenizer.ggml.bos_token_id") if adds_bos else None
-    vocab = reference.weights.model.vocab
-    tokens = read_tokens(request.text, request.tokens, reference.encode, vocab, bos)
-    return logits.chunks(tokens, request.context, request.chunks, bos)
+    if bos is not None and request.tokens is None:
+        ids = np.append(np.int64(bos), ids)
+    return logits.chunks(ids, request.context, request.chunks, bos)

@@ -150,7 +150,7 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
     check_tensors(reference.weights)
     keys = of_model(reference.weights.model, model, file.tensors)
     findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
-    findings += structure.check_tensors(file, reference.weights.model)
+    findings += structure.check_tensors(file, reference.weights)
     return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))
 
 

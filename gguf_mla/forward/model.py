@@ -47,6 +47,7 @@ class Indexer:
     top_k        how many cached tokens a query attends to
     interleaved  whether it rotates pairs (2i, 2i+1), as GLM's, or (i, i+p/2), as DeepSeek's
     own_layers   whether a layer has one; another uses the choice of the layer before
+    predicting   whether prediction layers have one; otherwise they attend to all tokens
     fp8          whether queries and keys are rounded as DeepSeek's own code rounds them
     """
 
@@ -55,6 +56,7 @@ class Indexer:
     top_k: int
     interleaved: bool
     own_layers: tuple[bool, ...]
+    predicting: bool = True
     fp8: bool = False
 
 
@@ -113,8 +115,14 @@ class Model:
         return layer < self.dense_layers
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has an indexer of its own; a prediction layer of a sparse model always has."""
-        return self.indexer is not None and (layer >= self.layers or self.indexer.own_layers[layer])
+        """Whether a layer has an indexer of its own."""
+        if self.indexer is None:
+            return False
+        return self.indexer.predicting if layer >= self.layers else self.indexer.own_layers[layer]
+
+    def attends_to_all(self, layer: int) -> bool:
+        """Whether a layer attends to all tokens, not to those that an indexer chooses, its own or one before it."""
+        return self.indexer is None or (layer >= self.layers and not self.indexer.predicting)
 
     @property
     def blocks(self) -> int:

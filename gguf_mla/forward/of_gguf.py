@@ -84,6 +84,7 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
         top_k=keys.integer("attention.indexer.top_k"),
         interleaved=INTERLEAVED[architecture],
         own_layers=tuple(map(bool, own)),
+        predicting=f"blk.{layers}.indexer.attn_k.weight" in keys.names,
     )
 
 

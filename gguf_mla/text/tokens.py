@@ -24,18 +24,17 @@ SAMPLE = Path(__file__).parent / "sample.txt"
 LEAST = 8  # tokens
 
 
-def read_tokens(text: Path | None, tokens: Path | None, encode: Encode, vocab: int, bos: int | None) -> Numbers:
+def read_tokens(text: Path | None, tokens: Path | None, encode: Encode, vocab: int) -> Numbers:
     """Return token ids, int64 [N].
 
     tokens     a .npy array of integers, or ids as text
-    text       UTF-8, tokenized by `encode`, after `bos` where the model wants one; the sample when neither is given
+    text       UTF-8, tokenized by `encode`; the sample when neither is given
     vocab      how many ids there are
 
     Raises InputError for a file that cannot be read, ids outside the vocabulary, and a text without a tokenizer.
     """
     file = tokens or text or SAMPLE
-    before = np.array([] if bos is None else [bos], np.int64)
-    ids = _ids(tokens) if tokens else np.append(before, _tokenized(file, encode))
+    ids = _ids(tokens) if tokens else _tokenized(file, encode)
     if ids.size < LEAST:
         raise InputError("there is too little text", file=file, expected=f"{LEAST} tokens or more", found=ids.size)
     if ids.min() < 0 or ids.max() >= vocab:

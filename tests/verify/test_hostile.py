@@ -358,7 +358,7 @@ def test_a_tokenizer_that_truncates_or_pads_reads_the_whole_text_all_the_same(pa
     }
     rewrite(pair.directory / "tokenizer.json", json.dumps(content).encode())
     (tmp_path / "text").write_text("abc" * 20)
-    ids = read_tokens(tmp_path / "text", None, of_folder(LocalFolder(pair.directory)), 2048, None)
+    ids = read_tokens(tmp_path / "text", None, of_folder(LocalFolder(pair.directory)), 2048)
     assert len(ids) == 40  # "ab" and "c"
 
 
