@@ -10,6 +10,7 @@ from gguf_mla import units
 from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.quoting import TEXT, quoted
+from gguf_mla.version import __version__
 from verify.findings import Grade, by_grade
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 CHOICE_HEADER = ("choice of layer", "choices", "the same", "tokens in common", "scores' cosine", "scores' WMAPE")
 ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL divergence", "same top token")
 SHOWN = 8  # worst tensors, further findings
+SCHEMA = 1  # of the JSON; raised when a field goes or comes to mean something else, not when one is added
+REQUESTED = ("level", "text", "tokens", "context", "chunks", "form", "device", "threads", "engine")
 
 
 def text(proof: Proof) -> str:
@@ -143,9 +146,12 @@ def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
 
 
 def as_json(proof: Proof) -> str:
-    """Return everything as JSON."""
+    """Return everything as JSON; docs/verification.md lists every field."""
     request = proof.request
     content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "request": {name: getattr(request, name) for name in REQUESTED},
         "reference": str(request.reference),
         "candidate": str(request.candidate),
         "grade": proof.grade,
