@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.container.reader import CutOffError
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import read_config, read_gguf
@@ -135,9 +136,9 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
     try:
         file = open_gguf_parts(path)
     except InputError as error:
-        if error.tensor is None:
+        if error.tensor is None and not isinstance(error, CutOffError):
             raise
-        return Finding(structure.LEVEL, error.tensor, error.what, error.expected, error.found)
+        return Finding(structure.LEVEL, error.tensor or path.name, error.what, error.expected, error.found)
     architecture = file.metadata.get("general.architecture")
     reference, warnings = _light(reference) if architecture == LIGHT else (reference, ())
     if architecture != reference.architecture:

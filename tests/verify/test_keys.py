@@ -205,6 +205,14 @@ def test_bytes_after_the_end_are_said(bundled: Side, tmp_path: Path) -> None:
     assert gguf_mla("verify", hub.BUNDLED, longer, "--level", "structure", "--strict").status == 1
 
 
+@pytest.mark.parametrize("kept", [100, 20_000, 4_000_000], ids=["in the head", "in the tokens", "in the body"])
+def test_a_file_that_was_cut_off_is_wrong_wherever_it_ends(kept: int, bundled: Side, tmp_path: Path) -> None:
+    short = tmp_path / "short.gguf"
+    short.write_bytes(bundled.gguf.read_bytes()[:kept])
+    assert first(structure(hub.BUNDLED, short)).grade is WRONG
+    assert gguf_mla("verify", hub.BUNDLED, short).status == 1
+
+
 def test_a_leftover_tensor_is_found(bundled: Side, tmp_path: Path) -> None:
     name = "blk.1.attn_kv_b.weight"
     more = bundled.plant.write(tmp_path / "more.gguf", tensors={name: bundled.plant.tensors["blk.1.attn_q_b.weight"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.splits import GgufParts
@@ -31,6 +30,7 @@ GENERATION = {
     "mirostat_tau": ("mirostat_tau",),
     "mirostat_eta": ("mirostat_eta",),
 }
+LARGEST = 1 << 31  # no integer of the metadata is larger, and no default for sampling
 FILE_TYPE = "general.file_type"
 # The number of a file type → the types that some matrix of such a file has.
 FILE_TYPES: Mapping[int, tuple[str, ...]] = {
@@ -58,10 +58,17 @@ def sampling(generation: Mapping[str, Any]) -> dict[str, Expected]:
     found = {}
     for name, places in GENERATION.items():
         value = next((generation[place] for place in places if generation.get(place) is not None), None)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if number or isinstance(value, str):
-            found[SAMPLING + name] = Expected(value, REQUIRED, note=SAMPLED, missing=Grade.DIFFERS)
+        if value is not None:
+            found[SAMPLING + name] = _sampled(value)
     return found
+
+
+def _sampled(value: Any) -> Expected:
+    """Return what is asked of a key for sampling; what no such key can hold is left open."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    if number or isinstance(value, str):
+        return Expected(value, REQUIRED, note=SAMPLED, missing=Grade.DIFFERS)
+    return Expected(None, grade=Grade.DIFFERS, note="what generation_config.json says of it cannot be used")
 
 
 def looks(file: GgufFile) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from verify.findings import Finding, Grade
 from verify.keys import general, pieces, special, vocabulary
-from verify.keys.expected import REQUIRED, Expected
+from verify.keys.expected import LEVEL, REQUIRED, Expected, short
 from verify.keys.known import PROVENANCE, honoured, inert
 from verify.keys.vocabulary import PREFIX
 
@@ -77,6 +77,9 @@ class OfCheckpoint:
         yield from vocabulary.against_files(self._tokens, metadata, self.vocab)
         yield from pieces.compare(self.files, metadata.get(pieces.KEY))
         yield from special.others(self.files, self._tokens, metadata, self._ids)
+        for key in ADDED:
+            if not isinstance(metadata.get(key, False), bool):
+                yield Finding(LEVEL, key, "is wrong", "true or false", short(metadata[key]))
 
     def settles(self, key: str) -> bool:
         """Whether `findings` has looked at a key, or the files leave open what it says."""
@@ -122,4 +125,4 @@ def _stated(name: str, value: Any) -> Expected:
         return Expected(value, REQUIRED, Grade.DIFFERS, note)
     absent = read.neutral[0] if read.neutral else REQUIRED
     missing = Grade.DIFFERS if name.startswith(general.SAMPLING) else None
-    return Expected(value, absent, note=read.reads, optional=True, missing=missing)
+    return Expected(value, absent, optional=True, missing=missing)
