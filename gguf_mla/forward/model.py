@@ -47,8 +47,8 @@ class Indexer:
     top_k        how many cached tokens a query attends to
     interleaved  whether it rotates pairs (2i, 2i+1), as GLM's, or (i, i+p/2), as DeepSeek's
     own_layers   whether a layer has one; another uses the choice of the layer before
-    predicting   whether prediction layers have one; otherwise they attend to all tokens
     fp8          whether queries and keys are rounded as DeepSeek's own code rounds them
+    predicting   whether prediction layers have one; otherwise they attend to all tokens
     """
 
     heads: int
@@ -56,8 +56,8 @@ class Indexer:
     top_k: int
     interleaved: bool
     own_layers: tuple[bool, ...]
-    predicting: bool = True
     fp8: bool = False
+    predicting: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

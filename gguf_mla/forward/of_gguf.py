@@ -75,7 +75,8 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
     if size & (size - 1) or size < keys.integer("rope.dimension_count"):
         raise keys.refuse("attention.indexer.key_length", "a power of two, not below rope.dimension_count", size)
     types = keys.get("attention.indexer.types")
-    own = _own_indexers(keys.names, layers) if types is None else types if isinstance(types, list) else [types]
+    default = _own_indexers(keys.names, layers) if INTERLEAVED[architecture] else [True] * layers
+    own = default if types is None else types if isinstance(types, list) else [types]
     if len(own) != layers or not own[0] or not {type(entry) for entry in own} <= {bool, int}:
         raise keys.refuse("attention.indexer.types", f"true and {layers - 1} truth values", own)
     return Indexer(
