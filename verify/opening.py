@@ -6,20 +6,26 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gguf_mla.container.reader import CutOffError
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import read_config, read_gguf
+from gguf_mla.forward.of_gguf import KeyRefusedError
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
 from gguf_mla.sources.tokenizer_files import read_tokenizer
-from verify.findings import Finding
-from verify.levels import structure, tokenizer
+from gguf_mla.text import encoders
+from verify.findings import Finding, by_grade
+from verify.keys.compare import compare_keys
+from verify.keys.model import of_model
+from verify.keys.statements import OfCheckpoint, OfFile, Statement
+from verify.levels import structure
 from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_differences
 from verify.sound import check_model, check_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from gguf_mla.container.splits import GgufParts
@@ -32,8 +38,7 @@ if TYPE_CHECKING:
 class Reference:
     """What is taken for right: its weights, its architecture in GGUF's terms, its folder or its file.
 
-    `warnings` are sentences on what llama.cpp computes otherwise from a file that is right; `bos_first`: a text begins
-    with bos whatever the tokenizer's files say.
+    `warnings` are sentences on what llama.cpp computes otherwise from a file that is right.
     """
 
     weights: CheckpointWeights | GgufWeights
@@ -41,21 +46,28 @@ class Reference:
     folder: Folder | None
     file: GgufParts | None
     warnings: tuple[str, ...] = ()
-    bos_first: bool = False
 
     def with_model(self, **changes: Any) -> Reference:
         """Return the reference taken for another model."""
         weights = self.weights
         return replace(self, weights=replace(weights, model=replace(weights.model, **changes)))
 
-    def tokenizer_findings(self, candidate: GgufParts) -> list[Finding]:
-        """Return what is wrong with the candidate's tokenizer."""
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of a text: by the checkpoint's tokenizer files, or by the tokens that the file holds."""
         if self.folder is not None:
-            files = read_tokenizer(self.folder)
-            stated = {"add_bos_token": True} if self.bos_first else {}
-            return list(tokenizer.against_files(files, candidate.metadata, self.weights.model.vocab, stated))
+            return encoders.of_folder(self.folder)(text)
         assert self.file is not None  # noqa: S101 - one of the two is there
-        return list(tokenizer.against_file(self.file.metadata, candidate.metadata))
+        return encoders.of_gguf(self.file.metadata, self.file.path)(text)
+
+    def statement(self) -> Statement:
+        """Return what it states of the keys that do not describe the model; InputError for damaged tokenizer files."""
+        if isinstance(self.weights, CheckpointWeights):
+            checkpoint = self.weights.checkpoint
+            config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
+            files = read_tokenizer(checkpoint.folder)
+            return OfCheckpoint(config, files, CLASSES[_class_of(config)], self.weights.model.vocab)
+        metadata = self.weights.file.metadata
+        return OfFile(metadata, str(metadata.get("general.architecture")))
 
 
 def open_reference(path: Path) -> Reference:
@@ -73,7 +85,7 @@ def open_reference(path: Path) -> Reference:
             )
         weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
         warnings = tuple(engine_differences(model))
-        return Reference(weights, published.architecture, checkpoint.folder, None, warnings, published.bos_first)
+        return Reference(weights, published.architecture, checkpoint.folder, None, warnings)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)
@@ -124,24 +136,23 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
     try:
         file = open_gguf_parts(path)
     except InputError as error:
-        if error.tensor is None:
+        if error.tensor is None and not isinstance(error, CutOffError):
             raise
-        return Finding(structure.LEVEL, error.tensor, error.what, error.expected, error.found)
+        return Finding(structure.LEVEL, error.tensor or path.name, error.what, error.expected, error.found)
     architecture = file.metadata.get("general.architecture")
     reference, warnings = _light(reference) if architecture == LIGHT else (reference, ())
     if architecture != reference.architecture:
         return Finding(structure.LEVEL, "general.architecture", "is another", reference.architecture, architecture)
     try:
         model = read_gguf(file)
-    except InputError as error:
-        return Finding(structure.LEVEL, "metadata", error.what, error.expected, error.found)
-    findings = [*structure.compare_models(reference.weights.model, model, reference.architecture)]
+    except KeyRefusedError as error:
+        return Finding(structure.LEVEL, error.key, "cannot be used", error.expected, error.found)
     reference, left_out = _without_predictors(reference, model)
     check_tensors(reference.weights)
-    findings += structure.check_layout(file, reference.weights.model, reference.architecture)
-    findings += structure.check_tensors(file, reference.weights.model)
-    findings += reference.tokenizer_findings(file)
-    return Candidate(GgufWeights(file, model), tuple(findings), reference, (*warnings, *left_out))
+    keys = of_model(reference.weights.model, model, file.tensors)
+    findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
+    findings += structure.check_tensors(file, reference.weights)
+    return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))
 
 
 def _light(reference: Reference) -> tuple[Reference, tuple[str, ...]]:

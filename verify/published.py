@@ -6,13 +6,13 @@ not be taken for right here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gguf_mla.forward.model import BEST, BETA_FAST, BETA_SLOW, MlaModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from gguf_mla.forward.model import Model
 
@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 class Published:
     """A class of models: its architecture in GGUF's terms.
 
-    `bos_first`: the published prompt scripts write the bos themselves, so the tokenizer's files say otherwise.
+    `bos_first`: the published prompt scripts write the bos themselves, so the tokenizer's files say otherwise;
+    `specials`: what the published prompts use a token as that no file names so: a kind and the token's text.
     """
 
     architecture: str
     bos_first: bool = False
+    specials: Mapping[str, str] = field(default_factory=dict)
 
+
+# Z.ai's chat template begins with [gMASK], and an answer ends where the user or a tool speaks next.
+GLM = {"bos": "[gMASK]", "eot": "<|user|>", "eom": "<|observation|>", "unk": "<|endoftext|>"}
 
 CLASSES = {
     "DeepseekV2ForCausalLM": Published("deepseek2"),
     "DeepseekV3ForCausalLM": Published("deepseek2"),
     "DeepseekV32ForCausalLM": Published("deepseek32", bos_first=True),
-    "Glm4MoeLiteForCausalLM": Published("deepseek2"),
-    "GlmMoeDsaForCausalLM": Published("glm-dsa"),
+    "Glm4MoeLiteForCausalLM": Published("deepseek2", specials=GLM),
+    "GlmMoeDsaForCausalLM": Published("glm-dsa", specials=GLM),
     "KimiVLForConditionalGeneration": Published("deepseek2"),
     "KimiK25ForConditionalGeneration": Published("deepseek2"),
 }

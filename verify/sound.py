@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gguf_mla.errors import InputError
 from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.tensors import CheckpointWeights, shapes
-from verify.levels.structure import stored_shapes
+from verify.levels.structure import shared, stored_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +64,8 @@ def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:
     for name, shape in stored_shapes(file, weights.model).items():
         tensor = file.tensors.get(name)
         if tensor is None:
+            if shared(name):
+                continue
             raise InputError("is missing", file=file.path, tensor=name)
         if tensor.shape != shape:
             raise InputError(

@@ -118,6 +118,10 @@ def open_gguf(path: Path | str) -> GgufFile:
     return _Parser(file).parse()
 
 
+class CutOffError(InputError):
+    """A file that is shorter than it says, in a way that a whole one might say it."""
+
+
 class _Parser:
     """A cursor over the head of one file, of which as much is read as it comes to."""
 
@@ -302,12 +306,14 @@ class _Parser:
     def _plausible(self, count: int, least_bytes: int, limit: int, what: str) -> None:
         fitting = min((self._size - self._at) // least_bytes, limit)
         if count > fitting:
-            raise self._broken(f"claims more {what} than fit in it or any model has", f"at most {fitting}", count)
+            what = f"claims more {what} than fit in it or any model has"
+            kind = CutOffError if count <= limit else InputError
+            raise kind(what, file=self._file.path, expected=f"at most {fitting}", found=count)
 
     def _ended(self, needed: int, tensor: str | None = None) -> InputError:
         if needed <= self._file.size:
             return self._broken("has a larger head than any model", f"at most {MAX_HEAD} bytes", f"at least {needed}")
-        return InputError(
+        return CutOffError(
             "the file ends too early, it was cut off or is still being written",
             file=self._file.path,
             tensor=tensor,

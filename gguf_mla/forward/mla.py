@@ -111,7 +111,7 @@ def attention(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floa
     low = _low_rank(pass_, at, x) if model.q_rank else x
     q_nope, q_pe = _queries(pass_, at, low)
     chosen: Sequence[Numbers | None] = [None] * len(x)
-    if model.indexer is not None:
+    if model.indexer is not None and not model.attends_to_all(layer):
         indexes = _indexes(pass_, at, x, low) if model.is_sparse(layer) else None
         chosen = pass_.chooser.take(indexes, model.indexer.top_k)
     k_b, v_b = (pass_.weights.stack(at + name).all() for name in ("attn_k_b.weight", "attn_v_b.weight"))

@@ -48,6 +48,7 @@ class Indexer:
     interleaved  whether it rotates pairs (2i, 2i+1), as GLM's, or (i, i+p/2), as DeepSeek's
     own_layers   whether a layer has one; another uses the choice of the layer before
     fp8          whether queries and keys are rounded as DeepSeek's own code rounds them
+    predicting   whether prediction layers have one; otherwise they attend to all tokens
     """
 
     heads: int
@@ -56,6 +57,7 @@ class Indexer:
     interleaved: bool
     own_layers: tuple[bool, ...]
     fp8: bool = False
+    predicting: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +115,14 @@ class Model:
         return layer < self.dense_layers
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has an indexer of its own; a prediction layer of a sparse model always has."""
-        return self.indexer is not None and (layer >= self.layers or self.indexer.own_layers[layer])
+        """Whether a layer has an indexer of its own."""
+        if self.indexer is None:
+            return False
+        return self.indexer.predicting if layer >= self.layers else self.indexer.own_layers[layer]
+
+    def attends_to_all(self, layer: int) -> bool:
+        """Whether a layer attends to all tokens, not to those that an indexer chooses, its own or one before it."""
+        return self.indexer is None or (layer >= self.layers and not self.indexer.predicting)
 
     @property
     def blocks(self) -> int:

@@ -50,7 +50,7 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
         theta=_rope_section(config).number("rope_theta", config.number("rope_theta", 10000.0)),
         yarn=_config_yarn(config),
         tied=config.flag("tie_word_embeddings", default=False),
-        indexer=_config_indexer(config, layers),
+        indexer=_config_indexer(config, layers, names),
         predictors=sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS)),
     )
 
@@ -62,7 +62,7 @@ def _dense_layers(config: Config) -> int:
     return config.integer("first_k_dense_replace", listed)
 
 
-def _config_indexer(config: Config, layers: int) -> Indexer | None:
+def _config_indexer(config: Config, layers: int, names: Container[str]) -> Indexer | None:
     name = config.first("architectures")
     if name is None or name not in INTERLEAVED:
         return None
@@ -75,6 +75,7 @@ def _config_indexer(config: Config, layers: int) -> Indexer | None:
         top_k=config.positive("index_topk"),
         interleaved=config.flag("indexer_rope_interleave", default=INTERLEAVED[name]),
         own_layers=_own_indexers(config, layers) if INTERLEAVED[name] else (True,) * layers,
+        predicting=f"model.layers.{layers}.self_attn.indexer.wk.weight" in names,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
@@ -12,13 +12,15 @@ from gguf_mla.files.bounds import LAYERS, shown
 from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
     from pathlib import Path
 
     from gguf_mla.container.reader import GgufFile
 
 
-GATES = {1: "softmax", 2: "sigmoid"}
+SOFTMAX, SIGMOID = 1, 2
+GATES = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
+GLM_FLASH_LAYERS, GLM_VOCABULARY = (47, 48), 154880  # by which llama.cpp knows GLM-4.7-Flash
 # The architectures with an indexer: whether it rotates neighbouring pairs, which no key says.
 INTERLEAVED = {"deepseek32": False, "glm-dsa": True}
 
@@ -29,7 +31,7 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
     The file says neither how groups are scored nor whether mscale differs from mscale_all_dim: a softmax router's
     groups count by their best expert (V2), a sigmoid router's by their best two (V3), and the two scales are the same.
     """
-    keys = Keys(file.metadata, file.path)
+    keys = Keys(file.metadata, file.path, file.tensors)
     width, rope = keys.integer("attention.key_length_mla", "attention.key_length"), keys.integer("rope.dimension_count")
     eps = keys.number("attention.layer_norm_rms_epsilon")
     blocks, predictors = keys.integer("block_count"), keys.count("nextn_predict_layers", 0)
@@ -54,7 +56,7 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
         dense_layers=keys.count("leading_dense_block_count", 0),
         expert_ffn=keys.integer("expert_feed_forward_length"),
         shared=keys.integer("expert_shared_count"),
-        routing=_gguf_routing(keys, corrected=any(name.endswith("exp_probs_b.bias") for name in file.tensors)),
+        routing=_gguf_routing(keys, layers),
         eps=eps,
         latent_eps=eps,
         theta=keys.number("rope.freq_base"),
@@ -73,7 +75,8 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
     if size & (size - 1) or size < keys.integer("rope.dimension_count"):
         raise keys.refuse("attention.indexer.key_length", "a power of two, not below rope.dimension_count", size)
     types = keys.get("attention.indexer.types")
-    own = [True] * layers if types is None else types if isinstance(types, list) else [types]
+    default = _own_indexers(keys.names, layers) if INTERLEAVED[architecture] else [True] * layers
+    own = default if types is None else types if isinstance(types, list) else [types]
     if len(own) != layers or not own[0] or not {type(entry) for entry in own} <= {bool, int}:
         raise keys.refuse("attention.indexer.types", f"true and {layers - 1} truth values", own)
     return Indexer(
@@ -82,11 +85,23 @@ def _gguf_indexer(keys: Keys, layers: int) -> Indexer | None:
         top_k=keys.integer("attention.indexer.top_k"),
         interleaved=INTERLEAVED[architecture],
         own_layers=tuple(map(bool, own)),
+        predicting=f"blk.{layers}.indexer.attn_k.weight" in keys.names,
     )
 
 
-def _gguf_routing(keys: Keys, *, corrected: bool) -> Routing:
-    gate = keys.count("expert_gating_func", 1)
+def _own_indexers(names: Container[str], layers: int) -> list[bool]:
+    """Return which layers have an indexer by its tensors, as readers do of a file that does not list them."""
+    return [f"blk.{layer}.indexer.attn_k.weight" in names for layer in range(layers)]
+
+
+def _default_gate(keys: Keys, layers: int) -> int:
+    """Return what llama.cpp takes for a missing expert_gating_func: softmax, and sigmoid for GLM's models."""
+    glm_flash = layers in GLM_FLASH_LAYERS and keys.length("tokenizer.ggml.tokens") == GLM_VOCABULARY
+    return SIGMOID if glm_flash or keys.metadata.get("general.architecture") == "glm-dsa" else SOFTMAX
+
+
+def _gguf_routing(keys: Keys, layers: int) -> Routing:
+    gate = keys.count("expert_gating_func", _default_gate(keys, layers))
     if gate not in GATES:
         raise keys.refuse("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gate)
     return Routing(
@@ -98,7 +113,7 @@ def _gguf_routing(keys: Keys, *, corrected: bool) -> Routing:
         group_score=BEST_TWO if GATES[gate] == "sigmoid" else BEST,
         normalised=keys.flag("expert_weights_norm"),
         scale=keys.number("expert_weights_scale", 1.0) or 1.0,
-        corrected=corrected,
+        corrected=any(name.endswith("exp_probs_b.bias") for name in keys.names),
     )
 
 
@@ -114,12 +129,21 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
     )
 
 
+class KeyRefusedError(InputError):
+    """A metadata key that does not describe a model; `key` is its full name."""
+
+    def __init__(self, key: str, file: Path, expected: object, found: object) -> None:
+        self.key = key
+        super().__init__(f"{key} cannot be used", file=file, expected=expected, found=found)
+
+
 @dataclass(frozen=True)
 class Keys:
-    """A file's metadata, asked for by type; keys without a section of their own belong to the architecture."""
+    """A file's metadata, asked for by type, and its tensors' `names`; keys without a section are the architecture's."""
 
     metadata: Mapping[str, Any]
     file: Path
+    names: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value, `default` where the key is absent."""
@@ -160,10 +184,10 @@ class Keys:
             raise self.refuse(key, "a number", value)
         return float(value)
 
-    def refuse(self, key: str, expected: object, found: object) -> InputError:
+    def refuse(self, key: str, expected: object, found: object) -> KeyRefusedError:
         """Return the error for a key."""
         said = "nothing" if found is None else shown(found) if isinstance(found, (list, tuple)) else found
-        return InputError(f"{self._full(key)} cannot be used", file=self.file, expected=expected, found=said)
+        return KeyRefusedError(self._full(key), self.file, expected, said)
 
     def _full(self, key: str) -> str:
         return key if key.startswith("tokenizer.") else f"{self.metadata.get('general.architecture')}.{key}"

@@ -7,7 +7,7 @@ per head, [H, r, n], and `attn_v_b` its value rows, [H, v, r]. Source: the DeepS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,6 +79,14 @@ class Roles:
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
 COMPUTED = ("rope_freqs.weight",)  # a file may hold it all the same
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
+FUSED = "ffn_gate_up_exps.weight"  # [experts, 2·ffn, hidden], the rows of the gate first
+FUSED_HALVES = ("ffn_gate_exps.weight", "ffn_up_exps.weight")
+# What a prediction layer without a tensor of its own takes from the model.
+SHARED = {
+    "nextn.embed_tokens.weight": "token_embd.weight",
+    "nextn.shared_head_norm.weight": "output_norm.weight",
+    "nextn.shared_head_head.weight": "output.weight",
+}
 
 
 def shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -129,6 +137,9 @@ class Weights(Protocol):
     def model(self) -> Model:
         """What the file says the model is."""
 
+    def holds(self, name: str) -> bool:
+        """Whether the file has a tensor of its own for a GGUF name."""
+
     def stack(self, name: str) -> Stack:
         """Return a tensor by its GGUF name; InputError when there is none."""
 
@@ -140,6 +151,13 @@ class CheckpointWeights:
     checkpoint: Checkpoint
     model: Model
 
+    def holds(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of its own for a GGUF name; of experts, the first."""
+        layer, rest = split_name(name)
+        roles = architecture_of(self.model).roles
+        role, prefix = roles.role(layer, rest), "" if layer is None else roles.prefix.format(layer=layer)
+        return role is not None and (prefix + role.checkpoint).format(expert=0) in self.checkpoint.tensors
+
     def stack(self, name: str) -> Stack:
         """Return a tensor by its GGUF name; tied output weights are the embeddings."""
         layer, rest = split_name(name)
@@ -148,6 +166,8 @@ class CheckpointWeights:
         if role is None:
             raise InputError("is not a tensor of this model", file=self.checkpoint.folder.path, tensor=name)
         prefix = "" if layer is None else roles.prefix.format(layer=layer)
+        if rest in SHARED and prefix + role.checkpoint not in self.checkpoint.tensors:
+            return replace(self.stack(SHARED[rest]), name=name)
         count, rows, cols = _three([self.model.size(size) for size in role.shape])
         template = prefix + role.checkpoint
         first = self._tensor(template.format(expert=0))
@@ -185,11 +205,38 @@ class GgufWeights:
         """Return the file's tensors that are the model's: all but those that engines compute for themselves."""
         return [tensor for name, tensor in self.file.tensors.items() if name not in COMPUTED]
 
+    def holds(self, name: str) -> bool:
+        """Whether the file has a tensor of this name."""
+        return name in self.file.tensors
+
+    def answers(self, name: str) -> list[str]:
+        """Return the tensors of the model that a tensor of the file stands for: its own name, or what is held in it.
+
+        The halves of a joined tensor, and what prediction layers without a tensor of their own take from the model.
+        """
+        layer, rest = split_name(name)
+        for joined, halves in ((LEGACY, LEGACY_HALVES), (FUSED, FUSED_HALVES)):
+            if rest == joined:
+                return [f"blk.{layer}.{half}" for half in halves]
+        taken = {name, "output.weight"} if name == "token_embd.weight" and self.model.tied else {name}
+        sharing = [
+            f"blk.{number}.{part}"
+            for number in range(self.model.layers, self.model.blocks)
+            for part, whole in SHARED.items()
+            if whole in taken and f"blk.{number}.{part}" not in self.file.tensors
+        ]
+        return [name, *sharing]
+
     def stack(self, name: str) -> Stack:
-        """Return a tensor by its name; halves of a legacy file's attn_kv_b by theirs."""
+        """Return a tensor by its name; halves of a joined tensor by theirs, and what is shared by both."""
         layer, rest = split_name(name)
         if name == "output.weight" and self.model.tied:
             name = "token_embd.weight"
+        if rest in SHARED and name not in self.file.tensors:
+            return replace(self.stack(SHARED[rest]), name=name)
+        fused = self.file.tensors.get(f"blk.{layer}.{FUSED}")
+        if name not in self.file.tensors and rest in FUSED_HALVES and fused is not None:
+            return _fused(name, FUSED_HALVES.index(rest), fused)
         legacy = self.file.tensors.get(f"blk.{layer}.{LEGACY}")
         if name not in self.file.tensors and rest in LEGACY_HALVES and legacy is not None:
             return _half(name, rest, self.model, legacy.type, lambda start, stop: _decoded(legacy, start, stop))
@@ -205,6 +252,18 @@ class GgufWeights:
             tensor.type,
             lambda index, start, stop: _decoded(tensor, index * rows + start, index * rows + stop),
         )
+
+
+def _fused(name: str, half: int, tensor: GgufTensor) -> Stack:
+    """Return one half of the rows of every expert, the gate's (0) or those of up (1)."""
+    count, both, cols = _three(tensor.shape)
+    rows = both // 2
+
+    def read(index: int, start: int, stop: int) -> Floats:
+        first = index * both + half * rows
+        return _decoded(tensor, first + start, first + stop)
+
+    return Stack(name, count, rows, cols, tensor.type, read)
 
 
 def _three(shape: Any) -> tuple[int, int, int]:

@@ -48,11 +48,13 @@ FAULTS = (
           key(V32 + "attention.indexer.head_count", u32(HEADS // 2))),
     Fault("indexer rows of another length", "structure", "indexer.key_length",
           key(V32 + "attention.indexer.key_length", u32(SIZE // 2))),
-    Fault("indexer rows shorter than what is rotated", "structure", "metadata",
+    Fault("indexer rows shorter than what is rotated", "structure", "indexer.key_length",
           key(V32 + "attention.indexer.key_length", u32(ROPE // 2))),
-    Fault("prediction layers in words", "structure", "metadata", key(V32 + "nextn_predict_layers", string("one"))),
-    Fault("more prediction layers than layers", "structure", "metadata", key(V32 + "nextn_predict_layers", u32(3))),
-    Fault("no top-k", "structure", "metadata", key(V32 + "attention.indexer.top_k", None)),
+    Fault("prediction layers in words", "structure", "nextn_predict_layers",
+          key(V32 + "nextn_predict_layers", string("one"))),
+    Fault("more prediction layers than layers", "structure", "nextn_predict_layers",
+          key(V32 + "nextn_predict_layers", u32(3))),
+    Fault("no top-k", "structure", "indexer.top_k", key(V32 + "attention.indexer.top_k", None)),
     Fault("indexer left out of a layer", "structure", "blk.1.indexer.attn_k.weight",
           missing("blk.1.indexer.attn_k.weight")),
     Fault("no bias of the indexer's norm", "structure", "blk.1.indexer.k_norm.bias",
@@ -75,7 +77,8 @@ FAULTS = (
     # multi-token prediction
     Fault("prediction layer counted as an ordinary one", "structure", "block_count",
           key(V32 + "nextn_predict_layers", None)),
-    Fault("prediction layers miscounted", "structure", "block_count", key(V32 + "nextn_predict_layers", u32(2))),
+    Fault("prediction layers miscounted", "structure", "nextn_predict_layers",
+          key(V32 + "nextn_predict_layers", u32(2))),
     Fault("prediction counted and left out", "structure", "blk.2.nextn.eh_proj.weight",
           missing("blk.2.nextn.eh_proj.weight")),
     Fault("halves of eh_proj swapped", "weights", "blk.2.nextn.eh_proj.weight",
@@ -94,11 +97,10 @@ FAULTS = (
 SHARED_FAULTS = (
     Fault("every layer said to have an indexer", "structure", "indexer.types",
           key(GLM + "attention.indexer.types", array(Kind.BOOL, [True, True, True]))),
-    Fault("the first layer said to have none", "structure", "metadata",
+    Fault("the first layer said to have none", "structure", "indexer.types",
           key(GLM + "attention.indexer.types", array(Kind.BOOL, [False, False, True]))),
-    Fault("types of too few layers", "structure", "metadata",
+    Fault("types of too few layers", "structure", "indexer.types",
           key(GLM + "attention.indexer.types", array(Kind.BOOL, [True, False]))),
-    Fault("no types", "structure", "indexer.types", key(GLM + "attention.indexer.types", None)),
 )  # fmt: skip
 
 

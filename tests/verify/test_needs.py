@@ -18,6 +18,7 @@ from gguf_mla.errors import InputError, MachineError
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
 from tests.support.html import Page
+from tests.support.replant import Plant, string
 from verify import job
 from verify.job import Proof, Request, prove
 from verify.levels import attention, engine, logits, second_opinion
@@ -148,12 +149,17 @@ def test_a_missing_package_is_missed_first(
 
 
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize("text", [True, False])
-@pytest.mark.parametrize("level", ["attention", "logits"])
-def test_a_gguf_file_as_reference_cannot_read_a_text(text: bool, level: str, q8: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("text " * 20)
+@pytest.mark.parametrize(
+    ("key", "value"), [("pre", "a-name-of-mine"), ("pre", "kimi-linear"), ("model", "llama"), ("model", None)]
+)
+def test_a_gguf_reference_whose_texts_cannot_be_read_is_said_first(
+    key: str, value: str | None, q8: Path, tmp_path: Path
+) -> None:
+    changed = {f"tokenizer.ggml.{key}": None if value is None else string(value)}
+    reference = Plant(q8).write(tmp_path / "reference.gguf", changed)
     with pytest.raises(InputError, match="Give token ids with --tokens"):
-        prove(Request(q8, q8, level=level, text=tmp_path / "text" if text else None))
+        prove(Request(reference, q8))
+    assert prove(Request(reference, reference, level="structure")).right
 
 
 @pytest.mark.usefixtures("unread")

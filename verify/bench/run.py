@@ -152,6 +152,6 @@ def _readings(
         yield from union.simulated(cached, batches)
         return
     reference = open_reference(path)
-    ids = read_tokens(None, tokens, reference.folder, reference.weights.model.vocab, None)
+    ids = read_tokens(None, tokens, reference.encode, reference.weights.model.vocab)
     for length in cached:
         yield from union.measured(reference.weights, ids[:length], batches, top_k)

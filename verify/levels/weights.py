@@ -115,15 +115,9 @@ def compare_weights(
     """Yield the error of every tensor of the candidate, in file order; `progress` gets the bytes of each."""
     with ThreadPoolExecutor(threads) as pool:
         for tensor in candidate.held():
-            for name in _parts(tensor.name):
+            for name in candidate.answers(tensor.name):
                 yield _compare(reference.stack(name), candidate.stack(name), tensor, pool)
             progress(tensor.nbytes)
-
-
-def _parts(name: str) -> list[str]:
-    """Return the names a stored tensor answers to: the halves of a legacy attn_kv_b, otherwise its own."""
-    head = name.removesuffix("attn_kv_b.weight")
-    return [name] if head == name else [head + half for half in ("attn_k_b.weight", "attn_v_b.weight")]
 
 
 def _compare(reference: Stack, candidate: Stack, tensor: GgufTensor, pool: ThreadPoolExecutor) -> TensorError:

@@ -10,6 +10,8 @@ from gguf_mla import units
 from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.quoting import TEXT, quoted
+from gguf_mla.version import __version__
+from verify.findings import Grade, by_grade
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 CHOICE_HEADER = ("choice of layer", "choices", "the same", "tokens in common", "scores' cosine", "scores' WMAPE")
 ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL divergence", "same top token")
 SHOWN = 8  # worst tensors, further findings
+SCHEMA = 1  # of the JSON; raised when a field goes or comes to mean something else, not when one is added
+REQUESTED = ("level", "text", "tokens", "context", "chunks", "form", "device", "threads", "engine")
 
 
 def text(proof: Proof) -> str:
@@ -48,16 +52,21 @@ def text(proof: Proof) -> str:
 
 
 def verdict(proof: Proof) -> str:
-    """Return the verdict in a sentence, or one for each of the first findings."""
-    levels = ", ".join(f"{name} ({seconds:.1f} s)" for name, seconds in proof.seconds.items())
-    name = quoted(proof.request.candidate.name)
-    if proof.right:
-        return f"{name}: right, as far as {levels} can tell."
-    if not proof.findings:
-        return f"{name}: not proven. As far as {levels} can tell, nothing is wrong."
-    shown = [f"{name}: wrong. {finding.level}: {finding.sentence}" for finding in proof.findings[:SHOWN]]
-    more = len(proof.findings) - SHOWN
-    return "\n".join([*shown, *([f"... and {more} more findings"] if more > 0 else [])])
+    """Return a sentence for each of the first findings, the gravest first, and unless one is wrong the verdict."""
+    name, findings = quoted(proof.request.candidate.name), by_grade(proof.findings)
+    shown = [f"{name}: {finding.grade}. {finding.level}: {finding.sentence}" for finding in findings[:SHOWN]]
+    more = len(findings) - SHOWN
+    rest = [f"... and {more} more findings"] if more > 0 else []
+    return "\n".join([*shown, *rest, *([] if proof.grade is Grade.WRONG else [_closing(proof, name)])])
+
+
+def _closing(proof: Proof, name: str) -> str:
+    levels = ", ".join(f"{level} ({seconds:.1f} s)" for level, seconds in proof.seconds.items())
+    return {
+        Grade.RIGHT: f"{name}: right, as far as {levels} can tell.",
+        Grade.DIFFERS: f"{name}: right but for differences that change nothing, as far as {levels} can tell.",
+        Grade.CANNOT_TELL: f"{name}: not proven. As far as {levels} can tell, nothing is wrong.",
+    }[proof.grade]
 
 
 def _weights(tensors: list[TensorError]) -> str:
@@ -137,11 +146,15 @@ def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
 
 
 def as_json(proof: Proof) -> str:
-    """Return everything as JSON."""
+    """Return everything as JSON; docs/verification.md lists every field."""
     request = proof.request
     content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "request": {name: getattr(request, name) for name in REQUESTED},
         "reference": str(request.reference),
         "candidate": str(request.candidate),
+        "grade": proof.grade,
         "right": proof.right,
         "warnings": list(proof.warnings),
         "findings": [asdict(finding) | {"sentence": finding.sentence} for finding in proof.findings],

@@ -1,0 +1,152 @@
+"""What a file's architecture keys must say, from the model that the reference is.
+
+Which keys there are and what is taken where one is missing: llama.cpp's loaders of deepseek2, deepseek32 and glm-dsa.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla.forward.model import MlaModel
+from gguf_mla.forward.of_gguf import GATES
+from gguf_mla.layout.detect import attention_layout
+from verify.findings import Grade
+from verify.keys.expected import REQUIRED, Expected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gguf_mla.forward.model import Model, Routing, Yarn
+
+Keys = dict[str, Expected]
+TYPES_KEY = "attention.indexer.types"
+
+
+def of_model(reference: Model, candidate: Model, names: Iterable[str]) -> Keys:
+    """Return what each key, without the architecture's prefix, must say in a file of these tensors.
+
+    `candidate` is the model that the file is read as: it holds what readers take for the keys that the file lacks.
+    """
+    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference) | _indexer(reference, candidate)
+    if isinstance(reference, MlaModel):
+        keys |= _legacy(reference) if attention_layout(names) == "legacy" else _latent(reference)
+    return keys
+
+
+def _sizes(model: Model) -> Keys:
+    return {
+        "block_count": Expected(model.blocks),
+        "embedding_length": Expected(model.hidden),
+        "feed_forward_length": Expected(model.ffn),
+        "attention.head_count": Expected(model.heads),
+        "attention.layer_norm_rms_epsilon": Expected(model.eps),
+        "leading_dense_block_count": Expected(model.dense_layers, 0, optional=not model.dense_layers),
+        "nextn_predict_layers": Expected(model.predictors, 0, optional=True),
+        "vocab_size": Expected(
+            model.vocab, grade=Grade.DIFFERS, note="llama.cpp counts the tokens of the vocabulary instead"
+        ),
+        "attention.q_lora_rank": _q_rank(model),
+    }
+
+
+def _q_rank(model: Model) -> Expected:
+    if model.q_rank:
+        return Expected(model.q_rank)
+    note = "without it llama.cpp loads a model of 26 or 27 layers only"
+    return Expected(0, REQUIRED, Grade.DIFFERS, note) if model.layers not in (26, 27) else Expected(0, 0, optional=True)
+
+
+def _latent(model: MlaModel) -> Keys:
+    return {
+        "attention.head_count_kv": Expected(1, model.heads),
+        "attention.key_length": Expected(model.kv_rank + model.rope),
+        "attention.value_length": Expected(model.kv_rank),
+        "attention.key_length_mla": Expected(model.nope + model.rope),
+        "attention.value_length_mla": Expected(model.value),
+        "attention.kv_lora_rank": Expected(model.kv_rank),
+    }
+
+
+def _legacy(model: MlaModel) -> Keys:
+    """Return the sizes of a file with attn_kv_b, which says nothing of a latent row but its rank."""
+    note = "with it llama.cpp looks for attn_k_b and attn_v_b"
+    return {
+        "attention.head_count_kv": Expected(model.heads, model.heads),
+        "attention.key_length": Expected(model.nope + model.rope),
+        "attention.value_length": Expected(model.value),
+        "attention.key_length_mla": Expected(None, note=note),
+        "attention.value_length_mla": Expected(None, note=note),
+        "attention.kv_lora_rank": Expected(model.kv_rank),
+    }
+
+
+def _experts(model: Model, candidate: Model) -> Keys:
+    routing = model.routing
+    numbers = {word: number for number, word in GATES.items()}
+    keys = {
+        "expert_count": Expected(routing.experts),
+        "expert_used_count": Expected(routing.used),
+        "expert_shared_count": Expected(model.shared),
+        "expert_feed_forward_length": Expected(model.expert_ffn),
+        "expert_gating_func": Expected(numbers[routing.score], numbers[candidate.routing.score]),
+        "expert_weights_norm": Expected(routing.normalised, absent=False, optional=True),
+        "expert_weights_scale": Expected(routing.scale, 1.0, alike=(0.0,) if routing.scale == 1 else ()),
+    }
+    # Where all groups may be chosen from, there is nothing that they limit.
+    free = _all_groups(routing) and _all_groups(candidate.routing)
+    grade, note = (Grade.DIFFERS, "all experts may be chosen all the same") if free else (Grade.WRONG, "")
+    return keys | {
+        "expert_group_count": Expected(routing.groups, 1, grade, note),
+        "expert_group_used_count": Expected(routing.groups_used, 1, grade, note),
+    }
+
+
+def _all_groups(routing: Routing) -> bool:
+    return routing.groups <= 1 or routing.groups_used >= routing.groups
+
+
+def _rope(model: Model) -> Keys:
+    keys = {"rope.dimension_count": Expected(model.rope), "rope.freq_base": Expected(model.theta, 10000.0)}
+    return keys | (_straight() if model.yarn is None else _yarn(model.yarn))
+
+
+def _yarn(yarn: Yarn) -> Keys:
+    return {
+        "rope.scaling.type": Expected("yarn", "linear"),
+        "rope.scaling.factor": Expected(yarn.factor, 1.0),
+        "rope.scaling.original_context_length": Expected(yarn.original),
+        "rope.scaling.yarn_log_multiplier": Expected(0.1 * yarn.all_dim, 0.0),
+        "rope.scaling.yarn_beta_fast": Expected(yarn.fast, 32.0, optional=True),
+        "rope.scaling.yarn_beta_slow": Expected(yarn.slow, 1.0, optional=True),
+    }
+
+
+def _straight() -> Keys:
+    """Return the keys of positions that are taken as they are: others may be there, and do nothing."""
+    note = "positions are not stretched, so nothing is done with it"
+    unused = Expected(None, grade=Grade.DIFFERS, note=note)
+    return {
+        "rope.scaling.type": Expected("none", "none", optional=True, alike=("linear",)),
+        "rope.scaling.factor": Expected(1.0, 1.0, optional=True),
+        **{f"rope.scaling.{name}": unused for name in ("original_context_length", "yarn_log_multiplier")},
+        **{f"rope.scaling.yarn_beta_{name}": unused for name in ("fast", "slow")},
+    }
+
+
+def _indexer(model: Model, candidate: Model) -> Keys:
+    indexer, theirs = model.indexer, candidate.indexer
+    if indexer is None:
+        note = "the model attends to all tokens"
+        names = ("head_count", "key_length", "top_k", "types")
+        return {f"attention.indexer.{name}": Expected(None, grade=Grade.DIFFERS, note=note) for name in names}
+    return {
+        "attention.indexer.head_count": Expected(indexer.heads),
+        "attention.indexer.key_length": Expected(indexer.size),
+        "attention.indexer.top_k": Expected(indexer.top_k),
+        TYPES_KEY: Expected(
+            list(indexer.own_layers),
+            list(theirs.own_layers) if theirs else REQUIRED,
+            note="which layers choose tokens for themselves",
+            optional=all(indexer.own_layers),
+        ),
+    }
