@@ -13,6 +13,7 @@ from gguf_mla.forward.on_device import form_on
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding
 from verify.levels import attention, engine, logits, second_opinion, weights
+from verify.levels.judging import Judge
 from verify.levels.structure import LEVEL as STRUCTURE
 from verify.limits import Limits
 from verify.opening import Candidate, Reference, open_candidate, open_reference
@@ -141,9 +142,13 @@ def _weights(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding |
     tensors = candidate.weights.held()
     step = bar("weights", sum(tensor.nbytes for tensor in tensors))
     compared = weights.compare_weights(reference.weights, candidate.weights, step, proof.request.threads)
+    judge = Judge(reference.weights, candidate.weights, proof.request.limits)
     for error in compared:
         proof.tensors.append(error)
-        yield weights.judge(error, proof.request.limits)
+        yield judge.tensor(error)
+    yield from judge.rest()
+    proof.warnings += judge.warnings()
+    proof.candidate = candidate.gone_through(judge.types)
     yield from map(second_opinion.of_gguf, tensors)
 
 
@@ -177,7 +182,7 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | 
     proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
     for result in proof.layers:
         yield attention.judge(result, limits, logits.LEVEL, "layer")
-    yield logits.judge(proof.scores, limits.divergence(candidate.shares()))
+    yield logits.judge(proof.scores, candidate.divergence(limits))
 
 
 def _engine(proof: Proof, _reference: Reference, _bar: Bar) -> Iterator[Finding | None]:
