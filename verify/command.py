@@ -19,7 +19,7 @@ verify = Command(
 
     Levels, cheap first: structure (metadata, tokenizer, tensor table), weights (every value against what its type
     should cost), attention (each layer on the same input), logits (perplexity and KL divergence). The first that finds
-    something ends the proof with status 1 and names what is to blame.
+    something wrong ends the proof with status 1 and names what is to blame.
     """,
     Argument(["reference"], type=PATH),
     Argument(["candidate"], type=PATH),
@@ -43,5 +43,6 @@ verify = Command(
     ),
     Option(["--report"], type=PATH, metavar="OUT.html", help="Write everything as one page."),
     Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON."),
+    Option(["--strict"], is_flag=True, help="Status 1 for a difference that changes nothing, too."),
     Option(["--quiet"], is_flag=True, help="No progress, and only the verdict."),
 )

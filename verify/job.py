@@ -1,17 +1,17 @@
-"""A proof: the levels one after the other, cheap first, until one finds something or the last that is asked for."""
+"""A proof: level after level, cheap first, until one finds something wrong or the last that is asked for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.text.tokens import read_tokens
-from verify.findings import LEVELS, Finding
+from verify.findings import LEVELS, Finding, Grade
 from verify.levels import attention, engine, logits, second_opinion, weights
 from verify.levels.judging import Judge
 from verify.levels.structure import LEVEL as STRUCTURE
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass
 class Proof:
-    """What was found: nothing, if the candidate computes what the reference does.
+    """What was found: nothing wrong, if the candidate computes what the reference does.
 
     tokens   the chunks [B, context] that were run over, where a level needs them
     failure  what kept a level from running; what the ones before it found is here all the same
@@ -77,13 +77,26 @@ class Proof:
     failure: GgufMlaError | MemoryError | None = None
 
     @property
+    def grade(self) -> Grade:
+        """What is to be said of the candidate: as much as its gravest finding says, or nothing after a failure.
+
+        What could not be judged is among the findings, and the verdict is that of everything that could.
+        """
+        found = {finding.grade for finding in self.findings}
+        if Grade.WRONG in found:
+            return Grade.WRONG
+        if self.failure is not None:
+            return Grade.CANNOT_TELL
+        return Grade.DIFFERS if Grade.DIFFERS in found else Grade.RIGHT
+
+    @property
     def right(self) -> bool:
-        """Whether every level ran and nothing was found."""
-        return not self.findings and self.failure is None
+        """Whether every level ran, and an engine computes and reads what it does from the reference."""
+        return self.grade in (Grade.RIGHT, Grade.DIFFERS)
 
 
 def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None) -> Proof:
-    """Run the levels up to the one asked for, and stop at the first that finds something.
+    """Run the levels up to the one asked for, and stop at the first that finds something wrong.
 
     Raises InputError for a reference or a text that cannot be used, and for a candidate that is no GGUF file;
     MachineError for a device that cannot be used. All that a level needs is asked for before any weight is read; a
@@ -94,7 +107,7 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
     reference = open_reference(request.reference)
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
     _run(STRUCTURE, proof, reference, bar)
-    if proof.candidate is None or proof.findings:
+    if proof.candidate is None or not proof.right:
         return proof
     reference = proof.candidate.reference
     levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])]
@@ -136,8 +149,12 @@ def _structure(proof: Proof, reference: Reference, _bar: Bar) -> Iterator[Findin
 
 def _weights(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
     if misread := second_opinion.of_reference(reference.weights, proof.request.threads):
-        yield from misread
-        return
+        yield from (replace(finding, grade=Grade.CANNOT_TELL) for finding in misread)
+        raise InputError(
+            f"two libraries read {len(misread)} of the reference's tensors otherwise, so nothing can be said of a file",
+            file=proof.request.reference,
+            remedy="Report it: one of the two is wrong",
+        )
     candidate = _opened(proof)
     tensors = candidate.weights.held()
     step = bar("weights", sum(tensor.nbytes for tensor in tensors))

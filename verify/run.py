@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from gguf_mla.files import platform
 from verify.device import check_device
+from verify.findings import Grade
 from verify.job import Request, prove
 from verify.limits import Limits
 from verify.report import terminal
@@ -35,9 +36,10 @@ def verify(
     device: str,
     report: Path | None,
     as_json: bool,
+    strict: bool,
     quiet: bool,
 ) -> None:
-    """Prove a candidate right or name what is to blame; status 1 for a difference."""
+    """Prove a candidate right or name what is to blame; status 1 for what is wrong, if strict for what differs, too."""
     checked = check_device(device, reference, candidate)
     if checked and not quiet:
         click.echo(checked, err=True)
@@ -59,7 +61,7 @@ def verify(
     _show(proof, as_json=as_json, quiet=quiet)
     if proof.failure is not None:
         raise proof.failure
-    if not proof.right:
+    if proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS):
         raise click.exceptions.Exit(1)
 
 

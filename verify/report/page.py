@@ -17,6 +17,7 @@ from gguf_mla.files.output import OutputFile
 from gguf_mla.layout.names import split_name
 from gguf_mla.quoting import NAME, TEXT, quoted
 from gguf_mla.version import __version__
+from verify.findings import Grade
 from verify.limits import exceeds
 from verify.report import plots
 from verify.report.terminal import (
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 BEGIN = (  # tells our pages from files that are not to be replaced
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="generator" content="gguf-mla verify">'
 )
+TITLES = {
+    Grade.WRONG: "What is wrong",
+    Grade.CANNOT_TELL: "What cannot be told",
+    Grade.DIFFERS: "What differs, and changes nothing",
+}
+KINDS = {Grade.WRONG: "bad", Grade.CANNOT_TELL: "bad", Grade.DIFFERS: "good", Grade.RIGHT: "good"}  # how it is coloured
+WORDS = {Grade.CANNOT_TELL: "not proven", Grade.DIFFERS: "right"}  # where the grade's own does not suit a heading
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -93,9 +101,13 @@ def page(proof: Proof) -> str:
 
 def _sections(proof: Proof) -> Iterator[str]:
     yield _head(proof)
-    if proof.findings:
-        items = "".join(f"<p><b>{_safe(f.level)}</b> {_safe(f.sentence, TEXT)}</p>" for f in proof.findings)
-        yield f'<h2>What is wrong</h2><div class="findings">{items}</div>'
+    for grade, title in TITLES.items():
+        items = "".join(
+            f"<p><b>{_safe(finding.level)}</b> {_safe(finding.sentence, TEXT)}</p>"
+            for finding in proof.findings
+            if finding.grade is grade
+        )
+        yield f'<h2>{title}</h2><div class="findings {KINDS[grade]}">{items}</div>' if items else ""
     if proof.failure is not None:
         yield f'<h2>What ended the proof</h2><div class="findings"><p>{_safe(str(proof.failure), TEXT)}</p></div>'
     yield from (f'<p class="soft">{_safe(warning, TEXT)}</p>' for warning in proof.warnings)
@@ -118,7 +130,7 @@ def _sections(proof: Proof) -> Iterator[str]:
 
 
 def _head(proof: Proof) -> str:
-    word, kind = ("right", "good") if proof.right else ("wrong", "bad") if proof.findings else ("not proven", "bad")
+    word, kind = WORDS.get(proof.grade, proof.grade.value), KINDS[proof.grade]
     levels = ", ".join(f"{level} {seconds:.1f} s" for level, seconds in proof.seconds.items())
     candidate, reference = (_safe(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
     return (

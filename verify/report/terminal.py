@@ -10,10 +10,12 @@ from gguf_mla import units
 from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.quoting import TEXT, quoted
+from verify.findings import Grade
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from verify.findings import Finding
     from verify.job import Proof
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 CHOICE_HEADER = ("choice of layer", "choices", "the same", "tokens in common", "scores' cosine", "scores' WMAPE")
 ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL divergence", "same top token")
 SHOWN = 8  # worst tensors, further findings
+GRAVITY = tuple(Grade)  # the gravest last
 
 
 def text(proof: Proof) -> str:
@@ -48,16 +51,26 @@ def text(proof: Proof) -> str:
 
 
 def verdict(proof: Proof) -> str:
-    """Return the verdict in a sentence, or one for each of the first findings."""
-    levels = ", ".join(f"{name} ({seconds:.1f} s)" for name, seconds in proof.seconds.items())
-    name = quoted(proof.request.candidate.name)
-    if proof.right:
-        return f"{name}: right, as far as {levels} can tell."
-    if not proof.findings:
-        return f"{name}: not proven. As far as {levels} can tell, nothing is wrong."
-    shown = [f"{name}: wrong. {finding.level}: {finding.sentence}" for finding in proof.findings[:SHOWN]]
-    more = len(proof.findings) - SHOWN
-    return "\n".join([*shown, *([f"... and {more} more findings"] if more > 0 else [])])
+    """Return a sentence for each of the first findings, the gravest first, and unless one is wrong the verdict."""
+    name, findings = quoted(proof.request.candidate.name), by_grade(proof.findings)
+    shown = [f"{name}: {finding.grade}. {finding.level}: {finding.sentence}" for finding in findings[:SHOWN]]
+    more = len(findings) - SHOWN
+    rest = [f"... and {more} more findings"] if more > 0 else []
+    return "\n".join([*shown, *rest, *([] if proof.grade is Grade.WRONG else [_closing(proof, name)])])
+
+
+def by_grade(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings in the order in which people read them: the gravest first."""
+    return sorted(findings, key=lambda finding: -GRAVITY.index(finding.grade))
+
+
+def _closing(proof: Proof, name: str) -> str:
+    levels = ", ".join(f"{level} ({seconds:.1f} s)" for level, seconds in proof.seconds.items())
+    return {
+        Grade.RIGHT: f"{name}: right, as far as {levels} can tell.",
+        Grade.DIFFERS: f"{name}: right but for differences that change nothing, as far as {levels} can tell.",
+        Grade.CANNOT_TELL: f"{name}: not proven. As far as {levels} can tell, nothing is wrong.",
+    }[proof.grade]
 
 
 def _weights(tensors: list[TensorError]) -> str:
@@ -142,6 +155,7 @@ def as_json(proof: Proof) -> str:
     content: dict[str, Any] = {
         "reference": str(request.reference),
         "candidate": str(request.candidate),
+        "grade": proof.grade,
         "right": proof.right,
         "warnings": list(proof.warnings),
         "findings": [asdict(finding) | {"sentence": finding.sentence} for finding in proof.findings],
