@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
+from gguf_mla.forward.tensors import LEGACY
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding, Grade
 from verify.levels import attention, engine, logits, second_opinion, weights
@@ -176,7 +177,7 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding
     attends = architecture_of(candidate.weights.model).attends
 
     def types(layer: int) -> str:
-        names = [f"blk.{layer}.{name}.weight" for name in attends]
+        names = [f"blk.{layer}.{name}.weight" for name in attends] + [f"blk.{layer}.{LEGACY}"]
         return candidate.coarsest(names, limits)
 
     for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):

@@ -1,8 +1,8 @@
 """What has happened to a tensor that is not the reference's: the likeliest mistake, in words.
 
-Only a sample of rows is read: of every expert or head, and of the tensors that it may have been mistaken for; where rows
-may be in another order, the matrix of one expert or head, too. A mistake is named only if it explains the sample: with
-it, the rows are as near to the reference's as the type of the tensor allows.
+Only a sample of rows is read: of every expert or head, and of the tensors that it may have been mistaken for; where
+rows may be in another order, the matrix of one expert or head, too. A mistake is named only if it explains the sample:
+with it, the rows are as near to the reference's as the type of the tensor allows.
 """
 
 from __future__ import annotations
@@ -279,7 +279,13 @@ def _scaled(part: Part) -> str | None:
     factor = float((part.ours * part.theirs).sum()) / size if size else 0.0
     if abs(factor - 1) < WHOLE or not part.sides.fits(part.theirs, factor * part.ours):
         return None
-    return f"the values are {factor:.3g} times the reference's"
+    return f"the values are {_round(factor):g} times the reference's"
+
+
+def _round(factor: float) -> float:
+    """Return the shortest number that is as near to a factor as blocks let it be told."""
+    shorter = (float(f"{factor:.{digits}g}") for digits in (1, 2, 3))
+    return next((number for number in shorter if abs(number - factor) <= WHOLE * abs(factor)), factor)
 
 
 def _offset(part: Part) -> str | None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gguf_mla.forward.tensors import Stack
     from verify.comparison import Pair
     from verify.levels.weights import TensorError
-    from verify.limits import Limits, TypeLimit
+    from verify.limits import Limits
 
     Floats = NDArray[np.float32]
 
@@ -87,7 +87,7 @@ def _histories(pair: Pair, error: TensorError, limits: Limits) -> Iterator[Histo
 def _before(pair: Pair, error: TensorError, limits: Limits) -> Iterator[Stage]:
     """Yield what the values may have been quantized as before, the likeliest first."""
     own = limits.of(error.type).rms
-    coarser = [name for name, limit in limits.table.items() if limit.rms > own and _reaches(error, limit)]
+    coarser = [name for name, limit in limits.table.items() if limit.rms > own and _may_be(error, name, pair, limits)]
     if pair.keys:
         fine = [error.type, *(name for name in coarser if limits.of(name).rms < AS_COARSE * own)]
         yield from (Stage(name, turned=True) for name in fine)
@@ -95,8 +95,11 @@ def _before(pair: Pair, error: TensorError, limits: Limits) -> Iterator[Stage]:
     yield from (stage for change, stage in sorted(found, key=lambda each: each[0])[:2] if change < ON_GRID)
 
 
-def _reaches(error: TensorError, limit: TypeLimit) -> bool:
-    return error.rms >= LEAST_SHARE * limit.rms
+def _may_be(error: TensorError, before: str, pair: Pair, limits: Limits) -> bool:
+    """Whether a tensor's error is neither too small nor too large for another type before its own."""
+    types = (before, error.type) if pair.blocks is None else (before, error.type, pair.blocks)
+    most = allowed(map(Stage, types), limits).rms
+    return LEAST_SHARE * limits.of(before).rms <= error.rms <= most
 
 
 def _stages(pair: Pair, names: Iterable[str]) -> Iterator[Stage]:

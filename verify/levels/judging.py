@@ -32,7 +32,7 @@ class Judge:
     candidate: GgufWeights
     limits: Limits
     histories: dict[str, History] = field(default_factory=dict)
-    _said: dict[str, list[TensorError]] = field(default_factory=lambda: defaultdict(list))
+    _said: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
     _blamed: int = 0
 
     def tensor(self, error: TensorError) -> Finding | None:
@@ -44,20 +44,16 @@ class Judge:
         if found is None or error.pair is None:
             return self._blame(error, finding)
         self.histories[error.name] = found
-        self._said[found.sentence(error.pair)].append(error)
+        self._said[found.sentence(error.pair)].append(finding)
         return None
 
     def rest(self) -> Iterator[Finding]:
         """Yield one finding for all tensors that have been quantized twice in the same way."""
-        for said, errors in self._said.items():
-            first = errors[0]
-            if self.histories[first.name].before is not None:
-                more = f", like {len(errors) - 1} more tensors" if errors[1:] else ""
-                limit = self.limits.of(first.type).rms
-                yield Finding(
-                    weights.LEVEL, first.name, said + more, f"relative RMS error at most {limit:.3g} for {first.type}",
-                    f"{first.rms:.3g}", Grade.DIFFERS,
-                )  # fmt: skip
+        for said, findings in self._said.items():
+            first = findings[0]
+            if self.histories[first.subject].before is not None:
+                more = f", like {len(findings) - 1} more tensors" if findings[1:] else ""
+                yield replace(first, what=said + more, grade=Grade.DIFFERS)
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the reference is too coarse to tell."""
