@@ -11,9 +11,10 @@ from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.forward.tensors import LEGACY
+from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding, Grade
-from verify.levels import attention, engine, logits, second_opinion, weights
+from verify.levels import attention, engine, exact, logits, second_opinion, weights
 from verify.levels.judging import Judge
 from verify.levels.structure import LEVEL as STRUCTURE
 from verify.limits import Limits
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.attention import Form
+    from gguf_mla.importance.matrix import Imatrix
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
+    from verify.levels.exact import Sameness
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
 
@@ -52,12 +55,15 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     threads: int = 1
     engine: bool = False
+    exact: bool = False
+    imatrix: Path | None = None
 
 
 @dataclass
 class Proof:
     """What was found: nothing wrong, if the candidate computes what the reference does.
 
+    imatrix  the importance that the exact level encodes with
     tokens   the chunks [B, context] that were run over, where a level needs them
     failure  what kept a level from running; what the ones before it found is here all the same
     """
@@ -74,6 +80,8 @@ class Proof:
     scores: Scores | None = None
     predicted: list[Scores] = field(default_factory=list)
     engine: list[EngineAgreement] = field(default_factory=list)
+    exact: list[Sameness] = field(default_factory=list)
+    imatrix: Imatrix | None = None
     tokens: NDArray[np.int64] | None = None
     failure: GgufMlaError | MemoryError | None = None
 
@@ -105,13 +113,19 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
     """
     if request.text and request.tokens:
         raise InputError("--text and --tokens are both given", remedy="Give one of them")
+    if request.imatrix and not request.exact:
+        raise InputError("--imatrix is for --exact, which is not given", remedy="Give both")
     reference = open_reference(request.reference)
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
     _run(STRUCTURE, proof, reference, bar)
     if proof.candidate is None or not proof.right:
         return proof
     reference = proof.candidate.reference
-    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])]
+    asked, ends = (
+        LEVELS[1 : LEVELS.index(request.level) + 1],
+        ((exact.LEVEL, request.exact), (engine.LEVEL, request.engine)),
+    )
+    levels = [*asked, *(level for level, wanted in ends if wanted)]
     _prepare(levels, proof, reference)
     try:
         for level in levels:
@@ -134,6 +148,8 @@ def _prepare(levels: list[str], proof: Proof, reference: Reference) -> None:
     """Get what these levels need besides the two files; InputError for what is not there."""
     if engine.LEVEL in levels:
         engine.require()
+    if proof.request.imatrix:
+        proof.imatrix = read_imatrix([proof.request.imatrix])
     if not {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
         proof.tokens = _tokens(proof, reference)
 
@@ -203,6 +219,13 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | 
     yield logits.judge(proof.scores, candidate.divergence(limits))
 
 
+def _exact(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding]:
+    candidate = _opened(proof).weights
+    step = bar(exact.LEVEL, sum(tensor.nbytes for tensor in candidate.held()))
+    proof.exact += exact.compare_bytes(reference.weights, candidate, proof.imatrix, step, proof.request.threads)
+    yield from exact.judge(proof.exact)
+
+
 def _engine(proof: Proof, _reference: Reference, _bar: Bar) -> Iterator[Finding | None]:
     candidate, request = _opened(proof), proof.request
     tokens = _taken(proof)[0]
@@ -215,6 +238,7 @@ _RUN: dict[str, Callable[[Proof, Reference, Bar], Iterator[Finding | None]]] = {
     weights.LEVEL: _weights,
     attention.LEVEL: _attention,
     logits.LEVEL: _logits,
+    exact.LEVEL: _exact,
     engine.LEVEL: _engine,
 }
 

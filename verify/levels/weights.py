@@ -124,13 +124,14 @@ def _compare(pair: Pair, pool: ThreadPoolExecutor) -> TensorError:
     kind = pair.candidate.stored
     error = TensorError(pair.name, kind, pair.nbytes, part=pair.part, pair=pair)
     block = max(LEAST_BLOCK, ggtypes.by_name(kind).block)
-    for pieces in _groups(pair.pieces()):
+    for pieces in groups(pair.pieces()):
         for piece, (ours, theirs) in zip(pieces, pool.map(pair.read, pieces), strict=True):
             error.add(piece, ours, theirs, block)
     return error
 
 
-def _groups(pieces: Iterator[WeightPiece]) -> Iterator[list[WeightPiece]]:
+def groups(pieces: Iterator[WeightPiece]) -> Iterator[list[WeightPiece]]:
+    """Yield pieces by as many as are in memory at a time."""
     return iter(lambda: list(itertools.islice(pieces, HELD)), [])
 
 
