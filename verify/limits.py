@@ -91,6 +91,9 @@ class Limits:
         return Limits(table)
 
 
+UNRELATED = 0.985  # what no limit of a row or tensor exceeds: with nothing of the reference in it, it is off by 1
+
+
 @dataclass(frozen=True)
 class Stage:
     """A quantization that values went through; `turned` when its blocks lay along what are the columns now."""
@@ -109,7 +112,7 @@ def allowed(stages: Iterable[Stage], limits: Limits) -> TypeLimit:
     for limit in (limits.of(stage.type) for stage in stages):
         rms, row, layer = math.hypot(rms, limit.rms), math.hypot(row, limit.row), math.hypot(layer, limit.layer)
         peak, kld = peak + limit.peak * (1 + peak), kld + limit.kld
-    return TypeLimit(rms, row, peak, layer, kld)
+    return TypeLimit(min(rms, UNRELATED), min(row, UNRELATED), peak, layer, kld)
 
 
 def exceeds(value: float, limit: float) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from gguf_mla import codec, ggtypes
 from verify.comparison import KEYS, transposed
 from verify.levels.weights import LEAST_BLOCK, NEGLIGIBLE
-from verify.limits import Stage, allowed
+from verify.limits import UNRELATED, Stage, allowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -116,7 +116,7 @@ def _change(pair: Pair, stage: Stage) -> float:
     """Return how much quantizing changes sampled rows of the candidate, by how much it changes the reference's."""
     theirs, ours = (_sample(stack, stage) for stack in (pair.candidate, pair.reference))
     size = _requantized(ours, stage.type)
-    return _requantized(theirs, stage.type) / size if size else np.inf
+    return _requantized(theirs, stage.type) / size if size and theirs.any() else np.inf
 
 
 def _sample(stack: Stack, stage: Stage) -> Floats:
@@ -156,7 +156,11 @@ def _explained(pair: Pair, history: History, limits: Limits) -> bool:
         floor = NEGLIGIBLE * float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
         bound, energy = allowances(reference, history.stages, limits, floor)
         square = difference * difference
-        if (np.abs(difference) > bound).any() or (square.sum(axis=1) > energy.sum(axis=1)).any():
+        allowed_square = energy.sum(axis=1)
+        if not any(stage.turned for stage in history.stages):
+            own = np.maximum(np.square(reference).sum(axis=1), floor * floor * reference.shape[1])
+            allowed_square = np.minimum(allowed_square, UNRELATED**2 * own)
+        if (np.abs(difference) > bound).any() or (square.sum(axis=1) > allowed_square).any():
             return False
         error, size = error + float(square.sum()), size + float(np.square(reference, dtype=np.float64).sum())
     return error <= allowed(history.stages, limits).rms ** 2 * size
