@@ -52,7 +52,8 @@ class Judge:
         for said, findings in self._said.items():
             first = findings[0]
             if self.histories[first.subject].before is not None:
-                more = f", like {len(findings) - 1} more tensors" if findings[1:] else ""
+                others = len(findings) - 1
+                more = f", like {others} more tensor{'s' if others > 1 else ''}" if others else ""
                 yield replace(first, what=said + more, grade=Grade.DIFFERS)
 
     def warnings(self) -> tuple[str, ...]:
