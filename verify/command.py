@@ -32,6 +32,8 @@ verify = Command(
     Option(
         ["--limit", "settings"], multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."
     ),
+    Option(["--exact"], is_flag=True, help="Encode REFERENCE with CANDIDATE's types and compare the bytes, too."),
+    Option(["--imatrix"], type=PATH, metavar="FILE", help="The importance that CANDIDATE was made with, for --exact."),
     Option(["--engine"], type=Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too."),
     Option(["--threads"], **THREADS),
     Option(

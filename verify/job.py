@@ -12,9 +12,12 @@ import numpy as np
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
+from gguf_mla.forward.tensors import LEGACY
+from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding, Grade
-from verify.levels import attention, engine, logits, second_opinion, weights
+from verify.levels import attention, engine, exact, logits, second_opinion, weights
+from verify.levels.judging import Judge
 from verify.levels.structure import LEVEL as STRUCTURE
 from verify.limits import Limits
 from verify.opening import Candidate, Reference, open_candidate, open_reference
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.attention import Form
+    from gguf_mla.importance.matrix import Imatrix
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
+    from verify.levels.exact import Sameness
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
 
@@ -51,12 +56,15 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     threads: int = 1
     engine: bool = False
+    exact: bool = False
+    imatrix: Path | None = None
 
 
 @dataclass
 class Proof:
     """What was found: nothing wrong, if the candidate computes what the reference does.
 
+    imatrix  the importance that the exact level encodes with
     tokens   the chunks [B, context] that were run over, where a level needs them
     failure  what kept a level from running; what the ones before it found is here all the same
     """
@@ -73,6 +81,8 @@ class Proof:
     scores: Scores | None = None
     predicted: list[Scores] = field(default_factory=list)
     engine: list[EngineAgreement] = field(default_factory=list)
+    exact: list[Sameness] = field(default_factory=list)
+    imatrix: Imatrix | None = None
     tokens: NDArray[np.int64] | None = None
     failure: GgufMlaError | MemoryError | None = None
 
@@ -104,9 +114,13 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
     """
     if request.text and request.tokens:
         raise InputError("--text and --tokens are both given", remedy="Give one of them")
+    if request.imatrix and not request.exact:
+        raise InputError("--imatrix is for --exact, which is not given", remedy="Give both")
     reference = open_reference(request.reference)
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
-    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *([engine.LEVEL] if request.engine else [])]
+    ends = ((exact.LEVEL, request.exact), (engine.LEVEL, request.engine))
+    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends if wanted)]
+    proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
     ids = _prepare(levels, request, reference)
     _run(STRUCTURE, proof, reference, bar)
     if proof.candidate is None or not proof.right:
@@ -161,9 +175,13 @@ def _weights(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding |
     tensors = candidate.weights.held()
     step = bar("weights", sum(tensor.nbytes for tensor in tensors))
     compared = weights.compare_weights(reference.weights, candidate.weights, step, proof.request.threads)
+    judge = Judge(reference.weights, candidate.weights, proof.request.limits)
     for error in compared:
         proof.tensors.append(error)
-        yield weights.judge(error, proof.request.limits)
+        yield judge.tensor(error)
+    yield from judge.rest()
+    proof.warnings += judge.warnings()
+    proof.candidate = candidate.gone_through(judge.types)
     yield from map(second_opinion.of_gguf, tensors)
 
 
@@ -174,7 +192,7 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding
     attends = architecture_of(candidate.weights.model).attends
 
     def types(layer: int) -> str:
-        names = [f"blk.{layer}.{name}.weight" for name in attends]
+        names = [f"blk.{layer}.{name}.weight" for name in attends] + [f"blk.{layer}.{LEGACY}"]
         return candidate.coarsest(names, limits)
 
     for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):
@@ -197,7 +215,14 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | 
     proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
     for result in proof.layers:
         yield attention.judge(result, limits, logits.LEVEL, "layer")
-    yield logits.judge(proof.scores, limits.divergence(candidate.shares()))
+    yield logits.judge(proof.scores, candidate.divergence(limits))
+
+
+def _exact(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding]:
+    candidate = _opened(proof).weights
+    step = bar(exact.LEVEL, sum(tensor.nbytes for tensor in candidate.held()))
+    proof.exact += exact.compare_bytes(reference.weights, candidate, proof.imatrix, step, proof.request.threads)
+    yield from exact.judge(proof.exact)
 
 
 def _engine(proof: Proof, _reference: Reference, _bar: Bar) -> Iterator[Finding | None]:
@@ -212,6 +237,7 @@ _RUN: dict[str, Callable[[Proof, Reference, Bar], Iterator[Finding | None]]] = {
     weights.LEVEL: _weights,
     attention.LEVEL: _attention,
     logits.LEVEL: _logits,
+    exact.LEVEL: _exact,
     engine.LEVEL: _engine,
 }
 

@@ -91,6 +91,30 @@ class Limits:
         return Limits(table)
 
 
+UNRELATED = 0.985  # what no limit of a row or tensor exceeds: with nothing of the reference in it, it is off by 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A quantization that values went through; `turned` when its blocks lay along what are the columns now."""
+
+    type: str
+    turned: bool = False
+
+
+def allowed(stages: Iterable[Stage], limits: Limits) -> TypeLimit:
+    """Return what several quantizations may cost together.
+
+    Their errors are independent, so squares add up, and so do divergences, which grow with squares; the largest errors
+    may meet, and the later one is of a value that the earlier has enlarged already.
+    """
+    rms, row, peak, layer, kld = 0.0, 0.0, 0.0, 0.0, 0.0
+    for limit in (limits.of(stage.type) for stage in stages):
+        rms, row, layer = math.hypot(rms, limit.rms), math.hypot(row, limit.row), math.hypot(layer, limit.layer)
+        peak, kld = peak + limit.peak * (1 + peak), kld + limit.kld
+    return TypeLimit(min(rms, UNRELATED), min(row, UNRELATED), peak, layer, kld)
+
+
 def exceeds(value: float, limit: float) -> bool:
     """Whether a measure is beyond its limit, as every judge of a proof asks; NaN is, whatever the limit."""
     return not value <= limit

@@ -12,36 +12,60 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SIGNIFICANT = 2.0  # standard errors that a measure of some tokens must be beyond its limit, to be a difference
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """Cosine of the flattened arrays, WMAPE = Σ|a-b| / Σ|b|, and the mean squared difference."""
+    """Cosine of the flattened arrays, WMAPE = Σ|a-b| / Σ|b|, and the mean squared difference.
+
+    error  the standard error of WMAPE, as one of a ratio of means over rows: √(N/(N-1) Σ(|a-b| - WMAPE·|b|)²) / Σ|b|
+    """
 
     cosine: float
     wmape: float
     mse: float
+    error: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """What WMAPE is at least, as far as so few rows can tell."""
+        return self.wmape - SIGNIFICANT * self.error
 
 
 class Sums:
-    """What an agreement is made of, from two arrays that come a piece at a time, in float64."""
+    """What an agreement is made of, from two arrays whose rows come a piece at a time, in float64."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._sums = np.zeros(6)
+        self._count, self._rows = 0, 0
+        self._sums, self._products = np.zeros(6), np.zeros(3)
 
-    def add(self, found: NDArray[Any], expected: NDArray[Any]) -> None:
-        """Take in a piece of both."""
-        a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    def add(self, found: NDArray[Any], expected: NDArray[Any], count: int | None = None) -> None:
+        """Take in rows [..., cols] of both; `count` says how many of the values there are, where the rest are 0."""
+        a, b = (np.atleast_2d(x).reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, expected))
         difference = a - b
-        self._count += a.size
-        self._sums += a @ b, a @ a, b @ b, difference @ difference, np.abs(difference).sum(), np.abs(b).sum()
+        off, size = np.abs(difference).sum(axis=1), np.abs(b).sum(axis=1)
+        self._count += a.size if count is None else count
+        self._rows += len(a)
+        square = np.vdot(difference, difference)
+        self._sums += np.vdot(a, b), np.vdot(a, a), np.vdot(b, b), square, off.sum(), size.sum()
+        self._products += off @ off, off @ size, size @ size
 
     def agreement(self) -> Agreement:
         """Return the agreement of all pieces; NaN anywhere makes every measure NaN."""
         product, ours, theirs, square, absolute, size = self._sums.tolist()
-        norm = math.sqrt(ours * theirs)
+        norm, size = math.sqrt(ours * theirs), max(size, np.finfo(float).tiny)
+        wmape = absolute / size
         return Agreement(
-            product / norm if norm else 1.0, absolute / max(size, np.finfo(float).tiny), square / max(self._count, 1)
+            product / norm if norm else 1.0, wmape, square / max(self._count, 1), self._error(wmape) / size
         )
+
+    def _error(self, wmape: float) -> float:
+        if self._rows < 2:
+            return math.inf
+        off, both, size = self._products.tolist()
+        scatter = off - 2 * wmape * both + wmape * wmape * size
+        return math.sqrt(self._rows / (self._rows - 1) * max(scatter, 0.0))
 
 
 def agreement(found: NDArray[Any], expected: NDArray[Any]) -> Agreement:

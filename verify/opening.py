@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.reader import CutOffError
@@ -25,9 +25,10 @@ from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_diffe
 from verify.sound import check_model, check_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from gguf_mla.container.reader import GgufTensor
     from gguf_mla.container.splits import GgufParts
     from gguf_mla.forward.model import Model
     from gguf_mla.sources.folder import Folder
@@ -110,18 +111,37 @@ class Candidate:
     """The file to be proven, opened.
 
     `reference` is what to hold against it, without what it leaves out on purpose, which `warnings` name; `findings`
-    are what its structure has wrong.
+    are what its structure has wrong. `carried` are the types whose errors a tensor has, where they are not its own's.
     """
 
     weights: GgufWeights
     findings: tuple[Finding, ...]
     reference: Reference
     warnings: tuple[str, ...] = ()
+    carried: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def gone_through(self, types: Callable[[str, str], tuple[str, ...]]) -> Candidate:
+        """Return this with the types whose errors each tensor carries, told by its name and its own type."""
+        return replace(self, carried={t.name: types(t.name, t.type) for t in self.weights.held()})
 
     def coarsest(self, names: Iterable[str], limits: Limits) -> str:
-        """Return the type that may err most among some tensors."""
-        held = {t.type for t in self.weights.held() if t.name in set(names) and len(t.shape) > 1}
-        return max(held, key=lambda name: limits.of(name).rms)
+        """Return the type that may err most among those whose errors some tensors carry."""
+        wanted = set(names)
+        matrices = (t for t in self.weights.held() if t.name in wanted and len(t.shape) > 1)
+        return max((name for t in matrices for name in self._carried(t)), key=lambda name: limits.of(name).rms)
+
+    def divergence(self, limits: Limits) -> float:
+        """Return the limit of the mean divergence: a tensor that carries the errors of several types adds all."""
+        values: Counter[str] = Counter()
+        held = self.weights.held()
+        for tensor in held:
+            for name in self._carried(tensor):
+                values[name] += tensor.rows * tensor.shape[-1]
+        total = sum(tensor.rows * tensor.shape[-1] for tensor in held)
+        return limits.divergence({name: count / total for name, count in values.items()})
+
+    def _carried(self, tensor: GgufTensor) -> tuple[str, ...]:
+        return self.carried.get(tensor.name, (tensor.type,))
 
     def shares(self) -> dict[str, float]:
         """Return which part of the values has which type, the largest part first."""

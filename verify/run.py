@@ -31,6 +31,8 @@ def verify(
     chunks: int,
     form: str,
     settings: tuple[str, ...],
+    exact: bool,
+    imatrix: Path | None,
     engine: str | None,
     threads: int | None,
     device: str,
@@ -56,6 +58,8 @@ def verify(
         limits=Limits().with_settings(settings),
         threads=threads or platform.cores(),
         engine=engine is not None,
+        exact=exact,
+        imatrix=imatrix,
     )
     proof = _proven(request, report, quiet=quiet)
     _show(proof, as_json=as_json, quiet=quiet)
@@ -67,7 +71,11 @@ def verify(
 
 def _bar(*, quiet: bool) -> Bar:
     def bar(name: str, total: int) -> tqdm[None]:
-        scaled = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if name == "weights" else {"unit": "layer"}
+        scaled = (
+            {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+            if name in ("weights", "exact")
+            else {"unit": "layer"}
+        )
         # disable=None: only where standard error is a terminal
         return tqdm(total=total, desc=name, leave=False, disable=quiet or None, **scaled)
 

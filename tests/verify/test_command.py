@@ -175,7 +175,7 @@ def test_a_legacy_file_is_right_too(tmp_path: Path) -> None:
     verify(hub.BUNDLED, legacy, "--chunks", 1)
     image.change("blk.1.attn_kv_b.weight", lambda x: np.roll(x, 128, axis=0))
     wrong = verify(hub.BUNDLED, image.write(legacy), status=1).output
-    assert "weights: blk.1.attn_k_b.weight" in wrong
+    assert "weights: blk.1.attn_kv_b.weight" in wrong
 
 
 def test_a_split_file_is_one(q8: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from gguf_mla.errors import InputError
 from gguf_mla.forward import layers
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.model import BEST, BEST_TWO, Routing
+from verify.comparison import WeightPiece
 from verify.levels import logits
-from verify.levels.weights import TensorError, WeightPiece
+from verify.levels.weights import TensorError
 from verify.limits import TABLE, Limits
 from verify.measures import agreement
 

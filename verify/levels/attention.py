@@ -59,18 +59,18 @@ def compare_attention(
 
 
 def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str = "attention") -> Finding | None:
-    """Return what is wrong with a layer, None when it is as its types allow."""
+    """Return what is wrong with a layer, None when it is as its types allow, as far as so many tokens can tell."""
     allowed = limits.of(result.type).layer
     if result.choice is not None and (finding := _judge_choice(result, result.choice, allowed, level)):
         return finding
-    if not exceeds(result.measured.wmape, allowed):
+    if not exceeds(result.measured.least, allowed):
         return None
     return Finding(
         level,
         f"blk.{result.layer}",
         f"the {what} computes something else from the same input: WMAPE",
         f"at most {allowed:.3g} for {result.type}",
-        f"{result.measured.wmape:.3g}, cosine {result.measured.cosine:.6f}",
+        f"{result.measured.wmape:.3g} ± {result.measured.error:.2g}, cosine {result.measured.cosine:.6f}",
     )
 
 
@@ -78,7 +78,7 @@ def _judge_choice(result: LayerAgreement, choice: ChoiceAgreement, allowed: floa
     subject = f"blk.{result.layer}.indexer"
     if choice.wrong:
         return Finding(level, subject, f"{choice.wrong} queries choose another number of tokens than the reference's")
-    if not exceeds(choice.scores.wmape, allowed):
+    if not exceeds(choice.scores.least, allowed):
         return None
     return Finding(
         level,

@@ -73,7 +73,8 @@ def compare(reference: Chooser, indexes: Sequence[Index], chosen: Sequence[Numbe
         for block in indexer.blocks(ours):
             scores = indexer.scores(ours, block.start, block.stop)
             seen = scores != -np.inf
-            sums.add(indexer.scores(theirs, block.start, block.stop)[seen], scores[seen])
+            found_scores = indexer.scores(theirs, block.start, block.stop)
+            sums.add(np.where(seen, found_scores, 0), np.where(seen, scores, 0), count=int(seen.sum()))
             counts += _counts(expected[block], found[block], scores)
     sets, same, wrong, common, every = counts.tolist()
     return ChoiceAgreement(sets, same, wrong, common / every, sums.agreement())

@@ -7,19 +7,19 @@ half a context before it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla.forward import prediction, walk
 from gguf_mla.forward.layers import Pass
-from verify.findings import Finding
+from verify.findings import Finding, Grade
 from verify.levels import kernels
 from verify.levels.attention import LayerAgreement
 from verify.levels.choice import Follower
 from verify.limits import exceeds
-from verify.measures import Agreement, agreement
+from verify.measures import SIGNIFICANT, Agreement, agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LEVEL = "logits"
 LARGEST_LOGARITHM = 709.0  # of a float64
+LEAST_SCORED = 64  # tokens; the mean of fewer hangs on one or two of them, and so does its standard error
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
@@ -57,12 +58,14 @@ class Scores:
     reference, candidate  log-probability of the token that follows
     kld                   divergence of the candidate's distribution from the reference's, in nats
     same_top              whether the likeliest token is the same
+    vocabulary            how many tokens there are
     """
 
     reference: NDArray[Any]
     candidate: NDArray[Any]
     kld: NDArray[Any]
     same_top: NDArray[Any]
+    vocabulary: int | None = None
 
     def perplexities(self) -> tuple[Estimate, Estimate]:
         """Return exp(-mean log-probability) of reference and candidate."""
@@ -88,6 +91,13 @@ class Scores:
         square = _mean(shift * shift)
         root = math.sqrt(square.value)
         return _mean(shift), Estimate(root, square.error / (2 * root) if root else 0.0)
+
+    def knows_the_text(self) -> bool:
+        """Whether the reference predicts the tokens better than chance does, significantly."""
+        if self.vocabulary is None:
+            return True
+        found = _mean(-self.reference)
+        return found.value + SIGNIFICANT * found.error < math.log(self.vocabulary)
 
     def top_agreement(self) -> Estimate:
         """Return how often the likeliest token is the same."""
@@ -145,7 +155,7 @@ class _Both:
     def score(self, ours: Floats, theirs: Floats, tokens: Numbers, head: str = "output.weight") -> Scores:
         """Score normed states [B, T, hidden] of both sides, each for the token after its own."""
         sides = (self.reference, _half(ours), head), (self.candidate, _half(theirs), head)
-        return _score(*sides, _targets(tokens))
+        return replace(_score(*sides, _targets(tokens)), vocabulary=self.reference.model.vocab)
 
 
 def compare_logits(
@@ -208,9 +218,24 @@ def _score(reference: tuple[Pass, Floats, str], candidate: tuple[Pass, Floats, s
 
 
 def judge(scores: Scores, allowed: float) -> Finding | None:
-    """Return what is wrong with the distribution, None when it is as the types of the file allow."""
-    found = scores.divergence()
-    if not exceeds(found.value, allowed):
+    """Return what is wrong with the distribution, None when it is as the types of the file allow.
+
+    A mean is beyond the limit when it is so by two of its standard errors. The limits are of trained models that read
+    what they were trained for: where the reference itself predicts no better than chance (random weights, random
+    tokens), a last bit decides, and the divergence is not judged; nor is that of less than LEAST_SCORED tokens.
+    """
+    found, subject, count = scores.divergence(), "the predictions", scores.kld.size
+    if not np.isfinite([scores.reference, scores.candidate, scores.kld]).all():
+        return Finding(LEVEL, subject, "are not the reference's: a probability is not a number")
+    what = f"mean KL divergence of {count} tokens"
+    told = f"{found}, at most {allowed:.3g} for its types"
+    if not scores.knows_the_text():
+        why, remedy = "is not judged, the reference predicts them no better than chance", "A text that it knows"
+    elif count < LEAST_SCORED:
+        why, remedy = f"is not judged, which takes {LEAST_SCORED}", "A longer text, or more --context or --chunks,"
+    elif exceeds(found.value - SIGNIFICANT * found.error, allowed):
+        what = "are not the reference's: mean KL divergence"
+        return Finding(LEVEL, subject, what, f"at most {allowed:.3g} for its types", str(found))
+    else:
         return None
-    what = "are not the reference's: mean KL divergence"
-    return Finding(LEVEL, "the predictions", what, f"at most {allowed:.3g} for its types", str(found))
+    return Finding(LEVEL, subject, f"{what} {why}", None, told, Grade.CANNOT_TELL, f"{remedy} would tell")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import ggtypes
+from verify.comparison import KEYS, VALUES, pairs
 from verify.findings import Finding
 from verify.levels import kernels
 from verify.limits import exceeds
@@ -19,15 +21,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.container.reader import GgufTensor
-    from gguf_mla.forward.tensors import GgufWeights, Stack, Weights
+    from gguf_mla.forward.tensors import GgufWeights, Weights
+    from verify.comparison import Pair, WeightPiece
     from verify.limits import Limits
 
     Floats = NDArray[np.float32]
 
 LEVEL = "weights"
-PIECE_VALUES = 1 << 20
 LEAST_BLOCK = 32  # values; the block of types that have none
+HELD = 8  # pieces of a tensor that are in memory at a time
 NEGLIGIBLE = 1e-3  # of a piece's RMS: a block of smaller values is measured against this
 
 
@@ -48,6 +50,9 @@ class TensorError:
     row_rms   that of its worst row, with the row's place
     peak      the largest max|c-r| / max|r| of its blocks, with the block's place
     special   how many values are NaN or infinite
+    part      which half of a legacy attn_kv_b it is, empty for a whole tensor
+    each      the four sums of every expert or head, by its number
+    pair      what was compared
     """
 
     name: str
@@ -60,6 +65,9 @@ class TensorError:
     peak: float = 0.0
     peak_place: Position = Position(0, 0, 0)
     special: int = 0
+    part: str = ""
+    each: dict[int, NDArray[Any]] = field(default_factory=dict)
+    pair: Pair | None = field(default=None, repr=False)
 
     @property
     def rms(self) -> float:
@@ -82,6 +90,7 @@ class TensorError:
         )
         kernels.compare_rows(reference, np.where(finite, candidate, 0), block, floor, sums, worst)
         self.sums = self.sums + sums.sum(axis=0)
+        self.each[piece.index] = self.each.get(piece.index, 0) + sums.sum(axis=0)
         self._worst_row(piece, sums, floor * floor * reference.shape[1])
         self._worst_block(piece, worst)
 
@@ -100,47 +109,30 @@ class TensorError:
             )
 
 
-@dataclass(frozen=True)
-class WeightPiece:
-    """Rows `start:stop` of matrix number `index` of a tensor."""
-
-    index: int
-    start: int
-    stop: int
-
-
 def compare_weights(
     reference: Weights, candidate: GgufWeights, progress: Callable[[int], object], threads: int
 ) -> Iterator[TensorError]:
     """Yield the error of every tensor of the candidate, in file order; `progress` gets the bytes of each."""
     with ThreadPoolExecutor(threads) as pool:
         for tensor in candidate.held():
-            for name in candidate.answers(tensor.name):
-                yield _compare(reference.stack(name), candidate.stack(name), tensor, pool)
+            for pair in pairs(reference, candidate, tensor):
+                yield _compare(pair, pool)
             progress(tensor.nbytes)
 
 
-def _compare(reference: Stack, candidate: Stack, tensor: GgufTensor, pool: ThreadPoolExecutor) -> TensorError:
-    share = candidate.count * candidate.rows * candidate.cols / math.prod(tensor.shape)  # half of a legacy attn_kv_b
-    error = TensorError(candidate.name, candidate.stored, round(tensor.nbytes * share))
-    block = max(LEAST_BLOCK, ggtypes.by_name(candidate.stored).block)
-
-    def read(piece: WeightPiece) -> tuple[WeightPiece, Floats, Floats]:
-        place = piece.index, piece.start, piece.stop
-        return piece, reference.read(*place), candidate.read(*place)
-
-    pieces = list(_pieces(candidate))
-    for group in range(0, len(pieces), 8):  # so that no more than these are held
-        for piece, ours, theirs in pool.map(read, pieces[group : group + 8]):
+def _compare(pair: Pair, pool: ThreadPoolExecutor) -> TensorError:
+    kind = pair.candidate.stored
+    error = TensorError(pair.name, kind, pair.nbytes, part=pair.part, pair=pair)
+    block = max(LEAST_BLOCK, ggtypes.by_name(kind).block)
+    for pieces in groups(pair.pieces()):
+        for piece, (ours, theirs) in zip(pieces, pool.map(pair.read, pieces), strict=True):
             error.add(piece, ours, theirs, block)
     return error
 
 
-def _pieces(stack: Stack) -> Iterator[WeightPiece]:
-    step = max(1, PIECE_VALUES // stack.cols)
-    for index in range(stack.count):
-        for start in range(0, stack.rows, step):
-            yield WeightPiece(index, start, min(start + step, stack.rows))
+def groups(pieces: Iterator[WeightPiece]) -> Iterator[list[WeightPiece]]:
+    """Yield pieces by as many as are in memory at a time."""
+    return iter(lambda: list(itertools.islice(pieces, HELD)), [])
 
 
 def judge(error: TensorError, limits: Limits) -> Finding | None:
@@ -164,12 +156,19 @@ def judge(error: TensorError, limits: Limits) -> Finding | None:
     return None
 
 
+def unit_of(name: str, part: str = "") -> str:
+    """Return what a stack's matrices are: "expert", "head", or empty for a tensor that is one matrix."""
+    head = part in (KEYS, VALUES) or name.endswith(("attn_k_b.weight", "attn_v_b.weight"))
+    return "head" if head else "expert" if "_exps." in name else ""
+
+
 def _where(error: TensorError, place: Position | None) -> str:
     if place is None:
         return ""
-    inside = {"attn_k_b.weight": "head", "attn_v_b.weight": "head"}.get(error.name.split(".", 2)[-1], "expert")
-    index = f"{inside} {place.index}, " if "_exps" in error.name or inside == "head" else ""
-    return f" in {index}row {place.row}, column {place.col}"
+    unit = unit_of(error.name, error.part)
+    index = f"{unit} {place.index}, " if unit else ""
+    row = f"{error.part.removesuffix('s')} row {place.row}".lstrip()
+    return f" in {index}{row}, column {place.col}"
 
 
 def _ratio(error: float, size: float) -> float:

@@ -23,8 +23,10 @@ from verify.report import plots
 from verify.report.terminal import (
     CHOICE_HEADER,
     ENGINE_HEADER,
+    EXACT_HEADER,
     choice_rows,
     engine_rows,
+    exact_rows,
     predicted_title,
     score_rows,
     worst,
@@ -125,6 +127,13 @@ def _sections(proof: Proof) -> Iterator[str]:
         yield _section("Predictions", histogram + _table(("", "value"), score_rows(proof.scores)))
     for distance, scores in enumerate(proof.predicted, 2):
         yield _section(predicted_title(distance).capitalize(), _table(("", "value"), score_rows(scores)))
+    yield from _others(proof)
+
+
+def _others(proof: Proof) -> Iterator[str]:
+    """Yield what was asked for besides the levels."""
+    if proof.exact:
+        yield _section("Byte for byte", _table(EXACT_HEADER, exact_rows(proof.exact)))
     if proof.engine:
         yield _section("llama.cpp beside the forward pass", _table(ENGINE_HEADER, engine_rows(proof.engine)))
 
@@ -154,7 +163,9 @@ def _map(proof: Proof) -> str:
     groups: dict[str, dict[int | None, TensorError]] = defaultdict(dict)
     for tensor in proof.tensors:
         layer, rest = split_name(tensor.name)
-        groups[rest.removesuffix(".weight")][layer] = tensor
+        cells = groups[rest.removesuffix(".weight")]
+        other = cells.get(layer)  # the other half of a legacy attn_kv_b
+        cells[layer] = tensor if other is None or not other.rms > tensor.rms else other
     layers = sorted({layer for cells in groups.values() for layer in cells if layer is not None})
     head = "".join(f"<th>{layer if layer % 5 == 0 else ''}</th>" for layer in layers)
     rows = [

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from verify.job import Proof
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
+    from verify.levels.exact import Sameness
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
 
 CHOICE_HEADER = ("choice of layer", "choices", "the same", "tokens in common", "scores' cosine", "scores' WMAPE")
 ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL divergence", "same top token")
+EXACT_HEADER = ("bytes of", "tensors", "the encoder's", "blocks that are not")
 SHOWN = 8  # worst tensors, further findings
 SCHEMA = 1  # of the JSON; raised when a field goes or comes to mean something else, not when one is added
 REQUESTED = ("level", "text", "tokens", "context", "chunks", "form", "device", "threads", "engine")
@@ -45,6 +47,8 @@ def text(proof: Proof) -> str:
         parts.append(table(("logits", "value"), score_rows(proof.scores)))
     for distance, scores in enumerate(proof.predicted, 2):
         parts.append(table((predicted_title(distance), "value"), score_rows(scores)))
+    if proof.exact:
+        parts.append(table(EXACT_HEADER, exact_rows(proof.exact), right=",".join(EXACT_HEADER[1:])))
     if proof.engine:
         parts.append(table(ENGINE_HEADER, engine_rows(proof.engine), right=",".join(ENGINE_HEADER)))
     warnings = [f"warning: {quoted(warning, TEXT)}" for warning in proof.warnings]
@@ -140,6 +144,17 @@ def predicted_title(distance: int) -> str:
     return f"prediction {distance} tokens ahead"
 
 
+def exact_rows(found: Iterable[Sameness]) -> list[tuple[object, ...]]:
+    """Return how much of the tensors of each type is what the encoder writes."""
+    grouped: dict[str, list[Sameness]] = defaultdict(list)
+    for same in found:
+        grouped[same.type].append(same)
+    return [
+        (name, len(group), sum(not same.changed for same in group), sum(same.changed for same in group))
+        for name, group in grouped.items()
+    ]
+
+
 def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
     """Return what llama.cpp says beside our forward pass, a row per prompt."""
     return [(r.length, f"{r.difference:.3g}", f"{r.kld:.3g}", "yes" if r.same_top else "no") for r in results]
@@ -162,6 +177,7 @@ def as_json(proof: Proof) -> str:
         "tensors": [_tensor_json(tensor) for tensor in proof.tensors],
         "attention": [_layer_json(result) for result in proof.attention],
         "layers": [_layer_json(result) for result in proof.layers],
+        "exact": [asdict(same) for same in proof.exact],
         "engine": [asdict(result) for result in proof.engine],
         "logits": None if proof.scores is None else scores_json(proof.scores),
         "predicted": [scores_json(scores) for scores in proof.predicted],
@@ -173,8 +189,8 @@ def as_json(proof: Proof) -> str:
 
 def _tensor_json(tensor: TensorError) -> dict[str, Any]:
     return {
-        "name": tensor.name, "type": tensor.type, "bytes": tensor.nbytes, "rms": tensor.rms, "cosine": tensor.cosine,
-        "row_rms": tensor.row_rms, "row": asdict(tensor.row_place), "peak": tensor.peak,
+        "name": tensor.name, "part": tensor.part, "type": tensor.type, "bytes": tensor.nbytes, "rms": tensor.rms,
+        "cosine": tensor.cosine, "row_rms": tensor.row_rms, "row": asdict(tensor.row_place), "peak": tensor.peak,
         "block": asdict(tensor.peak_place), "special": tensor.special,
     }  # fmt: skip
 
