@@ -10,9 +10,9 @@ import pytest
 from gguf_mla.errors import InputError
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
-from verify import opening
 from verify.findings import Finding, Grade
 from verify.job import Proof, Request, prove
+from verify.levels import structure
 from verify.report import terminal
 from verify.report.page import page
 
@@ -39,7 +39,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the structure of any candidate have these findings."""
 
     def find(*findings: Finding) -> None:
-        monkeypatch.setattr(opening.Reference, "tokenizer_findings", lambda *_: list(findings))
+        monkeypatch.setattr(structure, "check_tensors", lambda *_: findings)
 
     return find
 
@@ -69,7 +69,8 @@ def test_the_gravest_finding_decides(
     assert (plain.status, again.status) == (status, strict)
     content = json.loads(plain.output)
     assert (content["grade"], content["right"]) == (grade, grade is not Grade.WRONG)
-    assert [entry["grade"] for entry in content["findings"]] == [finding.grade for finding in findings]
+    gravest_first = sorted((finding.grade for finding in findings), key=list(Grade).index, reverse=True)
+    assert [entry["grade"] for entry in content["findings"]] == gravest_first
 
 
 def test_what_could_not_be_judged_at_all_is_status_2(f32: Path, monkeypatch: pytest.MonkeyPatch) -> None:

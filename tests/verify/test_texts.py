@@ -60,13 +60,13 @@ def steps_of(name: str) -> tuple[str, ...]:
 
 
 def test_gguf_against_gguf_runs_every_level_on_a_text(files: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text(SAMPLE.read_text("utf-8")[:2000], encoding="utf-8")
-    options = ("--text", tmp_path / "text", "--context", 64, "--chunks", 2, "--json")
+    (tmp_path / "text").write_text(SAMPLE.read_text("utf-8")[:700], encoding="utf-8")
+    options = ("--text", tmp_path / "text", "--context", 32, "--chunks", 2, "--json")
     answer = gguf_mla("verify", files / "F32.gguf", files / "Q8_0.gguf", *options)
     content = json.loads(answer.output)
     assert (answer.status, content["grade"]) == (0, "right")
     assert list(content["seconds"]) == ["structure", "weights", "attention", "logits"]
-    same = prove(Request(hub.BUNDLED, files / "Q8_0.gguf", text=tmp_path / "text", context=64, chunks=2))
+    same = prove(Request(hub.BUNDLED, files / "Q8_0.gguf", text=tmp_path / "text", context=32, chunks=2))
     assert same.scores is not None
     assert content["logits"]["tokens"] == same.scores.kld.size
     assert content["logits"]["perplexity_candidate"][0] == pytest.approx(same.scores.perplexities()[1].value, rel=1e-4)
