@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
@@ -21,6 +20,7 @@ __all__ = ["INDEX", "Checkpoint", "Choices", "open_checkpoint", "open_partial"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from gguf_mla.sources.folder import Readable
     from gguf_mla.sources.tensor import SourceTensor
@@ -123,11 +123,9 @@ def _incomplete(folder: Folder, absent: Mapping[str, str], shards: frozenset[str
     """Return the error for tensors that the index places in vain; `shards` are all that it does so with."""
     missing = sorted(shards.difference(_there(folder, shards)))
     if missing:
-        wanted = examples(absent)
-        what = (
-            f"{len(missing)} shards are missing: {named(missing)}, with {len(absent)} tensors that are needed: {wanted}"
-        )
-        return InputError(what, file=folder.path, remedy="Download them")
+        what = f"{len(missing)} shards are missing: {named(missing)}"
+        found = f"{len(absent)} tensors of the index lie nowhere: {examples(absent)}"
+        return InputError(what, file=folder.path, found=found, remedy="Download them")
     name, shard = next(iter(absent.items()))
     others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return InputError(

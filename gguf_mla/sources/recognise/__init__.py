@@ -19,6 +19,7 @@ from gguf_mla.sources.recognise import (
     prefix,
     quantization,
     routing_bias,
+    shared_experts,
     tied_head,
     unit_dimensions,
     wrappers,
@@ -27,7 +28,8 @@ from gguf_mla.sources.recognise import (
 if TYPE_CHECKING:
     from gguf_mla.sources.recognise.reading import Reading
 
-# Names first, so that what comes later meets those that a model has alone.
+# Names first, so that what comes later meets those that a model has alone; stacks before dimensions of one, which the
+# scales of a stack may have.
 RECOGNISERS = (
     architecture,
     adapter,
@@ -35,11 +37,12 @@ RECOGNISERS = (
     prefix,
     leftovers,
     attention_bias,
-    unit_dimensions,
     fused,
+    unit_dimensions,
     quantization,
     routing_bias,
     double,
+    shared_experts,
     tied_head,
 )
 

@@ -46,7 +46,7 @@ def recognise(reading: Reading) -> Reading:
     if not wide:
         return reading
     stored = {name: _halved(tensor) if tensor.dtype == "F64" else tensor for name, tensor in reading.stored.items()}
-    note = f"double precision: {len(wide)} tensors are stored as F64 and read as F32: {examples(wide)}."
+    note = f"double precision: read as F32 what is stored as F64, {len(wide)} of the tensors: {examples(wide)}."
     return replace(reading, stored=stored).noted(note)
 
 

@@ -1,6 +1,7 @@
 """Tensors that hold several of a model's: transformers 5's experts in memory, MLX's, and what engines fuse.
 
-    mlp.experts.gate_up_proj        [experts, 2·ffn, hidden], gate rows first       mlp.experts.down_proj [experts, hidden, ffn]
+    mlp.experts.gate_up_proj        [experts, 2·ffn, hidden], gate rows first
+    mlp.experts.down_proj           [experts, hidden, ffn]
     mlp.switch_mlp.gate_proj.weight [experts, ffn, hidden], and up_proj, down_proj  (MLX)
     mlp.experts.w13_weight          [experts, 2·ffn, hidden], and w2_weight         (engines' dumps)
     mlp.gate_up_proj.weight         [2·ffn, hidden], of dense layers and shared experts

@@ -1,4 +1,4 @@
-"""Saved tensors that no model needs: buffers that are computed anew, and what training and serving tools keep beside."""
+"""Saved tensors that no model needs: computed buffers, and what training and serving tools keep beside."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ class Merged(NamedTuple):
 def merge(shards: Shards, placed: Mapping[str, str]) -> Merged:
     """Merge the tensors of the shards, by file name, under the index; InputError for copies that nothing decides."""
     stored: dict[str, StoredTensor] = {}
-    equal, others = [], []
+    equal: list[str] = []
+    others: list[str] = []
     for shard, found in shards.items():
         for name, tensor in found.items():
             held = stored.get(name)

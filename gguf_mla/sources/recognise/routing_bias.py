@@ -29,8 +29,8 @@ def recognise(reading: Reading) -> Reading:
     if first.nbytes <= 2 * EXPERTS:
         values = first.read().view(np.uint16)
         said = f" (the {values.size} values of {first.name} are {np.unique(values).size} different ones)"
-    others = f" and {len(short) - 1} more" if short[1:] else ""
+    others = f" and {len(short) - 1} more are" if short[1:] else " is"
     return reading.noted(
-        f"routing bias: {first.name}{others} are stored as {first.dtype}, the original has F32{said}: tokens are routed "
-        "to other experts. Take these tensors from the original checkpoint."
+        f"routing bias: {first.name}{others} stored as {first.dtype}, the original has F32{said}: tokens are "
+        "routed to other experts. Take these tensors from the original checkpoint."
     )

@@ -135,7 +135,7 @@ def _proven(folder: Folder, names: list[str], weights: list[str]) -> Found:
 
 def _complete(folder: Folder, weights: list[str], known: set[str]) -> list[tuple[str, ...]]:
     """Return every set of files that its names prove to be complete, without those that `known` has a file of."""
-    found = [(SINGLE,)] if SINGLE in weights else []
+    found: list[tuple[str, ...]] = [(SINGLE,)] if SINGLE in weights else []
     for (stem, total), numbers in _sets(folder, weights).items():
         if total == len(numbers) and stem is not None:
             found.append(tuple(numbers[number] for number in sorted(numbers)))

@@ -1,4 +1,4 @@
-"""An output matrix beside tied embeddings: a copy of them, or the one that was trained while the flag stayed as it was."""
+"""An output matrix beside tied embeddings: a copy of them, or one that was trained while the flag stayed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dimensions of one: a norm as [1, n] or [n, 1], a matrix as [m, n, 1, 1], as conversions between frameworks leave them."""
+"""Dimensions of one, as conversions between frameworks leave them: a norm as [1, n], a matrix as [m, n, 1, 1]."""
 
 from __future__ import annotations
 
