@@ -83,6 +83,8 @@ def open_partial(source: Folder | Path | str, choices: Choices | None = None) ->
     names = folder.names()
     adapter.check(folder, names)
     config = _text_config(folder.json("config.json", CONFIG_BYTES))
+    if not isinstance(stated := config.get("quantization_config") or {}, dict):
+        format_of(stated, folder.path / "config.json")  # which says that nothing reads it
     found = find(folder, names, choices.weights)
     if not found.files:
         raise _incomplete(folder, found.placed, frozenset(found.placed.values()))
