@@ -157,7 +157,7 @@ def outputs(
     that are missing matter only where they are wanted.
     """
     dims, names = family.dimensions(config), checkpoint.names
-    _check_counts(config, layers, dims, len(checkpoint.tensors))
+    _check_counts(config, layers, dims, len(names))
     wanted = _stored(list(_instances(family, config, layers, dims)), names)
     needed = dict.fromkeys(source for instance in wanted for source in instance.sources)
     missing = [source for source in needed if source not in checkpoint.tensors]

@@ -100,8 +100,8 @@ def open_partial(source: Folder | Path | str, choices: Choices | None = None) ->
 def _formatted(reading: Reading, files: tuple[Readable, ...]) -> Checkpoint:
     """Return the checkpoint of a reading, its tensors decoded by the format that they are stored in."""
     quantization = reading.config.get("quantization_config") or {}
-    source_format = format_of(quantization, reading.config_file)
     try:
+        source_format = format_of(quantization, reading.config_file)
         tensors = source_format.tensors(reading.stored, quantization)
     except InputError:
         if reading.absent:  # a part of a weight may lie in a shard that is missing

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.inputs.cases import CASES, dense, scaling, without_shared
+from tests.inputs.cases import CASES
+from tests.inputs.changes import dense, scaling, without_shared
 from tests.inputs.workshop import Model, base, fuse_experts
 from tests.support.command import convert
 from tests.support.judges import Transformers, largest_difference, prompts

@@ -75,9 +75,10 @@ def _is_unscaled(weight: StoredTensor) -> bool:
         return False
     rows = max(1, min(weight.rows, SAMPLE // max(1, weight.shape[-1])))
     values: NDArray[np.float32] = floats.to_float32(_typed(weight.read(0, rows), weight.dtype), weight.dtype)
+    if not values.size or not UNSCALED < np.abs(values).max() <= FP8_LARGEST:  # nor is it, of a NaN
+        return False
     steps = values / np.float32(FP8_STEP)
-    large = np.abs(values)
-    return bool(values.size and (steps == np.rint(steps)).all() and UNSCALED < large.max() <= FP8_LARGEST)
+    return bool((steps == np.rint(steps)).all())
 
 
 def _typed(data: NDArray[np.uint8], dtype: str) -> NDArray[np.generic]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ENDING = ".safetensors"
+_NUMBER = re.compile(r"\d+")
 _NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 
@@ -63,6 +64,8 @@ def _indexed(folder: Folder, names: list[str], weights: list[str]) -> Found:
     others = _complete(folder, weights, set(shards))
     if len(others) > 1:
         raise _two_readings(folder, others)
+    if others and not present:
+        _check_alone(folder, weights, others[0])
     if not others or (present and others != [(SINGLE,)]):
         return Found(tuple(present), placed)  # a numbered set beside the index is older: saving writes the index last
     [other] = others
@@ -113,6 +116,8 @@ def _proven(folder: Folder, names: list[str], weights: list[str]) -> Found:
     sets = _complete(folder, weights, set())
     if len(sets) > 1:
         raise _two_readings(folder, sets)
+    if sets:
+        _check_alone(folder, weights, sets[0])
     if sets == [(SINGLE,)]:
         return Found((SINGLE,), {})
     if sets:
@@ -131,6 +136,12 @@ def _proven(folder: Folder, names: list[str], weights: list[str]) -> Found:
             remedy="If all of them are there and belong together, name them: --weights 'PATTERN'",
         )
     raise no_weights(folder, names)
+
+
+def _check_alone(folder: Folder, weights: list[str], files: tuple[str, ...]) -> None:
+    """Refuse other files with weights beside a complete set: they may be newer, a part of a set that is not there."""
+    if others := [name for name in weights if name not in files]:
+        raise _two_readings(folder, [files, tuple(others)])
 
 
 def _complete(folder: Folder, weights: list[str], known: set[str]) -> list[tuple[str, ...]]:
@@ -180,12 +191,15 @@ def _two_readings(folder: Folder, sets: list[tuple[str, ...]]) -> InputError:
     [one, other] = [named(files, 2) for files in sets[:2]]
     patterns = " or ".join(f"--weights '{_pattern(files)}'" for files in sets[:2])
     return InputError(
-        f"the weights are there twice: {one}, and {other}",
+        f"the weights are there twice, or a part of others is: {one}, and {other}",
         file=folder.path,
         remedy=f"Remove the older ones, or say which are meant: {patterns}",
     )
 
 
 def _pattern(files: tuple[str, ...]) -> str:
+    """Return a pattern for some files: a numbered set with its total, else the first name with any number."""
     found = _NUMBERED.fullmatch(files[0])
-    return files[0] if found is None else f"{found[1]}-*-of-{found[3]}{ENDING}"
+    if found is not None:
+        return f"{found[1]}-*-of-{found[3]}{ENDING}"
+    return files[0] if len(files) == 1 else _NUMBER.sub("*", files[0])
