@@ -183,6 +183,14 @@ def test_an_expert_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- others
 
 
+def test_shards_in_more_folders_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    directory = base().write(tmp_path / "m")
+    places = {f"t{n}": f"{n}/a.safetensors" for n in range(300)}
+    change_json(directory / "model.safetensors.index.json", lambda index: index["weight_map"].update(places))
+    with pytest.raises(InputError, match="more directories"):
+        open_checkpoint(directory)
+
+
 def test_numbers_beyond_float32_are_named(tmp_path: Path) -> None:
     model = base()
     model.add("model.norm.weight", np.full(256, 1e300), "F64")

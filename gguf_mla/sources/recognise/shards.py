@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ENDING = ".safetensors"
+FOLDERS = 256  # that shards lie in; each is listed
 _NUMBER = re.compile(r"\d+")
 _NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
@@ -106,7 +107,11 @@ def _is_inside(shard: str) -> bool:
 
 def _present(folder: Folder, names: list[str], shards: list[str]) -> list[str]:
     there = set(names)
-    for under in dict.fromkeys(shard.rpartition("/")[0] for shard in shards):
+    folders = dict.fromkeys(shard.rpartition("/")[0] for shard in shards)
+    if len(folders) > FOLDERS:
+        what = "names more directories than any model has"
+        raise InputError(what, file=folder.path / INDEX, expected=f"at most {FOLDERS}", found=len(folders))
+    for under in folders:
         if under and "\0" not in under:
             there.update(folder.names(under))
     return [shard for shard in shards if shard in there]
