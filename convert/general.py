@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import logging
-import re
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
@@ -24,6 +23,8 @@ import gguf.metadata
 from gguf_mla.container.values import Kind, Value, array
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import CARD_BYTES, CONFIG_BYTES
+from gguf_mla.files.readable import UTF8_MARK
+from gguf_mla.sources import hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,7 +57,6 @@ INTEGERS = {
 LARGEST_FLOAT = 3e38  # about what 32 bits can hold
 SHOWN = 8  # entries of a card that cannot be used, each with a warning of its own
 CARD, GENERATION = "README.md", "generation_config.json"
-HUB_SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,9 @@ def _config(config: dict[str, Any], place: Path) -> dict[str, Any]:
     name = config.get("_name_or_path")
     if not isinstance(name, str):
         config.pop("_name_or_path", None)
-    cached = HUB_SNAPSHOT.fullmatch(place.parent.parent.name) if place.parent.name == "snapshots" else None
+    cached = hub_cache.repository(place)
     if cached and not name:
-        # models--OWNER--NAME/snapshots/COMMIT: the folder's own name is a hash, which names nothing.
-        config["_name_or_path"] = f"{cached['owner']}/{cached['name']}"
+        config["_name_or_path"] = "/".join(cached)
     return config
 
 
@@ -161,7 +160,7 @@ def _safe_loader(yaml: Any) -> Any:
 def _beginning(folder: Folder, name: str) -> str:
     """Return the part of a text in which a front matter lies; ValueError where that is longer, or is not UTF-8."""
     file = folder.open(name)
-    data = file.read(0, min(file.size, CARD_BYTES)).tobytes()
+    data = file.read(0, min(file.size, CARD_BYTES)).tobytes().removeprefix(UTF8_MARK)
     text = codecs.getincrementaldecoder("utf-8")().decode(data, final=file.size <= CARD_BYTES)
     if file.size > CARD_BYTES and text.startswith("---") and "---" not in text.splitlines()[1:]:
         raise ValueError("its front matter is longer than any")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from convert.general import count_parameters, general_metadata
 from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
-from gguf_mla.families import family_of
+from gguf_mla.families import family_of, vocabulary
 from gguf_mla.families.base import Layers, outputs
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan
@@ -54,19 +54,25 @@ def plan_conversion(
     *,
     light: bool = False,
     keep_prediction: bool = True,
+    pad_vocabulary: bool = False,
 ) -> list[tuple[Plan, FileType]]:
     """Return the whole plan of each file type; `pre` overrides the recognised pre-tokenizer.
 
     `measure` is what a type name that is a size ("3.5bpw", "200G") needs. `light` writes the family's light form;
-    `keep_prediction` keeps multi-token prediction layers in files that can hold them.
+    `keep_prediction` keeps multi-token prediction layers in files that can hold them; `pad_vocabulary` takes rows of
+    the embeddings beyond the vocabulary for tokens that are never used.
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
     config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
     family = _light(family_of(config), config) if light else family_of(config)
-    layers = family.layers_in(config, checkpoint.tensors)
+    layers = family.layers_in(config, checkpoint.names)
+    layers = layers if keep_prediction else Layers(layers.ordinary)
+    if pad_vocabulary:
+        config = vocabulary.padded(config, checkpoint, layers)
+    vocabulary.check(config, checkpoint)
     wishes = [own_type(checkpoint) if name == "auto" else target(name) for name in type_names]
-    described = describe(checkpoint, family, config, layers if keep_prediction else Layers(layers.ordinary), pre)
+    described = describe(checkpoint, family, config, layers, pre)
     return [plan_for(described, wish, overrides or Overrides(), imatrix, measure) for wish in wishes]
 
 
@@ -85,8 +91,8 @@ def describe(checkpoint: Checkpoint, family: Family, config: Config, layers: Lay
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **tokens,
     }
-    warnings = (*family.warnings(config), *general_warnings, *token_warnings)
-    return Described(metadata, tuple(tensors), dropped, warnings)
+    warnings = (*checkpoint.notes, *family.warnings(config), *general_warnings, *token_warnings)
+    return Described(metadata, tuple(tensors), {**checkpoint.dropped, **dropped}, warnings)
 
 
 def plan_for(

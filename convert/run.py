@@ -9,7 +9,9 @@ from convert.plan import plan_conversion
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
 from gguf_mla.codec.device import open_device
-from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources import hub_cache
+from gguf_mla.sources.checkpoint import Choices, open_partial
+from gguf_mla.sources.recognise import settings
 from gguf_mla.stream.run import Job
 
 if TYPE_CHECKING:
@@ -23,18 +25,31 @@ def convert(
     pre: str | None,
     light: bool,
     no_mtp: bool,
+    pad_vocab: bool,
+    weights: str | None,
+    prefix: str | None,
+    set_keys: tuple[str, ...],
     types: TypeOptions,
     options: RunOptions,
 ) -> None:
     """Write the GGUF files of a checkpoint, one per type, or show their plans."""
     open_device(options.device)  # one that cannot be used is the first thing to say
-    source, imatrix = open_checkpoint(checkpoint), resolve.importance(types)
+    source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
+    imatrix = resolve.importance(types)
     names = (*type_names, *types.budgets) or ("auto",)
     measure = resolve.measure(source.tensors, imatrix, options)
     plans = plan_conversion(
-        source, names, pre, resolve.overrides(types), imatrix, measure, light=light, keep_prediction=not no_mtp
+        source,
+        names,
+        pre,
+        resolve.overrides(types),
+        imatrix,
+        measure,
+        light=light,
+        keep_prediction=not no_mtp,
+        pad_vocabulary=pad_vocab,
     )
-    name = Path(source.folder.path).resolve().name
+    name = hub_cache.model_name(Path(source.folder.path))
     outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
     inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
     others = (*(Path(source.folder.path, name) for name in source.folder.names()), *types.files)

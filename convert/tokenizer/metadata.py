@@ -56,10 +56,17 @@ def tokenizer_metadata(
     contradict each other.
     """
     tokenizer, warnings = _tokenizer(files, vocab_size, pre)
-    splitter = _pre_tokenizer(tokenizer, files.path, pre)
+    splitter, damage = pretokenizers.chosen(tokenizer, files.path, pre)
     vocabulary = read_vocabulary(tokenizer, files.config, files.path)
     table, found = _table(vocabulary, vocab_size, splitter)
-    warnings = [*found, *warnings, *_normalizer_warning(tokenizer), *_name_warning(splitter)]
+    warnings = [
+        *found,
+        *warnings,
+        *damage,
+        *vocabulary.notes,
+        *_normalizer_warning(tokenizer),
+        *_name_warning(splitter),
+    ]
     special = _Special(files, tokenizer, vocabulary, vocab_size, splitter, family.bos_first if family else "", warnings)
     ids = special.metadata()
     templates, found = chat_templates(files)
@@ -88,19 +95,6 @@ def _table(vocabulary: Vocabulary, vocab_size: int, splitter: PreTokenizer) -> t
 def _named_by(family: Family, tokens: list[str]) -> dict[str, Value]:
     ids = {role: tokens.index(text) for role, text in family.specials.items() if text in tokens}
     return {f"tokenizer.ggml.{KEYS[role]}": u32(number) for role, number in ids.items()}
-
-
-def _pre_tokenizer(tokenizer: dict[str, Any], file: PurePath, pre: str | None) -> PreTokenizer:
-    section = tokenizer.get("pre_tokenizer")
-    if not any(kind in ("bytes", "ByteLevel") for kind, _ in pretokenizers.steps(section, file)):
-        raise InputError(
-            "the tokenizer is not byte-level",
-            file=file,
-            expected="a ByteLevel step in pre_tokenizer",
-            found="none",
-            remedy="Only byte-level BPE tokenizers can be converted",
-        )
-    return pretokenizers.recognise(section, file) if pre is None else pretokenizers.named(pre)
 
 
 def _name_warning(splitter: PreTokenizer) -> list[str]:

@@ -44,6 +44,7 @@ BYTES: Step = ("bytes", "")
 # ByteLevel splits by GPT-2's expression first when its use_regex is on, which is its default.
 BYTES_GPT2: Step = ("bytes", "gpt2")
 NESTING_LIMIT = 16
+MOST_BYTES = 192  # of 256; small vocabularies may lack bytes that no text has
 
 # Characters that Unicode normalisation would replace stand as escapes: an editor that composes them would break ranges.
 _LLM_LETTERS = (
@@ -109,6 +110,47 @@ PRE_TOKENIZERS = (
         special=glm4_moe_lite.SPECIALS,
     ),
 )
+
+
+def chosen(tokenizer: dict[str, Any], file: PurePath, pre: str | None) -> tuple[PreTokenizer, list[str]]:
+    """Return the pre-tokenizer of a tokenizer.json, or the one the user names, and a warning where it is damaged.
+
+    Saving it again can lose the section or put SentencePiece's Metaspace in its place, while the vocabulary is still
+    one of bytes; then only its user knows how text was split. Raises InputError for a tokenizer other than byte-level.
+    """
+    section = tokenizer.get("pre_tokenizer")
+    kinds = [kind for kind, _ in steps(section, file)]
+    if {"bytes", "ByteLevel"} & set(kinds):
+        return (recognise(section, file) if pre is None else named(pre)), []
+    if not _has_bytes(tokenizer):
+        raise InputError(
+            "the tokenizer is not byte-level",
+            file=file,
+            expected="a ByteLevel step in pre_tokenizer",
+            found="none",
+            remedy="Only byte-level BPE tokenizers can be converted",
+        )
+    found = " and ".join(kinds) or "nothing"
+    if pre is None:
+        raise InputError(
+            "the pre_tokenizer section was lost when the tokenizer was saved again, as transformers 5 does: it is not "
+            "byte-level, but the vocabulary is",
+            file=file,
+            expected=f"that of {known_names()}",
+            found=found,
+            remedy="Take tokenizer.json from the original model, or name how it splits text with --pre NAME, for "
+            "DeepSeek-V3 and R1 --pre deepseek-v3",
+        )
+    return named(pre), [
+        f"tokenizer.json has lost its pre_tokenizer section (it says {found}); text is split as --pre {pre} says."
+    ]
+
+
+def _has_bytes(tokenizer: dict[str, Any]) -> bool:
+    """Whether the vocabulary is one of bytes: it has a token for most of them, as byte-level BPE writes them."""
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    return isinstance(vocab, dict) and sum(character in vocab for character in ranks.byte_values()) > MOST_BYTES
 
 
 def recognise(section: Any, file: PurePath) -> PreTokenizer:

@@ -21,7 +21,7 @@ from gguf_mla.container.lists import Numbers, Strings, not_text
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
 from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, alignment_of
 from gguf_mla.errors import InputError
-from gguf_mla.files import bounds
+from gguf_mla.files import bounds, impostors
 from gguf_mla.files.input import InputFile
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class _Parser:
     def _version(self) -> int:
         magic = self._take(4)
         if magic != MAGIC:
+            impostors.check(self._file)
             raise self._broken("is not a GGUF file", "it to begin with 'GGUF'", repr(magic))
         version = int(self._scalar("I"))
         if version not in (2, 3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from gguf_mla.sources.tensor import SourceTensor
 
 Dimensions = Mapping[str, int]
-SHOWN = 8  # missing tensors named in an error
+HEAD = "lm_head.weight"
+PATTERNS, EXAMPLES = 3, 5  # that an error shows of many names
+LISTED = 8  # names in an error that are all shown; of more, patterns and examples are
+_NUMBER = re.compile(r"\d+")
 
 
 class Formed(NamedTuple):
@@ -63,6 +67,7 @@ class Rule:
     shape           the source's shape, in names of the family's dimensions
     when            the condition under which the tensor exists, "always" or one the family names for a model or layer
     form            what is made of the sources
+    optional        what the tensor belongs to that a layer may be stored without: all of it is there, or nothing
     """
 
     output: str
@@ -70,6 +75,7 @@ class Rule:
     shape: tuple[str, ...]
     when: str = "always"
     form: Form = whole
+    optional: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,18 +153,22 @@ def outputs(
 ) -> tuple[list[Untyped], dict[str, str]]:
     """Return the outputs of a file of these layers in file order, and the dropped tensors with their reasons.
 
-    InputError lists every tensor that is missing and every one that no rule knows; another names a wrong shape.
+    InputError says which tensors are missing and which no rule knows; another names a wrong shape. Tensors of shards
+    that are missing matter only where they are wanted.
     """
-    dims = family.dimensions(config)
-    _check_counts(config, layers, dims, len(checkpoint.tensors))
-    wanted = list(_instances(family, config, layers, dims))
-    needed = {source for instance in wanted for source in instance.sources}
-    missing = [source for instance in wanted for source in instance.sources if source not in checkpoint.tensors]
-    others = [name for name in checkpoint.tensors if name not in needed]
-    dropped, unknown = _sort_out(others, family.drops(config, checkpoint.tensors))
+    dims, names = family.dimensions(config), checkpoint.names
+    _check_counts(config, layers, dims, len(names))
+    wanted = _stored(list(_instances(family, config, layers, dims)), names)
+    needed = dict.fromkeys(source for instance in wanted for source in instance.sources)
+    missing = [source for source in needed if source not in checkpoint.tensors]
+    others = [name for name in (*checkpoint.tensors, *checkpoint.absent) if name not in needed]
+    dropped, unknown = _sort_out(others, family.drops(config, names))
+    if lost := [name for name in (*needed, *unknown) if name in checkpoint.absent]:
+        raise checkpoint.incomplete(lost)
     if missing or unknown:
-        raise _mismatch(family, checkpoint, list(dict.fromkeys(missing)), unknown)
-    return [_output(instance, dims, checkpoint.tensors, checkpoint) for instance in wanted], dropped
+        raise _mismatch(family, config, checkpoint, missing, unknown)
+    left_out = {name: reason for name, reason in dropped.items() if name not in checkpoint.absent}
+    return [_output(instance, dims, checkpoint.tensors, checkpoint) for instance in wanted], left_out
 
 
 def source_shapes(family: Family, config: Config, layers: Layers) -> dict[str, tuple[int, ...]]:
@@ -183,6 +193,7 @@ class _Instance:
     rule: Rule
     output: str
     sources: tuple[str, ...]
+    belongs_to: tuple[int | None, str]
 
 
 def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions) -> Iterator[_Instance]:
@@ -197,12 +208,18 @@ def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions)
         yield from _instance(rule, model, None, dims)
 
 
+def _stored(instances: list[_Instance], names: Container[str]) -> list[_Instance]:
+    """Return the instances without those of optional things that are stored nowhere."""
+    there = {one.belongs_to for one in instances if any(source in names for source in one.sources)}
+    return [one for one in instances if not one.rule.optional or one.belongs_to in there]
+
+
 def _instance(rule: Rule, conditions: frozenset[str], layer: int | None, dims: Dimensions) -> Iterator[_Instance]:
     if rule.when != "always" and rule.when not in conditions:
         return
     experts = range(dims["experts"]) if "{expert}" in rule.source else (None,)
     sources = tuple(rule.source.format(layer=layer, expert=expert) for expert in experts)
-    yield _Instance(rule, rule.output.format(layer=layer), sources)
+    yield _Instance(rule, rule.output.format(layer=layer), sources, (layer, rule.optional))
 
 
 def _sort_out(names: list[str], drops: tuple[Drop, ...]) -> tuple[dict[str, str], list[str]]:
@@ -219,24 +236,44 @@ def _sort_out(names: list[str], drops: tuple[Drop, ...]) -> tuple[dict[str, str]
     return dropped, unknown
 
 
-def _mismatch(family: Family, checkpoint: Checkpoint, missing: list[str], unknown: list[str]) -> InputError:
-    # Every unknown name has to be explained; of the missing ones, the first show which shard or layer it is.
-    shown = [*missing[:SHOWN], f"and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else missing
+def _mismatch(
+    family: Family, config: Config, checkpoint: Checkpoint, missing: list[str], unknown: list[str]
+) -> InputError:
     lists = [
-        f"{len(names)} tensor{'s' * (len(names) > 1)} {what}: {', '.join(listed)}"
-        for what, names, listed in (("missing", missing, shown), ("that no rule uses or drops", unknown, unknown))
+        f"{len(names)} tensor{'s' * (len(names) > 1)} {what}: {_outline(names)}"
+        for what, names in (("missing", missing), ("that no rule uses or drops", unknown))
         if names
     ]
-    remedy = (
-        "Download the missing shards"
-        if missing
-        else "The configuration and the weights do not belong together, or this variant is not supported"
-    )
     return InputError(
         f"the weights are not those of a {family.architecture} model: {'; '.join(lists)}",
         file=checkpoint.folder.path,
-        remedy=remedy,
+        remedy=_way_on(config, missing, unknown),
     )
+
+
+def _way_on(config: Config, missing: list[str], unknown: list[str]) -> str:
+    if missing == [HEAD] and not unknown:
+        return (
+            f"{config.file.name} says that the output matrix is not the embeddings (tie_word_embeddings is false). If "
+            "the model was saved without it because they are the same: --set tie_word_embeddings=true"
+        )
+    if missing and unknown:
+        return "The names are those of another program or variant; save the model with save_pretrained of transformers"
+    if missing:
+        return f"All files are there, so the model was saved without these, or {config.file.name} is of another model"
+    return "The configuration and the weights do not belong together, or this variant is not supported"
+
+
+def _outline(names: list[str]) -> str:
+    """Return all of a few names; of many the commonest patterns, numbers as N, and examples."""
+    if len(names) <= LISTED:
+        return ", ".join(names)
+    patterns = Counter(_NUMBER.sub("N", name) for name in names)
+    most = [f"{pattern} ({count} times)" for pattern, count in patterns.most_common(PATTERNS)]
+    others = f" and {len(patterns) - PATTERNS} other patterns" if len(patterns) > PATTERNS else ""
+    first = next(iter(names)).split(".")[0]
+    begin = f"every name begins with {first!r}; " if all(name.startswith(first + ".") for name in names) else ""
+    return f"{begin}{', '.join(most)}{others}; for example {', '.join(names[:EXAMPLES])}"
 
 
 def _output(

@@ -80,7 +80,8 @@ def dimensions(config: Config) -> Dimensions:
     heads, nope, rope, value = (
         config.positive(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     )
-    rank, expert_ffn = config.positive("kv_lora_rank"), config.positive("moe_intermediate_size")
+    rank, experts = config.positive("kv_lora_rank"), experts_of(config)
+    expert_ffn = config.positive("moe_intermediate_size") if experts else 0
     return {
         "vocab": config.positive("vocab_size"),
         "hidden": config.positive("hidden_size"),
@@ -91,9 +92,9 @@ def dimensions(config: Config) -> Dimensions:
         "kv_b_rows": heads * (nope + value),
         "o_cols": heads * value,
         "ffn": config.positive("intermediate_size"),
-        "experts": config.positive("n_routed_experts"),
+        "experts": experts,
         "expert_ffn": expert_ffn,
-        "shared_ffn": expert_ffn * config.positive("n_shared_experts"),
+        "shared_ffn": expert_ffn * config.positive("n_shared_experts") if experts else 0,
     }  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
     if layer is None:
         return frozenset() if config.flag("tie_word_embeddings", default=False) else frozenset({"untied"})
     held = {"low-rank q" if config.has("q_lora_rank") else "full q"}
-    if layer < dense_layers(config):
+    if layer < dense_layers(config) or not experts_of(config):
         return frozenset(held | {"dense"})
     held.add("moe")
     if _routing(config) == "noaux_tc":
@@ -110,8 +111,15 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
     return frozenset(held)
 
 
+def experts_of(config: Config) -> int:
+    """Return how many routed experts a layer has; 0 for a model whose layers are all dense, which states none."""
+    return config.integer("n_routed_experts", 0)
+
+
 def dense_layers(config: Config) -> int:
     """Return how many layers, the first ones, have no experts; some configurations list each layer's kind instead."""
+    if not experts_of(config):
+        return config.positive("num_hidden_layers")
     kinds = config.content.get("mlp_layer_types")
     if config.has("first_k_dense_replace") or not isinstance(kinds, list):
         return config.integer("first_k_dense_replace", 0)
@@ -125,7 +133,7 @@ def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
     """Return what a file for this configuration does without."""
     own = r"embed_tokens\.weight|enorm\.weight|hnorm\.weight|eh_proj\.weight|shared_head\.(norm|head)\.weight"
     block = r"(input|post_attention)_layernorm\.weight|self_attn\..+|mlp\..+"
-    found = [Drop(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the configuration")]
+    found = []
     if layers := "|".join(map(str, prediction.found(config, names))):
         found.append(Drop(rf"model\.layers\.({layers})\.({own}|{block})", "multi-token prediction, left out"))
     if config.flag("tie_word_embeddings", default=False):
@@ -146,8 +154,6 @@ def common_values(config: Config, layers: Layers) -> dict[str, Value]:
     """Return the keys of every architecture with this attention and these experts, without its prefix."""
     _check(config)
     dims = dimensions(config)
-    scoring = config.choice("scoring_func", tuple(_GATING), _ROUTING[_routing(config)][0])
-    groups, groups_used = _groups(config)
     values: dict[str, Value] = {
         "block_count": u32(layers.total),
         "context_length": u32(config.positive("max_position_embeddings")),
@@ -157,11 +163,7 @@ def common_values(config: Config, layers: Layers) -> dict[str, Value]:
         "attention.head_count_kv": u32(1),  # all heads share the latent row
         **yarn.rope_values(config),
         "attention.layer_norm_rms_epsilon": f32(config.number("rms_norm_eps", 1e-6)),
-        "expert_count": u32(dims["experts"]),
-        "expert_used_count": u32(config.positive("num_experts_per_tok")),
-        "expert_group_count": u32(groups),
-        "expert_group_used_count": u32(groups_used),
-        "expert_gating_func": u32(_GATING[scoring]),
+        **_routing_values(config),
         "attention.key_length": u32(dims["kv_rank+rope"]),
         "attention.value_length": u32(dims["kv_rank"]),
         "leading_dense_block_count": u32(dense_layers(config)),
@@ -169,21 +171,37 @@ def common_values(config: Config, layers: Layers) -> dict[str, Value]:
         "attention.kv_lora_rank": u32(dims["kv_rank"]),
         "attention.key_length_mla": u32(dims["nope"] + dims["rope"]),
         "attention.value_length_mla": u32(dims["value"]),
-        "expert_feed_forward_length": u32(dims["expert_ffn"]),
-        "expert_shared_count": u32(config.positive("n_shared_experts")),
+        # Readers ask for these two of a model without experts, too, and then make nothing of them.
+        "expert_feed_forward_length": u32(dims["expert_ffn"] or dims["ffn"]),
+        "expert_shared_count": u32(config.positive("n_shared_experts") if dims["experts"] else 0),
         "expert_weights_scale": f32(config.number("routed_scaling_factor", 1.0)),
         "rope.dimension_count": u32(dims["rope"]),
     }
-    if config.flag("norm_topk_prob", default=_routing(config) == "noaux_tc"):
+    if dims["experts"] and config.flag("norm_topk_prob", default=_routing(config) == "noaux_tc"):
         values["expert_weights_norm"] = boolean(True)
     return values
+
+
+def _routing_values(config: Config) -> dict[str, Value]:
+    """Return the keys that say how experts are chosen; none for a model without, where readers want none."""
+    if not experts_of(config):
+        return {}
+    scoring = config.choice("scoring_func", tuple(_GATING), _ROUTING[_routing(config)][0])
+    groups, groups_used = _groups(config)
+    return {
+        "expert_count": u32(experts_of(config)),
+        "expert_used_count": u32(config.positive("num_experts_per_tok")),
+        "expert_group_count": u32(groups),
+        "expert_group_used_count": u32(groups_used),
+        "expert_gating_func": u32(_GATING[scoring]),
+    }
 
 
 def warnings(config: Config) -> list[str]:
     """Return what llama.cpp will compute otherwise than the original, although the file is right."""
     found = []
     groups, used = _groups(config)
-    if _routing(config) == "group_limited_greedy" and used < groups:
+    if experts_of(config) and _routing(config) == "group_limited_greedy" and used < groups:
         found.append(
             "The model chooses expert groups by their best expert (topk_method group_limited_greedy); llama.cpp "
             "chooses them by the sum of their best two, so some tokens take other experts there than in the original."
@@ -221,8 +239,14 @@ def _check(config: Config) -> None:
     if config.integer("moe_layer_freq", 1) != 1:
         raise config.refuse("moe_layer_freq", 1, config.content["moe_layer_freq"], "cannot be expressed in GGUF")
     groups, used = _groups(config)
-    if used > groups or config.positive("n_routed_experts") % groups:
-        raise config.refuse("n_group", "a divisor of n_routed_experts, not below topk_group", groups)
+    if experts_of(config) and (used > groups or experts_of(config) % groups):
+        raise config.refuse(
+            "n_group",
+            f"a divisor of n_routed_experts ({experts_of(config)}), not below topk_group ({used})",
+            groups,
+            remedy="Where experts were pruned, one group is meant, from which all may be chosen: --set n_group=1 --set "
+            "topk_group=1",
+        )
 
 
 FAMILY = Family(

@@ -25,13 +25,15 @@ _LAYER = "model.layers.{layer}."
 _INDEXER = _LAYER + "self_attn.indexer."
 
 INDEXER_RULES = (
-    Rule("blk.{layer}.indexer.attn_q_b.weight", _INDEXER + "wq_b.weight", ("index_q_rows", "q_rank")),
-    Rule("blk.{layer}.indexer.attn_k.weight", _INDEXER + "wk.weight", ("index_key", "hidden")),
-    Rule("blk.{layer}.indexer.k_norm.weight", _INDEXER + "k_norm.weight", ("index_key",)),
-    Rule("blk.{layer}.indexer.k_norm.bias", _INDEXER + "k_norm.bias", ("index_key",)),
-    Rule("blk.{layer}.indexer.proj.weight", _INDEXER + "weights_proj.weight", ("index_heads", "hidden")),
+    Rule("blk.{layer}.indexer.attn_q_b.weight", _INDEXER + "wq_b.weight", ("index_q_rows", "q_rank"), "indexer"),
+    Rule("blk.{layer}.indexer.attn_k.weight", _INDEXER + "wk.weight", ("index_key", "hidden"), "indexer"),
+    Rule("blk.{layer}.indexer.k_norm.weight", _INDEXER + "k_norm.weight", ("index_key",), "indexer"),
+    Rule("blk.{layer}.indexer.k_norm.bias", _INDEXER + "k_norm.bias", ("index_key",), "indexer"),
+    Rule("blk.{layer}.indexer.proj.weight", _INDEXER + "weights_proj.weight", ("index_heads", "hidden"), "indexer"),
 )
-RULES = deepseek2.RULES.with_layer(*INDEXER_RULES, *prediction.RULES)
+# A layer of the model has an indexer; one that predicts may be stored without.
+OPTIONAL_RULES = tuple(replace(rule, when="prediction", optional="the indexer") for rule in INDEXER_RULES)
+RULES = deepseek2.RULES.with_layer(*INDEXER_RULES, *OPTIONAL_RULES, *prediction.RULES)
 
 
 def dimensions(config: Config) -> Dimensions:
@@ -48,6 +50,12 @@ def dimensions(config: Config) -> Dimensions:
 
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
+    held = shared_conditions(config, layer)
+    return held if layer is None or "prediction" in held else held | {"indexer"}
+
+
+def shared_conditions(config: Config, layer: int | None) -> frozenset[str]:
+    """Return what holds for a layer of any family with this indexer, but for whether it has one."""
     return deepseek2.conditions(config, layer) | prediction.conditions(config, layer)
 
 

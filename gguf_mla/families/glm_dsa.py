@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Kind, Value, array
-from gguf_mla.families import deepseek2, deepseek32, prediction
+from gguf_mla.families import deepseek32
 from gguf_mla.families.glm4_moe_lite import SPECIALS
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ ARCHITECTURE = "glm-dsa"
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
     own = _own_indexer(config)
-    held = deepseek32.conditions(config, layer)
-    return held | {"indexer"} if layer is not None and (layer >= len(own) or own[layer]) else held
+    held = deepseek32.shared_conditions(config, layer)
+    return held | {"indexer"} if layer is not None and layer < len(own) and own[layer] else held
 
 
 def metadata(config: Config, layers: Layers) -> dict[str, Value]:
@@ -56,9 +56,6 @@ FAMILY = replace(
     deepseek32.FAMILY,
     architecture=ARCHITECTURE,
     classes=frozenset({"GlmMoeDsaForCausalLM"}),
-    rules=deepseek2.RULES.with_layer(
-        *(replace(rule, when="indexer") for rule in deepseek32.INDEXER_RULES), *prediction.RULES
-    ),
     conditions=conditions,
     metadata=metadata,
     specials=SPECIALS,

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 DEPTH = 8  # layers after the last that are looked at
 _LAYER = "model.layers.{layer}."
 
-# Beside the rules of an ordinary layer, which it also is.
+# Beside the rules of an ordinary layer, which it also is. Later models share embeddings and output with the model.
 RULES = (
-    Rule("blk.{layer}.nextn.embed_tokens.weight", _LAYER + "embed_tokens.weight", ("vocab", "hidden"), "prediction"),
+    Rule(
+        "blk.{layer}.nextn.embed_tokens.weight",
+        _LAYER + "embed_tokens.weight",
+        ("vocab", "hidden"),
+        "prediction",
+        optional="the embeddings",
+    ),
     Rule("blk.{layer}.nextn.enorm.weight", _LAYER + "enorm.weight", ("hidden",), "prediction"),
     Rule("blk.{layer}.nextn.hnorm.weight", _LAYER + "hnorm.weight", ("hidden",), "prediction"),
     Rule("blk.{layer}.nextn.eh_proj.weight", _LAYER + "eh_proj.weight", ("hidden", "2 hidden"), "prediction"),
@@ -27,6 +33,7 @@ RULES = (
         _LAYER + "shared_head.head.weight",
         ("vocab", "hidden"),
         "prediction",
+        optional="the output matrix",
     ),
 )
 

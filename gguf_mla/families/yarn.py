@@ -10,6 +10,7 @@ as DeepSeek has them, unless its user says otherwise. Kimi-K2 has 1 and 1.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, f32, string, u32
@@ -32,8 +33,8 @@ def rope_values(config: Config) -> dict[str, Value]:
         )
     scaling = _scaling(config)
     theta = scaling.number("rope_theta", config.number("rope_theta", 10000.0))
-    yarn = _yarn(config, scaling) if _kind(scaling) == "yarn" else {}
-    return yarn | {"rope.freq_base": f32(theta)}
+    values = {"yarn": _yarn, "linear": _linear}.get(_kind(scaling), _unscaled)(config, scaling)
+    return values | {"rope.freq_base": f32(theta)}
 
 
 def warnings(config: Config) -> list[str]:
@@ -54,7 +55,27 @@ def _scaling(config: Config) -> Config:
 
 
 def _kind(scaling: Config) -> str:
-    return scaling.choice("rope_type" if scaling.has("rope_type") else "type", ("yarn", "default"), "default")
+    return scaling.choice("rope_type" if scaling.has("rope_type") else "type", ("yarn", "linear", "default"), "default")
+
+
+def _unscaled(_config: Config, _scaling: Config) -> dict[str, Value]:
+    return {}
+
+
+def _linear(_config: Config, scaling: Config) -> dict[str, Value]:
+    """Return the keys of positions divided by a factor, which change no scale of the attention.
+
+    Readers of these architectures multiply the attention's scale by ((1 + 0.1·ln s)·(1 + 0.1·L·ln s))² whatever the
+    kind of scaling, where yarn_log_multiplier is 0.1·L; so it is written as what makes this 1.
+    """
+    factor = scaling.number("factor")
+    if factor < 1.0:
+        raise scaling.refuse("factor", "1 or more", factor)
+    return {
+        "rope.scaling.type": string("linear"),
+        "rope.scaling.factor": f32(factor),
+        "rope.scaling.yarn_log_multiplier": f32(-0.1 / (1.0 + 0.1 * math.log(factor))),
+    }
 
 
 def _yarn(config: Config, scaling: Config) -> dict[str, Value]:
@@ -83,6 +104,7 @@ def _mscale(scaling: Config) -> float:
                 "mscale and mscale_all_dim, equal",
                 "nothing",
                 "has an attention scale that GGUF cannot express",
+                _override(scaling),
             )
     mscale, all_dim = scaling.number("mscale"), scaling.number("mscale_all_dim")
     if mscale != all_dim:
@@ -91,6 +113,7 @@ def _mscale(scaling: Config) -> float:
             f"both {all_dim:g}",
             f"mscale {mscale:g} and mscale_all_dim {all_dim:g}",
             "cannot be expressed in GGUF, which has a key for mscale_all_dim alone",
+            _override(scaling),
         )
     if scaling.has("attention_factor") and scaling.number("attention_factor") != 1.0:
         raise scaling.refuse(
@@ -100,3 +123,14 @@ def _mscale(scaling: Config) -> float:
             "cannot be expressed in GGUF beside mscale_all_dim",
         )
     return all_dim
+
+
+def _override(scaling: Config) -> str:
+    """Return how to convert all the same, and what it costs: the file then has the scales of another model."""
+    factor = scaling.number("factor")
+    scale = (1.0 + 0.1 * math.log(factor)) ** 2 if factor > 1.0 else 1.0
+    return (
+        "With --set rope_scaling.mscale=1 --set rope_scaling.mscale_all_dim=1 (rope_parameters where that is its name) "
+        f"it is converted as DeepSeek's own models are; attention is then up to {scale:.2f} times as sharp as in the "
+        "original, and answers differ"
+    )

@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_mla.errors import InputError
-from gguf_mla.files import json_text
+from gguf_mla.files import impostors, json_text
 
 if TYPE_CHECKING:
     from pathlib import PurePath
 
     import numpy as np
     from numpy.typing import NDArray
+
+
+UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")  # byte-order marks, as editors write them
 
 
 class Readable(Protocol):
@@ -64,7 +67,7 @@ class Folder(ABC):
     def text(self, name: str, at_most: int = json_text.MAX_BYTES) -> str:
         """Return what a small file of UTF-8 text holds; all line ends come as in memory, one character."""
         try:
-            text = self.data(name, at_most).decode("utf-8")
+            text = self.data(name, at_most).removeprefix(UTF8_MARK).decode("utf-8")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 text ({error})"
             raise InputError(what, file=self.path / name, remedy="Download the file again") from None
@@ -73,11 +76,20 @@ class Folder(ABC):
     def json(self, name: str, at_most: int = json_text.MAX_BYTES) -> dict[str, Any]:
         """Return the JSON object that a file holds; InputError when it is missing, damaged, too long or no object."""
         try:
-            content = json_text.parse(self.data(name, at_most))
+            content = json_text.parse(self._json_text(name, at_most))
         except ValueError as error:
             what = f"is not valid JSON ({error})"
-            raise InputError(what, file=self.path / name, remedy="Download it again") from None
+            raise InputError(what, file=self.path / name, remedy="Correct it, or download it again") from None
         if not isinstance(content, dict):
             found = type(content).__name__
             raise InputError("is not a JSON object", file=self.path / name, expected="an object", found=found)
         return content
+
+    def _json_text(self, name: str, at_most: int) -> bytes:
+        """Return a JSON file's text without a byte-order mark; InputError where something else came in its place."""
+        data = self.data(name, at_most).removeprefix(UTF8_MARK)
+        impostors.refuse(data[: impostors.LOOKED_AT], self.path / name)
+        if data.startswith(UTF16_MARKS):
+            what = "is not valid JSON: it is UTF-16 text, as some editors and shells write it"
+            raise InputError(what, file=self.path / name, remedy="Save it as UTF-8")
+        return data

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.files.bounds import CONFIG_BYTES, SHARDS, named
+from gguf_mla.files.bounds import CONFIG_BYTES, named
 from gguf_mla.sources.folder import Folder, open_folder
 from gguf_mla.sources.formats import format_of
-from gguf_mla.sources.safetensors import StoredTensor, read_shard
+from gguf_mla.sources.recognise import adapter, recognised
+from gguf_mla.sources.recognise.merged import merge
+from gguf_mla.sources.recognise.reading import Choices, Reading, examples
+from gguf_mla.sources.recognise.settings import changed
+from gguf_mla.sources.recognise.shards import INDEX, find
+from gguf_mla.sources.safetensors import read_shard
+
+__all__ = ["INDEX", "Checkpoint", "Choices", "open_checkpoint", "open_partial"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from gguf_mla.sources.folder import Readable
     from gguf_mla.sources.tensor import SourceTensor
 
     Remarks = Callable[[Iterable[Any]], list[str]]
-
-TEXT_MODEL = "language_model."  # before the names of text tensors in a model that has others, too
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 def no_remarks(_found: Iterable[Any]) -> list[str]:
@@ -38,6 +41,9 @@ class Checkpoint:
     the tensors lie in, `remarks` turns what reading them has shown (see Raw) into sentences. Of a model that is more
     than its text model, `config` is that of the text model but for `architectures`, and the tensors of the text model
     have the names that they would have alone.
+
+    `notes` are sentences on what other tools have left and how it was read, `dropped` the tensors that no model needs
+    with the reason, `absent` the tensors that the index places in a shard that is missing or does not hold them.
     """
 
     folder: Folder
@@ -45,23 +51,66 @@ class Checkpoint:
     tensors: Mapping[str, SourceTensor]
     files: tuple[Readable, ...]
     remarks: Remarks = no_remarks
+    notes: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all tensors that the checkpoint has, were it complete."""
+        return frozenset(self.tensors) | frozenset(self.absent)
+
+    def incomplete(self, wanted: Iterable[str]) -> InputError:
+        """Return the error for tensors that are wanted and absent."""
+        return _incomplete(self.folder, {name: self.absent[name] for name in wanted}, frozenset(self.absent.values()))
 
 
-def open_checkpoint(source: Folder | Path | str) -> Checkpoint:
+def open_checkpoint(source: Folder | Path | str, choices: Choices | None = None) -> Checkpoint:
     """Read the configuration and all shard headers of a checkpoint; InputError for an unsound one.
 
-    `source` is its directory, or whatever else its files lie in.
+    `source` is its directory, or whatever else its files lie in; `choices` decide where there are two readings.
     """
+    checkpoint = open_partial(source, choices)
+    if checkpoint.absent:
+        raise checkpoint.incomplete(checkpoint.absent)
+    return checkpoint
+
+
+def open_partial(source: Folder | Path | str, choices: Choices | None = None) -> Checkpoint:
+    """Open a checkpoint of which shards may be missing, as `open_checkpoint`; `absent` then names their tensors."""
     folder = source if isinstance(source, Folder) else open_folder(source)
+    choices = choices or Choices()
+    names = folder.names()
+    adapter.check(folder, names)
     config = _text_config(folder.json("config.json", CONFIG_BYTES))
-    quantization = config.get("quantization_config") or {}
-    source_format = format_of(quantization, folder.path / "config.json")
-    shards = _shards(folder)
-    files = {name: folder.open(name) for name in shards}
-    stored = _stored(files, shards, folder.path / INDEX)
-    tensors = _unwrapped(source_format.tensors(stored, quantization), folder.path)
+    if not isinstance(stated := config.get("quantization_config") or {}, dict):
+        format_of(stated, folder.path / "config.json")  # which says that nothing reads it
+    found = find(folder, names, choices.weights)
+    if not found.files:
+        raise _incomplete(folder, found.placed, frozenset(found.placed.values()))
+    files = {name: folder.open(name) for name in found.files}
+    stored, absent, copies = merge({name: read_shard(file) for name, file in files.items()}, found.placed)
+    notes = (*found.notes, *copies)
+    reading = recognised(
+        Reading(folder, changed(config, choices.settings), stored, absent, notes=notes, choices=choices)
+    )
+    return _formatted(reading, tuple(files.values()))
+
+
+def _formatted(reading: Reading, files: tuple[Readable, ...]) -> Checkpoint:
+    """Return the checkpoint of a reading, its tensors decoded by the format that they are stored in."""
+    quantization = reading.config.get("quantization_config") or {}
+    try:
+        source_format = format_of(quantization, reading.config_file)
+        tensors = source_format.tensors(reading.stored, quantization)
+    except InputError:
+        if reading.absent:  # a part of a weight may lie in a shard that is missing
+            raise _incomplete(reading.folder, reading.absent, frozenset(reading.absent.values())) from None
+        raise
     remarks = getattr(source_format, "remarks", no_remarks)
-    return Checkpoint(folder, config, tensors, tuple(files.values()), remarks)
+    return Checkpoint(
+        reading.folder, reading.config, tensors, files, remarks, reading.notes, reading.dropped, reading.absent
+    )
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -72,96 +121,24 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     return text | outer
 
 
-def _unwrapped(tensors: Mapping[str, SourceTensor], place: PurePath) -> Mapping[str, SourceTensor]:
-    found = {name.removeprefix(TEXT_MODEL): tensor for name, tensor in tensors.items()}
-    if len(found) != len(tensors):
-        twice = next(name for name in tensors if TEXT_MODEL + name in tensors)
-        raise InputError(
-            f"is also there as {TEXT_MODEL}{twice}", file=place, tensor=twice, expected="one copy", found="two"
-        )
-    return found
+def _incomplete(folder: Folder, absent: Mapping[str, str], shards: frozenset[str]) -> InputError:
+    """Return the error for tensors that the index places in vain; `shards` are all that it does so with."""
+    missing = sorted(shards.difference(_there(folder, shards)))
+    if missing:
+        what = f"{len(missing)} shards are missing: {named(missing)}"
+        found = f"{len(absent)} tensors of the index lie nowhere: {examples(absent)}"
+        return InputError(what, file=folder.path, found=found, remedy="Download them")
+    name, shard = next(iter(absent.items()))
+    others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return InputError(
+        f"the index places it{others} in a shard that does not hold it",
+        file=folder.path / shard,
+        tensor=name,
+        remedy=f"The shards and {INDEX} belong to different versions: take both from the same one. Complete numbered "
+        "shards are read without an index",
+    )
 
 
-def _shards(folder: Folder) -> dict[str, list[str]]:
-    """Return the name of every shard with the tensors that the index expects in it."""
-    names = folder.names()
-    if INDEX in names:
-        return _indexed(folder, names)
-    if SINGLE in names:
-        return {SINGLE: []}
-    raise _no_shards(folder, names)
-
-
-def _no_shards(folder: Folder, names: list[str]) -> InputError:
-    others = [name for name in names if name.endswith(".safetensors")]
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
-    if others:
-        return InputError(
-            "the index of the shards is missing",
-            file=folder.path / INDEX,
-            found=f"{len(others)} .safetensors files and no index",
-            expected=f"{INDEX} or {SINGLE}",
-        )
-    if pickles:
-        return InputError(
-            "the checkpoint exists only in the pickle format, which can run code and is never loaded",
-            file=folder.path / pickles[0],
-            remedy="Download the safetensors version, or save the model again with safe_serialization",
-        )
-    expected = f"{INDEX} or {SINGLE}"
-    return InputError("there are no weights in the directory", file=folder.path, expected=expected, found="neither")
-
-
-def _indexed(folder: Folder, present: list[str]) -> dict[str, list[str]]:
-    index = folder.path / INDEX
-    weight_map = folder.json(INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        found = type(weight_map).__name__
-        raise InputError("has no weight_map", file=index, expected="an object from tensor to shard", found=found)
-    shards: dict[str, list[str]] = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or (shard not in shards and not _is_plain_name(shard)):
-            raise InputError(
-                "names a shard outside the directory",
-                file=index,
-                tensor=name,
-                expected="a plain file name",
-                found=repr(shard),
-            )
-        shards.setdefault(shard, []).append(name)
-        if len(shards) > SHARDS:
-            raise InputError("names more shards than any model has", file=index, expected=f"at most {SHARDS}")
-    if missing := sorted(set(shards).difference(present)):
-        what = f"{len(missing)} of {len(shards)} shards are missing: {named(missing)}"
-        raise InputError(what, file=folder.path, remedy="Download them")
-    return dict(sorted(shards.items()))
-
-
-def _is_plain_name(shard: str) -> bool:
-    return "/" not in shard and "\\" not in shard and shard not in {".", ".."}
-
-
-def _stored(files: Mapping[str, Readable], shards: Mapping[str, list[str]], index: PurePath) -> dict[str, StoredTensor]:
-    stored: dict[str, StoredTensor] = {}
-    for shard, file in files.items():
-        found = read_shard(file)
-        absent = next((name for name in shards[shard] if name not in found), None)
-        if absent is not None:
-            raise InputError(
-                "the index places it in a shard that does not hold it",
-                file=file.name,
-                tensor=absent,
-                remedy="The shard and the index belong to different versions, download both again",
-            )
-        twice = next((name for name in found if name in stored), None)
-        if twice is not None:
-            raise InputError(
-                f"is also in {PurePath(stored[twice].file.name).name}",
-                file=file.name,
-                tensor=twice,
-                expected="one copy",
-                found="two",
-                remedy=f"Check {index}",
-            )
-        stored.update(found)
-    return stored
+def _there(folder: Folder, shards: Iterable[str]) -> set[str]:
+    unders = {shard.rpartition("/")[0] for shard in shards if "\0" not in shard}
+    return {name for under in ("", *unders) for name in folder.names(under)}

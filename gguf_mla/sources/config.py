@@ -88,10 +88,12 @@ class Config:
         """Return a configuration with other values for some keys."""
         return replace(self, content={**self.content, **values})
 
-    def refuse(self, key: str, expected: object, found: object, why: str = "cannot be used") -> InputError:
+    def refuse(
+        self, key: str, expected: object, found: object, why: str = "cannot be used", remedy: str | None = None
+    ) -> InputError:
         """Return the error for a key."""
         short = shown(found) if isinstance(found, (list, dict, int)) else found
-        return InputError(f"{key} {why}", file=self.file, expected=expected, found=short)
+        return InputError(f"{key} {why}", file=self.file, expected=expected, found=short, remedy=remedy)
 
     def _get(self, key: str, default: Any, expected: str) -> Any:
         value = self.content.get(key)

@@ -18,8 +18,11 @@ from gguf_mla.files.input import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from pathlib import Path, PurePath
 
+SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
+DOT = "___"  # ModelScope's cache writes it for a dot
+COMMIT = re.compile(r"[0-9a-f]{40}|v?[0-9]{1,9}")  # a directory named so says nothing of the model
 NAMED = 5  # files that an error names
 THREADS = 4  # files that are read at a time
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -36,6 +39,29 @@ def expected_sha256(path: Path) -> str | None:
     except (InputError, UnicodeDecodeError):
         return None
     return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
+
+
+def repository(directory: PurePath) -> tuple[str, str] | None:
+    """Return owner and name of the repository that a snapshot of the hub's cache was taken of, None for others.
+
+    A snapshot is models--OWNER--NAME/snapshots/COMMIT, a branch's or tag's name in the place of the commit.
+    """
+    found = SNAPSHOT.fullmatch(directory.parent.parent.name) if directory.parent.name == "snapshots" else None
+    return (found["owner"], found["name"]) if found else None
+
+
+def model_name(directory: Path) -> str:
+    """Return what a model in a directory is called: the directory's name, or in a cache that of the repository.
+
+    A commit or a bare number, as caches have them, is passed over for the directory that it lies in.
+    """
+    path = directory.absolute()
+    cached = repository(path) or repository(path.resolve())
+    if cached:
+        return cached[1]
+    path = path.resolve()
+    named = path.parent if COMMIT.fullmatch(path.name) and path.parent.name else path
+    return named.name.replace(DOT, ".")
 
 
 def verify(

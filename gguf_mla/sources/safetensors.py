@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.files import bounds, json_text
+from gguf_mla.files import bounds, impostors, json_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +85,7 @@ def _header(file: Readable) -> _Header:
         )
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > min(file.size - 8, json_text.MAX_BYTES):
+        impostors.check(file)
         raise InputError(
             "the header claims to be longer than it can be",
             file=file.name,

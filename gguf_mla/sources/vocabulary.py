@@ -35,12 +35,16 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What tokenizer.json defines: `ids` holds the model's own vocabulary, `added` the added tokens by content."""
+    """What tokenizer.json defines: `ids` holds the model's own vocabulary, `added` the added tokens by content.
+
+    `notes` are sentences on what tokenizer_config.json says against it.
+    """
 
     file: PurePath
     ids: dict[str, int]
     added: Mapping[str, AddedToken]
     merges: list[str]
+    notes: tuple[str, ...] = ()
 
     def find(self, content: str) -> int | None:
         """Return the id of a token by its text, None when there is none."""
@@ -56,8 +60,8 @@ def read_vocabulary(tokenizer: dict[str, Any], config: Mapping[str, Any], file: 
     _check_named(config, file.with_name("tokenizer_config.json"))
     model = _bpe(tokenizer.get("model"), file)
     ids = _checked_ids(model.get("vocab"), file)
-    added = _added_tokens(tokenizer.get("added_tokens"), config, ids, file)
-    return Vocabulary(file, ids, added, _merges(model.get("merges"), ids, file))
+    added, notes = _added_tokens(tokenizer.get("added_tokens"), config, ids, file)
+    return Vocabulary(file, ids, added, _merges(model.get("merges"), ids, file), notes)
 
 
 def _bpe(model: Any, file: PurePath) -> dict[str, Any]:
@@ -112,24 +116,48 @@ def _refuse_duplicate(vocab: dict[str, int], file: PurePath) -> None:
 
 def _added_tokens(
     listed: Any, config: Mapping[str, Any], ids: Mapping[str, int], file: PurePath
-) -> dict[str, AddedToken]:
-    """Merge the added tokens of both files, the configuration's flags winning, as transformers loads them."""
+) -> tuple[dict[str, AddedToken], tuple[str, ...]]:
+    """Merge the added tokens of both files, and tell of those in the configuration that contradict tokenizer.json.
+
+    Where they agree, the configuration's flags win, as transformers loads them.
+    """
     if not isinstance(listed, list | None):
         raise InputError("added_tokens is not a list", file=file, remedy=AGAIN)
     added: dict[str, AddedToken] = {}
     numbers = dict(ids)
     owners = {number: token for token, number in ids.items()}
-    for token in [*_listed(listed or [], file), *_decoder_tokens(config, file)]:
-        owner = owners.setdefault(token.id, token.content)
-        if owner != token.content:
-            raise InputError(
-                f"id {token.id} is given to both {_short(owner)} and {_short(token.content)}", file=file, remedy=AGAIN
-            )
-        if numbers.setdefault(token.content, token.id) != token.id:
-            clash = f"{numbers[token.content]} and {token.id}"
-            raise InputError(f"token {_short(token.content)} has two ids, {clash}", file=file, remedy=AGAIN)
+    for token in _listed(listed or [], file):
+        if clash := _clash(token, owners, numbers):
+            raise InputError(clash, file=file, remedy=AGAIN)
         added[token.content] = token
-    return _with_named(added, config)
+    against = []
+    for token in _decoder_tokens(config, file):
+        if clash := _clash(token, owners, numbers):
+            if file.suffix != ".json":  # beside tiktoken.model nothing else says which tokens are added
+                raise InputError(clash, file=file, remedy=AGAIN)
+            against.append(clash)
+        else:
+            added[token.content] = token
+    return _with_named(added, config), _contradictions(against)
+
+
+def _clash(token: AddedToken, owners: dict[int, str], numbers: dict[str, int]) -> str | None:
+    """Return what a token contradicts; None, and it is noted in both, where it contradicts nothing."""
+    owner, number = owners.get(token.id, token.content), numbers.get(token.content, token.id)
+    if owner != token.content:
+        return f"id {token.id} is given to both {_short(owner)} and {_short(token.content)}"
+    if number != token.id:
+        return f"token {_short(token.content)} has two ids, {number} and {token.id}"
+    owners[token.id], numbers[token.content] = token.content, token.id
+    return None
+
+
+def _contradictions(against: list[str]) -> tuple[str, ...]:
+    if not against:
+        return ()
+    more = f", and {len(against) - 1} more" if against[1:] else ""
+    said = f"tokenizer_config.json's added_tokens_decoder contradicts tokenizer.json, which counts: {against[0]}{more}."
+    return (said,)
 
 
 def _listed(listed: list[Any], file: PurePath) -> Iterator[AddedToken]:

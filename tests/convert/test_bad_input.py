@@ -86,7 +86,16 @@ FAULTS = {
     "index places a tensor in another shard": fault(
         place(Q_A, "model-00003-of-000005.safetensors"), Q_A, "model-00003-of-000005.safetensors"
     ),
-    "no index": fault(no_index, INDEX),
+    "no index, and a shard missing": fault(
+        lambda d: [no_index(d), remove_file("model-00003-of-000005.safetensors")(d)],
+        "model-00003-of-000005.safetensors",
+        "missing",
+    ),
+    "no index, and no numbers that prove anything": fault(
+        lambda d: [no_index(d), *(path.rename(d / f"part{path.name[8:11]}.safetensors") for path in d.glob("model-*"))],
+        INDEX,
+        "--weights",
+    ),
     "only pickle": fault(only_pickle, "pickle", ".bin"),
     "no config": fault(remove_file("config.json"), "config.json", "No such file"),
     "config is no JSON": fault(write_text("config.json", "{'a': 1}"), "config.json", "not valid JSON"),
@@ -167,7 +176,7 @@ FAULTS = {
         configure(architectures=["LlamaForCausalLM"]), "config.json", "LlamaForCausalLM", "DeepseekV3ForCausalLM"
     ),
     "architecture is a list": fault(configure(architectures=[[]]), "config.json", "[]", "DeepseekV3ForCausalLM"),
-    "no architecture": fault(configure(architectures=None), "config.json", "DeepseekV3ForCausalLM"),
+    "no architecture": fault(configure(architectures=None, model_type=None), "config.json", "DeepseekV3ForCausalLM"),
     "mscale differs from mscale_all_dim": fault(
         rope(mscale=0.707), "config.json", "mscale", "0.707", "mscale_all_dim 1"
     ),

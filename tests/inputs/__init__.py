@@ -1,0 +1,1 @@
+"""Checkpoints as other tools leave them, and what becomes of them."""
