@@ -15,6 +15,8 @@ from tests.support.command import convert
 from verify.findings import Finding
 from verify.job import Proof, Request, prove
 from verify.levels.engine import EngineAgreement
+from verify.levels.exact import Sameness, Way
+from verify.levels.weights import Position
 from verify.report import terminal
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     (directory / "ids").write_text(" ".join(map(str, range(100, 132))))
     found = prove(Request(directory / "v32", directory / "v32.gguf", tokens=directory / "ids", chunks=1))
     found.findings.append(Finding("logits", "the predictions", "are not the reference's", "a", "b"))
+    found.exact = [Sameness("output.weight", "F16", "", Way(), 4, 1, Position(0, 1, 2))]
     found.engine = [EngineAgreement(8, 0.1, 0.2, same_top=True)]
     found.failure = InputError("the engine cannot be asked")
     return found

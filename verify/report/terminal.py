@@ -28,7 +28,7 @@ ENGINE_HEADER = ("llama.cpp: prompt tokens", "largest |Δ log-probability|", "KL
 EXACT_HEADER = ("bytes of", "tensors", "the encoder's", "blocks that are not")
 SHOWN = 8  # worst tensors, further findings
 SCHEMA = 1  # of the JSON; raised when a field goes or comes to mean something else, not when one is added
-REQUESTED = ("level", "text", "tokens", "context", "chunks", "form", "device", "threads", "engine")
+REQUESTED = ("level", "text", "tokens", "context", "chunks", "form", "device", "threads", "engine", "exact", "imatrix")
 
 
 def text(proof: Proof) -> str:
