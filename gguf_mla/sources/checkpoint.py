@@ -35,9 +35,9 @@ class Checkpoint:
     """An open checkpoint.
 
     `folder` is where its files lie, `config` is config.json, `tensors` maps a name to a SourceTensor, `files` are those
-    the tensors lie in, `remarks` turns what reading them has shown (see Raw) into sentences. Of a model that is more
-    than its text model, `config` is that of the text model but for `architectures`, and the tensors of the text model
-    have the names that they would have alone.
+    the tensors lie in, `remarks` turns what reading them has shown (see Raw) into sentences, `notes` are sentences on
+    what was left out. Of a model that is more than its text model, `config` is that of the text model but for
+    `architectures`, and the tensors of the text model have the names that they would have alone.
     """
 
     folder: Folder
@@ -45,6 +45,7 @@ class Checkpoint:
     tensors: Mapping[str, SourceTensor]
     files: tuple[Readable, ...]
     remarks: Remarks = no_remarks
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(source: Folder | Path | str) -> Checkpoint:
@@ -59,9 +60,8 @@ def open_checkpoint(source: Folder | Path | str) -> Checkpoint:
     shards = _shards(folder)
     files = {name: folder.open(name) for name in shards}
     stored = _stored(files, shards, folder.path / INDEX)
-    tensors = _unwrapped(source_format.tensors(stored, quantization), folder.path)
-    remarks = getattr(source_format, "remarks", no_remarks)
-    return Checkpoint(folder, config, tensors, tuple(files.values()), remarks)
+    tensors = _unwrapped(source_format.tensors(stored), folder.path)
+    return Checkpoint(folder, config, tensors, tuple(files.values()), source_format.remarks, source_format.notes)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

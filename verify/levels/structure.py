@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.forward.model import MlaModel
-from gguf_mla.forward.tensors import COMPUTED, LEGACY, LEGACY_HALVES, shapes
+from gguf_mla.forward.tensors import COMPUTED, LEGACY, LEGACY_HALVES, is_scale, shapes
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Finding
 
@@ -128,7 +128,7 @@ def check_tensors(file: GgufFile, model: Model) -> Iterator[Finding]:
         elif len(shape) == 1 and tensor.type != "F32":
             yield Finding(LEVEL, name, "engines add and multiply vectors in F32 only", "F32", tensor.type)
     for name in file.tensors:
-        if name not in wanted and name not in COMPUTED:
+        if name not in wanted and name not in COMPUTED and not is_scale(name, file):
             yield Finding(LEVEL, name, "is not a tensor of this model")
 
 
