@@ -102,12 +102,12 @@ def plan_for(
     """Return the plan of one file, and the file type it goes by."""
     via = None if isinstance(wish, FileType) and wish.default in DIRECT else "BF16"
     kept = _kept(described.tensors, wish, overrides)
-    got, jobs, found = assign(
+    got, jobs, found, substituted = assign(
         described.tensors, wish, described.metadata, overrides, imatrix=imatrix, via=via, measure=measure, chosen=kept
     )
     importance = imatrix.metadata() if imatrix and not got.plain else {}
     metadata = {**described.metadata, "general.file_type": u32(got.id), **importance}
-    return Plan(metadata, jobs, described.dropped, (*described.warnings, *found)), got
+    return Plan(metadata, jobs, described.dropped, (*described.warnings, *found), substituted), got
 
 
 def _wish(name: str, checkpoint: Checkpoint) -> FileType | Budget:

@@ -25,6 +25,10 @@ class Importance(Protocol):
     """How much each input column of every tensor matters when it is rounded."""
 
     @property
+    def literal(self) -> bool:
+        """Whether zeros are taken as they are; otherwise blocks about which nothing is known are encoded without."""
+
+    @property
     def identity(self) -> Any:
         """What decides the weights, as JSON-ready data: what has the same identity has the same weights."""
 
@@ -35,7 +39,7 @@ class Importance(Protocol):
 class _NoImportance:
     """The importance of a run without a matrix: none for any tensor."""
 
-    identity = None
+    identity, literal = None, True
 
     def rows(self, _name: str, _shape: tuple[int, ...], /) -> None:
         """Return None."""
@@ -107,12 +111,17 @@ class TensorJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written. `dropped` maps a source tensor that is not used to the reason; `warnings` are sentences."""
+    """What will be written.
+
+    `dropped` maps a source tensor that is not used to the reason; `warnings` are sentences; `substituted` maps an
+    output tensor whose rows do not fit the type that the recipe gives it to that type.
+    """
 
     metadata: Mapping[str, Value]
     tensors: tuple[TensorJob, ...]
     dropped: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    substituted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +150,7 @@ class Plan:
             "tensors": [asdict(job) | {"parts": _parts(job), "bytes": job.spec.nbytes} for job in self.tensors],
             "dropped": dict(self.dropped),
             "warnings": list(self.warnings),
+            "substituted": dict(self.substituted),
         }
 
 

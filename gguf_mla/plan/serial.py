@@ -29,6 +29,7 @@ def to_data(plan: Plan) -> dict[str, Any]:
         "tensors": [asdict(job) for job in plan.tensors],
         "dropped": dict(plan.dropped),
         "warnings": list(plan.warnings),
+        "substituted": dict(plan.substituted),
     }
 
 
@@ -44,6 +45,7 @@ def from_data(data: Mapping[str, Any]) -> Plan:
             tensors=tuple(map(_to_job, data["tensors"])),
             dropped=dict(data["dropped"]),
             warnings=tuple(data["warnings"]),
+            substituted=dict(data["substituted"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
