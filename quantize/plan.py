@@ -75,7 +75,7 @@ def _copied(tensor: Untyped, new_type: str | None, path: Path) -> TensorJob:
         kind = new_type or tensor.ggml_type or _nearest(stored, shape[-1])
         _check_type(kind, tensor, path)
         return TensorJob(name, shape, kind, parts, stored, "transposed, so encoded anew")
-    return TensorJob(name, shape, str(tensor.ggml_type), parts, stored, "copied")
+    return TensorJob(name, shape, str(tensor.ggml_type), parts, stored, "copied", foreign=tensor.foreign)
 
 
 def _nearest(stored: str, cols: int) -> str:

@@ -57,12 +57,21 @@ def assign(
     has_importance = bool(imatrix and imatrix.names)
     choices, warnings = choose(known, target, model, overrides, has_importance=has_importance, bought=bought)
     warnings += _check_importance(known, choices, target, imatrix)
-    jobs = tuple(
-        TensorJob(t.name, t.shape, choice.type, t.parts, t.stored, choice.reason, None if choice.type == "F32" else via)
-        for t, choice in zip(tensors, choices, strict=True)
-    )
+    jobs = tuple(_job(t, choice, via) for t, choice in zip(tensors, choices, strict=True))
     substituted = {t.name: c.instead_of for t, c in zip(tensors, choices, strict=True) if c.instead_of}
     return Assigned(target, jobs, warnings, substituted)
+
+
+def _job(tensor: Untyped, choice: Choice, via: str | None) -> TensorJob:
+    if tensor.foreign is not None and choice.type != tensor.stored:
+        raise InputError(
+            f"is of {tensor.stored}, which only the program that made it can decode, and would become {choice.type}",
+            tensor=tensor.name,
+            remedy="COPY, split and merge move its bytes; to quantize take the file it was made from",
+        )
+    kept = None if choice.type == "F32" else via
+    parts, why = tensor.parts, choice.reason
+    return TensorJob(tensor.name, tensor.shape, choice.type, parts, tensor.stored, why, kept, tensor.foreign)
 
 
 def _check_importance(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gguf_mla.container.writer import TensorSpec
+from gguf_mla.container.writer import Foreign, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,8 @@ class Untyped:
     """An output tensor that has no type yet.
 
     `stored` is the source's format, `ggml_type` the type it has in a source GGUF file; in a checkpoint the block type
-    that its rows can be copied to, None where they have to be encoded.
+    that its rows can be copied to, None where they have to be encoded. `foreign` is there for another program's type,
+    whose parts are numbered pieces of bytes.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Untyped:
     parts: tuple[Part, ...]
     stored: str
     ggml_type: str | None = None
+    foreign: Foreign | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,12 @@ class TensorJob:
     stored: str
     reason: str
     via: str | None = None
+    foreign: Foreign | None = None
 
     @property
     def spec(self) -> TensorSpec:
         """The tensor as the file declares it."""
-        return TensorSpec(self.name, self.shape, self.type)
+        return TensorSpec(self.name, self.shape, self.type, self.foreign)
 
 
 @dataclass(frozen=True)

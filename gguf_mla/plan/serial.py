@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.values import Kind, Value
+from gguf_mla.container.writer import Foreign
 from gguf_mla.errors import InputError
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 
@@ -78,4 +79,5 @@ def _to_item(kind: Kind, item: Any) -> Any:
 
 def _to_job(data: Mapping[str, Any]) -> TensorJob:
     parts = tuple(Part(**part) for part in data["parts"])
-    return TensorJob(**{**data, "shape": tuple(data["shape"]), "parts": parts})
+    foreign = Foreign(**data["foreign"]) if data.get("foreign") else None
+    return TensorJob(**{**data, "shape": tuple(data["shape"]), "parts": parts, "foreign": foreign})
