@@ -11,8 +11,8 @@ import pytest
 from gguf_mla.errors import InputError
 from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.importance.matrix import Imatrix, read_imatrix
-from tests.support.command import gguf_mla
-from tests.support.legacy import write_legacy
+from tests.support import hub, legacy
+from tests.support.command import convert, gguf_mla
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,9 +97,9 @@ def test_what_has_the_same_input_has_the_same_importance(tmp_path: Path, wanted:
 
 def test_the_other_layout_serves_in_both_directions(tmp_path: Path) -> None:
     latent, heads = drawn(1, RANK), drawn(HEADS, RANK, 1)
-    legacy = matrix(tmp_path / "legacy.gguf", {name("attn_kv_b"): latent})
-    np.testing.assert_array_equal(legacy.rows(name("attn_v_b"), (HEADS, 16, RANK)), np.repeat(latent, HEADS, axis=0))
-    assert legacy.missing([name("attn_k_b")]) == [name("attn_k_b")]
+    older = matrix(tmp_path / "legacy.gguf", {name("attn_kv_b"): latent})
+    np.testing.assert_array_equal(older.rows(name("attn_v_b"), (HEADS, 16, RANK)), np.repeat(latent, HEADS, axis=0))
+    assert older.missing([name("attn_k_b")]) == [name("attn_k_b")]
     mla = matrix(tmp_path / "mla.gguf", {name("attn_v_b"): heads, name("attn_k_b"): drawn(HEADS, NOPE)})
     got = mla.rows(name("attn_kv_b"), (HEADS * 48, RANK))
     np.testing.assert_allclose(got, heads.mean(axis=0, keepdims=True), rtol=1e-6)  # summed in another order
@@ -135,7 +135,8 @@ def test_every_matrix_that_we_write_loads(tmp_path: Path, count: int) -> None:
 
 @pytest.mark.parametrize("form", ["gguf", "dat"])
 def test_the_matrix_of_an_upgrade_loads(tmp_path: Path, form: str) -> None:
-    legacy = write_legacy(tmp_path / "legacy.gguf")
+    convert(hub.BUNDLED, tmp_path / "mla.gguf", "BF16")
+    old = legacy.write_variant(tmp_path / "mla.gguf", tmp_path / "legacy.gguf", "legacy")
     source = tmp_path / f"m.{form}"
     kv_b, other = "blk.0.attn_kv_b.weight", "blk.0.attn_output.weight"
     if form == "gguf":
@@ -147,6 +148,6 @@ def test_the_matrix_of_an_upgrade_loads(tmp_path: Path, form: str) -> None:
             data += np.int32(len(key)).tobytes() + key.encode() + np.array([2, rows.size], np.int32).tobytes()
             data += rows.tobytes()
         source.write_bytes(data)
-    answer = gguf_mla("upgrade", legacy, tmp_path / "out.gguf", "--imatrix", source, "--quiet")
+    answer = gguf_mla("upgrade", old, tmp_path / "out.gguf", "--imatrix", source, "--quiet")
     assert answer.status == 0, answer.output
     loads(tmp_path / "out.imatrix.gguf")
