@@ -24,7 +24,6 @@ _SAME_INPUT = (
     ("ffn_gate", "ffn_up", "ffn_gate_up"),
     ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"),
     ("ffn_gate_shexp", "ffn_up_shexp", "ffn_gate_up_shexp"),
-    ("attn_q_a", "attn_kv_a_mqa"),
 )
 TWINS: Mapping[str, tuple[str, ...]] = {
     name: tuple(other for other in group if other != name) for group in _SAME_INPUT for name in group

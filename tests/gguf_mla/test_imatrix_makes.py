@@ -81,7 +81,6 @@ def test_experts_need_a_row_each(tmp_path: Path) -> None:
         ("ffn_gate_up_exps", "ffn_gate_exps"),
         ("ffn_gate", "ffn_up"),
         ("ffn_up_shexp", "ffn_gate_shexp"),
-        ("attn_q_a", "attn_kv_a_mqa"),
     ],
 )
 def test_what_has_the_same_input_has_the_same_importance(tmp_path: Path, wanted: str, stored: str) -> None:
