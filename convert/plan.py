@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from convert.general import count_parameters, general_metadata
@@ -14,6 +14,7 @@ from gguf_mla.families import family_of, vocabulary
 from gguf_mla.families.base import Layers, outputs
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan
+from gguf_mla.plan.scales import leaves_out, with_scales
 from gguf_mla.recipes import FILE_TYPES, Choice, FileType, Overrides, target
 from gguf_mla.recipes.file_types import PLAIN
 from gguf_mla.sources.config import Config
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gguf_mla.recipes import Budget
     from gguf_mla.sources.checkpoint import Checkpoint
 
+SCALED = "NVFP4"  # the type whose blocks leave a scale out
 # Written straight from the checkpoint, as llama.cpp's converter does. Everything else is made from a BF16 file there,
 # whose rounding is part of the result, so we round the same way on the fly.
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
@@ -71,9 +73,10 @@ def plan_conversion(
     if pad_vocabulary:
         config = vocabulary.padded(config, checkpoint, layers)
     vocabulary.check(config, checkpoint)
-    wishes = [own_type(checkpoint) if name == "auto" else target(name) for name in type_names]
+    wishes = [_wish(name, checkpoint) for name in type_names]
     described = describe(checkpoint, family, config, layers, pre)
-    return [plan_for(described, wish, overrides or Overrides(), imatrix, measure) for wish in wishes]
+    plans = [plan_for(described, wish, overrides or Overrides(), imatrix, measure) for wish in wishes]
+    return [(_scaled(plan, checkpoint), got) for plan, got in plans]
 
 
 def describe(checkpoint: Checkpoint, family: Family, config: Config, layers: Layers, pre: str | None) -> Described:
@@ -105,12 +108,34 @@ def plan_for(
     """Return the plan of one file, and the file type it goes by."""
     via = None if isinstance(wish, FileType) and wish.default in DIRECT else "BF16"
     kept = _kept(described.tensors, wish, overrides)
-    got, jobs, found = assign(
+    got, jobs, found, substituted = assign(
         described.tensors, wish, described.metadata, overrides, imatrix=imatrix, via=via, measure=measure, chosen=kept
     )
     importance = imatrix.metadata() if imatrix and not got.plain else {}
     metadata = {**described.metadata, "general.file_type": u32(got.id), **importance}
-    return Plan(metadata, jobs, described.dropped, (*described.warnings, *found)), got
+    return Plan(metadata, jobs, described.dropped, (*described.warnings, *found), substituted), got
+
+
+def _wish(name: str, checkpoint: Checkpoint) -> FileType | Budget:
+    if name == "auto":
+        return own_type(checkpoint)
+    if name.upper() == SCALED and any(source.raw_type == SCALED for source in checkpoint.tensors.values()):
+        return _keeping(SCALED, FILE_TYPES["BF16"])
+    return target(name)
+
+
+def _scaled(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """Return the plan with the scales that its blocks leave out, and a warning on who reads them."""
+    tensors = tuple(with_scales(plan.tensors, checkpoint.tensors))
+    if len(tensors) == len(plan.tensors):
+        lost = sum(source.stored == SCALED and leaves_out(source) for source in checkpoint.tensors.values())
+        said = f"{lost} weights in {SCALED} are decoded: ggml's blocks have no place for their tensor's scale."
+        return replace(plan, warnings=(*plan.warnings, said)) if lost else plan
+    said = (
+        f"{len(tensors) - len(plan.tensors)} tensors NAME.scale hold what blocks of {SCALED} leave out. Engines whose "
+        "graph does not multiply with them compute nonsense, llama.cpp's deepseek2 among them; --type BF16 suits all."
+    )
+    return replace(plan, tensors=tensors, warnings=(*plan.warnings, said))
 
 
 def _light(family: Family, config: Config) -> Family:
@@ -135,7 +160,7 @@ def own_type(checkpoint: Checkpoint) -> FileType:
     stored: Counter[str] = Counter()
     blocks: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
-        if tensor.raw_type:
+        if tensor.raw_type and not leaves_out(tensor):
             blocks[tensor.raw_type] += math.prod(tensor.shape)
         else:
             stored[tensor.stored if tensor.stored in PLAIN else "BF16"] += math.prod(tensor.shape)

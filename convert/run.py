@@ -9,6 +9,7 @@ from convert.plan import plan_conversion
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
 from gguf_mla.codec.device import open_device
+from gguf_mla.plan.scales import scale_sources
 from gguf_mla.sources import hub_cache
 from gguf_mla.sources.checkpoint import Choices, open_partial
 from gguf_mla.sources.recognise import settings
@@ -53,4 +54,5 @@ def convert(
     outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
     inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
     others = (*(Path(source.folder.path, name) for name in source.folder.names()), *types.files)
-    launch(Job(outputs, source.tensors, inputs, imatrix, others, source.remarks), options)
+    tensors = {**source.tensors, **scale_sources([job for plan, _ in plans for job in plan.tensors], source.tensors)}
+    launch(Job(outputs, tensors, inputs, imatrix, others, source.remarks), options)

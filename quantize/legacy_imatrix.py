@@ -15,7 +15,7 @@ from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
 from gguf_mla.files.output import Extra
 from gguf_mla.importance.gguf import MatrixFile
-from gguf_mla.importance.matrix import STAND_INS, read_imatrix
+from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.layout.heads import heads_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.importance.matrix import Imatrix
 
-((_MLA, _LEGACY),) = STAND_INS.items()
+_MLA, _LEGACY = "attn_v_b", "attn_kv_b"
 Entry = tuple["NDArray[np.float32]", "NDArray[np.float32]"]
 
 

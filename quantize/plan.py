@@ -9,11 +9,12 @@ from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
 from gguf_mla.errors import InputError
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan, TensorJob
+from gguf_mla.plan.remarks import remarks
 from gguf_mla.recipes import COPY
 from quantize.override_kv import override
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gguf_mla.importance.matrix import Imatrix
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_mla.plan.jobs import Untyped
     from gguf_mla.recipes import Budget, FileType, Overrides
 
+IMATRIX = "quantize.imatrix."  # the keys that say which importance matrix a file was made with
 PLAIN = ("F32", "F16", "BF16")
 
 
@@ -42,11 +44,14 @@ def plan_quantization(
     """
     plans = []
     for target in targets:
-        got, jobs, warnings = assign(content.tensors, target, content.metadata, overrides, imatrix, measure=measure)
+        got, jobs, warnings, substituted = assign(
+            content.tensors, target, content.metadata, overrides, imatrix, measure=measure
+        )
         if not allow_requantize:
             _check_requantizing(content, jobs)
         metadata = _metadata(content, got, imatrix, settings)
-        plans.append((Plan(metadata, jobs, content.dropped, (*content.warnings, *warnings)), got))
+        said = (*content.warnings, *_remarks(content), *warnings)
+        plans.append((Plan(metadata, jobs, content.dropped, said, substituted), got))
     return plans
 
 
@@ -57,7 +62,11 @@ def plan_copy(content: Content, new_type: str | None = None) -> Plan:
     otherwise gets the nearest type that fits its rows. InputError for a type that does not fit or needs importance.
     """
     jobs = tuple(_copied(tensor, new_type, content.path) for tensor in content.tensors)
-    return Plan(content.metadata, jobs, content.dropped, content.warnings)
+    return Plan(content.metadata, jobs, content.dropped, (*content.warnings, *_remarks(content)))
+
+
+def _remarks(content: Content) -> Iterator[str]:
+    return remarks((tensor.name for tensor in content.tensors), content.metadata)
 
 
 def _copied(tensor: Untyped, new_type: str | None, path: Path) -> TensorJob:
@@ -66,7 +75,7 @@ def _copied(tensor: Untyped, new_type: str | None, path: Path) -> TensorJob:
         kind = new_type or tensor.ggml_type or _nearest(stored, shape[-1])
         _check_type(kind, tensor, path)
         return TensorJob(name, shape, kind, parts, stored, "transposed, so encoded anew")
-    return TensorJob(name, shape, str(tensor.ggml_type), parts, stored, "copied")
+    return TensorJob(name, shape, str(tensor.ggml_type), parts, stored, "copied", foreign=tensor.foreign)
 
 
 def _nearest(stored: str, cols: int) -> str:
@@ -101,9 +110,10 @@ def _check_requantizing(content: Content, jobs: Sequence[TensorJob]) -> None:
 
 
 def _metadata(content: Content, target: FileType, imatrix: Imatrix | None, settings: Sequence[str]) -> dict[str, Value]:
+    kept = {key: value for key, value in content.metadata.items() if target is COPY or not key.startswith(IMATRIX)}
     stated = {"general.quantization_version": u32(QUANTIZATION_VERSION)}
     if target is not COPY:
         stated["general.file_type"] = u32(target.id)
     if imatrix is not None and not target.plain and target is not COPY:
         stated |= imatrix.metadata()
-    return override({**content.metadata, **stated}, settings)
+    return override({**kept, **stated}, settings)

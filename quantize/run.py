@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,14 +109,11 @@ def _out_and_targets(words: tuple[str, ...]) -> tuple[Path | None, list[FileType
 
 
 def _groups(model: GgufParts, content: Content) -> list[slice]:
-    """Return which tensors come from which part."""
+    """Return which tensors come from which part; the first part of a split model may have none, only metadata."""
     part_of = {name: number for number, file in enumerate(model.files) for name in file.tensors}
-    groups, start = [], 0
-    for _, tensors in itertools.groupby(content.tensors, lambda tensor: part_of[tensor.parts[0].source]):
-        stop = start + len(list(tensors))
-        groups.append(slice(start, stop))
-        start = stop
-    return groups
+    counts = Counter(part_of[tensor.parts[0].source] for tensor in content.tensors)
+    ends = list(itertools.accumulate(counts[number] for number in range(len(model.files))))
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
 def _rewrite(

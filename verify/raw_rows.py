@@ -1,7 +1,7 @@
 """Rows of a checkpoint decoded a second time: from the stored bytes, by ml_dtypes, without gguf-mla's readers.
 
 Of the format's own code nothing is used but the numbers in config.json. Sources: the safetensors format description;
-for FP8 and INT4 those named in gguf_mla.sources.formats, read anew.
+for the others those named in gguf_mla.sources.formats, read anew.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 DTYPES: dict[str, Any] = {
     "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I64": np.int64,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "U8": ml_dtypes.float8_e8m0fnu,  # only scales are bytes, and such a byte is an exponent
+    "U8": ml_dtypes.float8_e8m0fnu,  # a byte is an exponent, unless it holds two floats of 4 bits
+    "I8": np.int8,
 }  # fmt: skip
+BYTES = ("U8", "I8")
+AWQ = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}  # the columns of a word, lowest bits first
 NIBBLES = np.arange(0, 32, 4)  # where in a word its eight values begin
 
 
@@ -46,9 +49,26 @@ class Stored:
 
     def row(self, number: int) -> NDArray[Any]:
         """Return a row in the stored type."""
+        found: NDArray[Any] = self.rows_of(number, 1)[0]
+        return found
+
+    def rows_of(self, number: int, count: int) -> NDArray[Any]:
+        """Return some rows in the stored type, [count, cols]."""
         dtype, cols = np.dtype(DTYPES[self.dtype]), (self.shape or (1,))[-1]
         size = cols * dtype.itemsize
-        return np.fromfile(self.file, np.uint8, size, offset=self.begin + number * size).view(dtype)
+        data = np.fromfile(self.file, np.uint8, count * size, offset=self.begin + number * size)
+        found: NDArray[Any] = data.view(dtype).reshape(count, cols)
+        return found
+
+    def column(self, number: int) -> NDArray[Any]:
+        """Return a column of a matrix in the stored type."""
+        matrix = np.memmap(self.file, np.dtype(DTYPES[self.dtype]), "r", self.begin, self.shape)
+        return np.array(matrix[:, number])
+
+    def bytes_of(self, number: int) -> NDArray[np.uint8]:
+        """Return a row as bytes."""
+        found: NDArray[np.uint8] = self.row(number).view(np.uint8)
+        return found
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,9 @@ class RawRows:
 
     def judged(self, name: str) -> tuple[int, ...]:
         """Return the numbers of two rows of a tensor, the first and the last; none of one beyond ml_dtypes."""
+        base = name.removesuffix(".weight")
+        if base + ".qweight" in self.stored:
+            return tuple(dict.fromkeys((0, self.stored[base + ".scales"].shape[1] - 1)))
         held = self.stored.get(name) or self.stored.get(name + "_packed")
         if held is None or held.dtype not in DTYPES or not math.prod(held.shape):
             return ()
@@ -68,17 +91,51 @@ class RawRows:
     def row(self, name: str, number: int) -> Floats:
         """Return a row of a tensor, float32 [cols]."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            if name + "_packed" in self.stored:
+            if name.removesuffix(".weight") + ".qweight" in self.stored:
+                return self._turned(name.removesuffix(".weight"), number)
+            held = self.stored.get(name) or self.stored[name + "_packed"]
+            scale = self._scale_of(name)
+            if scale is None:
+                return held.row(number).astype(np.float32)
+            if held.dtype == "I32":
                 return self._int4(name, number)
-            if self.stored[name].dtype == "F8_E4M3":
-                return self._fp8(name, number)
-            return self.stored[name].row(number).astype(np.float32)
+            if held.dtype in BYTES and scale.dtype in ("U8", "F8_E8M0", "F8_E4M3"):
+                return self._fp4(name, held, scale, number)
+            return self._fp8(held, scale, number)
 
-    def _fp8(self, name: str, number: int) -> Floats:
-        block_rows, block_cols = self.quantization["weight_block_size"]
-        codes = self.stored[name].row(number)
-        scales = self.stored[name + "_scale_inv"].row(number // block_rows)
-        return _scaled(codes, scales, block_cols)
+    def _scale_of(self, name: str) -> Stored | None:
+        names = (name + "_scale_inv", name + "_scale", name.removesuffix(".weight") + ".scale")
+        return next((self.stored[found] for found in names if found in self.stored), None)
+
+    def _fp8(self, held: Stored, scale: Stored, number: int) -> Floats:
+        codes, (rows, cols) = held.row(number), held.shape
+        if math.prod(scale.shape) == 1:
+            return _scaled(codes, scale.rows_of(0, 1)[0], cols)
+        if scale.shape in ((rows,), (rows, 1)):
+            flat = scale.row(0) if len(scale.shape) == 1 else scale.rows_of(0, rows).reshape(-1)
+            return _scaled(codes, flat[number : number + 1], cols)
+        high, wide = self._block(held, scale)
+        return _scaled(codes, scale.row(number // high), wide)
+
+    def _block(self, held: Stored, scale: Stored) -> tuple[int, int]:
+        groups = self.quantization.get("config_groups") or {}
+        named = [entry.get("weights", {}).get("block_structure") for entry in groups.values()]
+        for block in (*named, self.quantization.get("weight_block_size")):
+            if block and scale.shape == tuple(-(-size // side) for size, side in zip(held.shape, block, strict=True)):
+                return block[0], block[1]
+        return 1, held.shape[1] // scale.shape[1]
+
+    def _fp4(self, name: str, held: Stored, scale: Stored, number: int) -> Floats:
+        codes, scales = held.bytes_of(number), scale.row(number).astype(np.float64)
+        floats = np.stack([codes & 15, codes >> 4], axis=1).reshape(-1).astype(np.uint8)
+        values = floats.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+        group = values.size // scales.size
+        for suffix, inverse in (("_scale_2", False), ("_global_scale", True)):
+            if name + suffix in self.stored:
+                whole = np.float64(self.stored[name + suffix].row(0)[0])
+                scales = scales * (1 / whole if inverse else whole)
+        exact: NDArray[np.float64] = values * np.repeat(scales, group)
+        return exact.astype(np.float32)
 
     def _int4(self, name: str, number: int) -> Floats:
         [group] = {entry["weights"]["group_size"] for entry in self.quantization["config_groups"].values()}
@@ -86,6 +143,34 @@ class RawRows:
         words = self.stored[name + "_packed"].row(number)
         integers = (words[:, None] >> NIBBLES & 15).reshape(-1)[:cols] - 8
         return _scaled(integers, self.stored[name + "_scale"].row(number), group)
+
+    def _turned(self, base: str, number: int) -> Floats:
+        """Return a row of AWQ or GPTQ: a column of what is stored."""
+        words, zeros, scales = (self.stored[base + suffix] for suffix in (".qweight", ".qzeros", ".scales"))
+        bits = 32 * zeros.shape[1] // scales.shape[1]
+        packed_inputs = words.shape[1] == scales.shape[1]
+        zero = _bits(zeros.column(number * bits // 32), self._place(number, bits, packed_inputs), bits)
+        if packed_inputs:
+            column = words.column(number)
+            integers = np.stack([_bits(column, at, bits) for at in range(32 // bits)], axis=1).reshape(-1)
+            if self.quantization.get("checkpoint_format") != "gptq_v2":
+                zero = (zero + 1) % (1 << bits)
+        else:
+            integers = _bits(words.column(number * bits // 32), self._place(number, bits, packed_inputs), bits)
+        group = np.arange(integers.size) // -(-integers.size // scales.shape[0])
+        if base + ".g_idx" in self.stored:
+            group = self.stored[base + ".g_idx"].row(0)
+        exact: NDArray[np.float64] = (integers - zero[group]) * scales.column(number).astype(np.float64)[group]
+        return exact.astype(np.float32)
+
+    def _place(self, number: int, bits: int, packed_inputs: bool) -> int:
+        at = number % (32 // bits)
+        return at if packed_inputs else AWQ[bits].index(at)
+
+
+def _bits(words: NDArray[np.int32], at: int, bits: int) -> NDArray[np.int64]:
+    """Return the integers at place `at` of words."""
+    return words.astype(np.int64) >> at * bits & (1 << bits) - 1
 
 
 def _scaled(codes: NDArray[Any], scales: NDArray[Any], group: int) -> Floats:

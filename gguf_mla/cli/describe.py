@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla import units
 from gguf_mla.cli.table import table
 from gguf_mla.files.platform import free_bytes
+from gguf_mla.plan.remarks import substituted
 from gguf_mla.quoting import TEXT, quoted
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def result_json(job: Job, result: Result) -> dict[str, Any]:
         "bytes_by_type": [plan.bytes_by_type() for plan, _ in job.outputs],
         "dropped": len(first.dropped),
         "warnings": [*first.warnings, *job.remarks(result.remarks)],
+        "substituted": dict(first.substituted),
     }
 
 
@@ -87,6 +89,16 @@ def result_text(job: Job, result: Result) -> str:
     rate = units.size(result.nbytes / max(result.seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
     return "\n".join([*lines, f"{units.size(result.nbytes)} in {result.seconds:.1f} s ({rate}/s){before}"])
+
+
+def noteworthy(job: Job, result: Result) -> str:
+    """Return in a line what of a run is worth a look, "" for nothing: how much was warned of, which types stand in."""
+    said = {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}
+    counted = [f"{len(said)} warning{'s' * (len(said) > 1)}, see above"] if said else []
+    for plan, output in job.outputs:
+        if changed := substituted(plan.tensors, plan.substituted):
+            counted.append(f"{output[0].path}: {changed}" if len(job.outputs) > 1 else changed)
+    return f"noteworthy: {'; '.join(counted)}" if counted else ""
 
 
 def timings(result: Result) -> str:

@@ -12,7 +12,8 @@ from gguf_mla import units
 from gguf_mla.cli import cache_report, printing
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.container.splits import open_gguf_parts
+from gguf_mla.container.splits import SPLIT_COUNT, SPLIT_NO, GgufParts, is_split, open_gguf_parts
+from gguf_mla.errors import InputError
 from gguf_mla.files import checksums
 from gguf_mla.layout.detect import attention_layout, variant
 from gguf_mla.plan.changes import changes
@@ -34,11 +35,31 @@ def inspect(
     if verify:
         _verify(file)
     if context is None and fit is None:
-        opened = open_gguf(file)
+        opened = open_inspected(file)
         click.echo(printing.as_json(summary(opened)) if as_json else text(opened, tensors=tensors))
         return
     records = cache_report.records(open_gguf_parts(file), context, fit, sequences)
     click.echo(printing.as_json(records) if as_json else cache_report.text(records))
+
+
+def open_inspected(file: Path) -> GgufFile:
+    """Open a file, or all of a split model whose first part it is and whose other parts are there."""
+    opened = open_gguf(file)
+    if not is_split(opened):
+        return opened
+    try:
+        return open_gguf_parts(file)
+    except InputError:  # another part, or not all are there: then it is shown for itself
+        return opened
+
+
+def _parts(file: GgufFile) -> str:
+    """Say which part of a split model a file is, or that it is all of one; "" for a whole file."""
+    if isinstance(file, GgufParts):
+        return f"all {len(file.files)} parts of a split model"
+    number, count = (file.metadata.get(key) for key in (SPLIT_NO, SPLIT_COUNT))
+    whole = type(number) is int and type(count) is int and count > 1
+    return f"part {number + 1} of {count} of a split model" if whole and number is not None else ""
 
 
 def _verify(file: Path) -> None:
@@ -55,6 +76,7 @@ def summary(file: GgufFile) -> dict[str, Any]:
         "file": str(file.path),
         "size": file.size,
         "version": file.version,
+        **({"parts": _parts(file)} if _parts(file) else {}),
         **facts(file),
         "metadata": {key: _json(value.data) for key, value in file.values.items()},
         "tensors": [
@@ -88,6 +110,7 @@ def text(file: GgufFile, *, tensors: bool) -> str:
     bits = units.bits_per_weight(total, parameters)
     lines = [
         f"{quoted(str(file.path), TEXT)}: GGUF {file.version}, {units.size(file.size)}",
+        *([f"parts         {_parts(file)}"] if _parts(file) else []),
         f"architecture  {shown(known['architecture'])}",
         f"layout        {known['variant']}",
         *(f"upgrade       {quoted(change, TEXT)}" for change in known["upgrade"]),

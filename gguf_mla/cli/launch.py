@@ -8,7 +8,7 @@ import click
 from tqdm import tqdm
 
 from gguf_mla import units
-from gguf_mla.cli.describe import plan_text, plans_json, result_json, result_text, timings
+from gguf_mla.cli.describe import noteworthy, plan_text, plans_json, result_json, result_text, timings
 from gguf_mla.cli.failures import Interrupted
 from gguf_mla.cli.printing import as_json, warn
 from gguf_mla.codec import trial
@@ -50,6 +50,8 @@ def launch(job: Job, options: RunOptions) -> None:
         click.echo(as_json(result_json(job, result)))
     elif not options.quiet:
         click.echo(result_text(job, result))
+        if line := noteworthy(job, result):
+            click.echo(line, err=True)
     if options.timings and not options.as_json:
         click.echo(timings(result))
 

@@ -73,6 +73,9 @@ class TypeOptions:
     leave_output_tensor: bool = option(
         False, "--leave-output-tensor", is_flag=True, help="Leave output.weight as it is."
     )
+    no_fallback: bool = option(
+        False, "--no-fallback", is_flag=True, help="Refuse to give a tensor another type where its rows do not fit."
+    )
     compat: str | None = option(
         None, "--compat", type=click.Choice(["llama.cpp"]),
         help="Choose as llama.cpp does even where our choice is better.",

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from gguf_mla import units
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
-from gguf_mla.importance.matrix import STAND_INS, read_imatrix
+from gguf_mla.importance.matrix import read_imatrix
+from gguf_mla.importance.names import STAND_INS
 from gguf_mla.plan.measure import errors
 from gguf_mla.plan.outputs import parts, single
 from gguf_mla.recipes import Overrides, parse_tensor_type, read_tensor_types
@@ -36,6 +37,7 @@ def overrides(types: TypeOptions) -> Overrides:
         token_embedding_type=types.token_embedding_type,
         leave_output_tensor=types.leave_output_tensor,
         compat=types.compat is not None,
+        no_fallback=types.no_fallback,
     )
 
 
@@ -44,7 +46,10 @@ def importance(types: TypeOptions) -> Imatrix | None:
     if not types.imatrix_files:
         return None
     stand_ins = {} if types.compat else STAND_INS
-    return read_imatrix(types.imatrix_files, include=types.include, exclude=types.exclude, stand_ins=stand_ins)
+    literal = types.compat is not None
+    return read_imatrix(
+        types.imatrix_files, include=types.include, exclude=types.exclude, stand_ins=stand_ins, literal=literal
+    )
 
 
 def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, options: RunOptions) -> Measure:

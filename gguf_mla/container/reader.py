@@ -7,19 +7,21 @@ at them. The head is read, not mapped: a file that is cut off meanwhile then fai
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from gguf_mla import ggtypes
 from gguf_mla.container.lists import Numbers, Strings, not_text
+from gguf_mla.container.pieces import LFS, joined, not_whole
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
-from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, alignment_of
+from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, Foreign, alignment_of
 from gguf_mla.errors import InputError
 from gguf_mla.files import bounds, impostors
 from gguf_mla.files.input import InputFile
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
     from gguf_mla.files.readable import Readable
     from gguf_mla.ggtypes.tensor_type import TensorType
 
-    _Info = tuple[str, tuple[int, ...], TensorType, int]
+    _Info = tuple[str, tuple[int, ...], TensorType | int, int]
 
 MAX_DIMS = 4
+FOREIGN_TYPES = 1 << 10  # numbers above are damage
 FIRST_READ = 1 << 16  # bytes; then twice as many each time
 SHORT_LIST = 256  # items of a list of numbers that is decoded at once
 _LENGTH = struct.Struct("<Q")
@@ -54,6 +57,7 @@ class GgufTensor:
     offset: int
     nbytes: int
     file: Readable = field(repr=False, compare=False)
+    foreign: Foreign | None = None
 
     @property
     def rows(self) -> int:
@@ -62,8 +66,20 @@ class GgufTensor:
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one encoded row takes."""
+        """How many bytes one encoded row takes; InputError for a foreign type."""
+        if self.foreign is not None:
+            raise self._undecodable()
         return ggtypes.by_name(self.type).row_bytes(self.shape[-1])
+
+    def _undecodable(self) -> InputError:
+        return InputError(
+            f"is of {self.type}, which only the program that made it can decode",
+            file=self.file.name,
+            tensor=self.name,
+            expected="a type of ggml",
+            found=self.type,
+            remedy="Copying, splitting and merging move its bytes; for anything else take the file it was made from",
+        )
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Return the encoded rows `start:stop` as uint8 [rows, row_bytes]; all leading dimensions count as rows."""
@@ -115,7 +131,23 @@ def open_gguf(path: Path | str) -> GgufFile:
     file = InputFile(path)
     if file.size == 0:
         raise InputError("the file is empty", file=path)
-    return _Parser(file).parse()
+    try:
+        opened = _Parser(file).parse()
+    except InputError:
+        if explained := not_whole(path, file.read(0, min(len(LFS), file.size)).tobytes()):
+            raise explained from None
+        raise
+    _check_end(opened, file)
+    return opened
+
+
+def _check_end(opened: GgufFile, file: InputFile) -> None:
+    """Raise InputError where another GGUF file begins after the data."""
+    ends = [tensor.offset + tensor.nbytes for tensor in opened.tensors.values() if tensor.foreign is None]
+    end = max(ends, default=file.size)
+    for start in {end, -(-end // opened.alignment) * opened.alignment}:
+        if start + 8 <= file.size and file.read(start, 4).tobytes() == MAGIC:
+            raise joined(file.path)
 
 
 class CutOffError(InputError):
@@ -128,7 +160,7 @@ class _Parser:
     def __init__(self, file: InputFile) -> None:
         self._file, self._head, self._at = file, bytearray(), 0
         self._size = min(file.size, MAX_HEAD)
-        self._types: dict[int, TensorType] = {}
+        self._types: dict[int, TensorType | int] = {}
         self._items = self._text_bytes = self._slices = 0
 
     def parse(self) -> GgufFile:
@@ -210,28 +242,51 @@ class _Parser:
         *dims, type_id, offset = form.unpack_from(self._head, self._skip(form.size))
         return name, tuple(dims[::-1]), self._type(type_id, name), offset
 
-    def _type(self, type_id: int, tensor: str) -> TensorType:
-        try:
-            if type_id not in self._types:
-                self._types[type_id] = ggtypes.by_id(type_id)
-            return self._types[type_id]
-        except InputError:
-            raise self._broken("has an unknown tensor type", "a ggml type id", type_id, tensor) from None
+    def _type(self, type_id: int, tensor: str) -> TensorType | int:
+        """Return a type, or the number of a foreign one."""
+        if type_id > FOREIGN_TYPES:
+            raise self._broken("has an unknown tensor type", f"a number up to {FOREIGN_TYPES}", type_id, tensor)
+        if type_id not in self._types:
+            foreign = ggtypes.foreign(type_id)
+            self._types[type_id] = ggtypes.by_id(type_id) if foreign is None else type_id
+        return self._types[type_id]
 
     def _placed(self, infos: Sequence[_Info], start: int, alignment: int) -> dict[str, GgufTensor]:
         tensors: dict[str, GgufTensor] = {}
+        ends = self._ends(infos, start)
         for name, shape, kind, offset in infos:
             if name in tensors:
                 raise self._broken("occurs twice", tensor=name)
             if offset % alignment:
                 raise self._broken("has an offset that is not aligned", f"a multiple of {alignment}", offset, name)
-            nbytes = self._data_bytes(name, shape, kind)
+            foreign = None
+            if isinstance(kind, int):
+                foreign = Foreign(kind, self._foreign_bytes(name, shape, kind, start + offset, ends))
+            nbytes = foreign.nbytes if foreign else self._data_bytes(name, shape, cast("TensorType", kind))
             if start + offset + nbytes > self._file.size:
                 raise self._ended(start + offset + nbytes, name)
             self._check_sizes(name, shape)
-            tensors[name] = GgufTensor(name, shape, kind.name, start + offset, nbytes, self._file)
+            called = ggtypes.foreign(foreign.id) if foreign else cast("TensorType", kind).name
+            tensors[name] = GgufTensor(name, shape, str(called), start + offset, nbytes, self._file, foreign)
         self._disjoint(tensors)
         return tensors
+
+    def _ends(self, infos: Sequence[_Info], start: int) -> list[int]:
+        """Return where data may end, in order; only looked at for foreign types."""
+        if not any(isinstance(kind, int) for _, _, kind, _ in infos):
+            return []
+        return sorted({*(start + offset for *_, offset in infos), self._file.size})
+
+    def _foreign_bytes(self, name: str, shape: tuple[int, ...], kind: int, begin: int, ends: Sequence[int]) -> int:
+        """Return how many bytes there are up to the next tensor or the end; InputError where that cannot be right."""
+        at = bisect.bisect_right(ends, begin)
+        nbytes = ends[at] - begin if at < len(ends) else 0
+        values = bounds.product(shape, 1 << 62)
+        # From a bit for 2 values to 16 bytes for one: anything else is damage, not another program's type.
+        if not nbytes or not values <= 16 * nbytes <= 256 * values + 16 * bounds.ALIGNMENT:
+            called = ggtypes.foreign(kind)
+            raise self._broken("has an unknown tensor type", "a ggml type id, or data of its size", called, name)
+        return nbytes
 
     def _check_sizes(self, name: str, shape: tuple[int, ...]) -> None:
         file = self._file.path

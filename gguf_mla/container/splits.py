@@ -48,7 +48,7 @@ def open_gguf_parts(path: Path | str) -> GgufParts:
     """
     path = Path(path)
     first = open_gguf(path)
-    files = (first, *_others(first, path)) if _is_split(first) else (first,)
+    files = (first, *_others(first, path)) if is_split(first) else (first,)
     values = {key: value for key, value in first.values.items() if key not in SPLIT_KEYS}
     size = sum(file.size for file in files)
     return GgufParts(first.path, first.version, size, first.alignment, values, _united(files), files)
@@ -104,7 +104,8 @@ def _slices(starts: Sequence[int], end: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], end], strict=True)]
 
 
-def _is_split(file: GgufFile) -> bool:
+def is_split(file: GgufFile) -> bool:
+    """Whether a file says that it is a part of a split model."""
     # gguf-split leaves a count of 0 in the file that it merges.
     return SPLIT_COUNT in file.values and _number(file, SPLIT_COUNT) > 1
 

@@ -30,13 +30,36 @@ MAX_ITEMS = 1 << 22  # of all lists in the metadata together
 MAX_HEAD = 1 << 26  # bytes
 
 
+PIECE_BYTES = 1 << 20  # of a tensor of a foreign type, which has no rows that anybody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A type that only another program knows, by its number, and how many bytes a tensor of it has.
+
+    The bytes are those up to the next tensor, padding included: only the program that made them knows better.
+    """
+
+    id: int
+    nbytes: int
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces of PIECE_BYTES they are moved in."""
+        return -(-self.nbytes // PIECE_BYTES)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor as the file declares it: `shape` slowest dimension first, as numpy has it (GGUF stores the reverse)."""
+    """A tensor as the file declares it: `shape` slowest dimension first, as numpy has it (GGUF stores the reverse).
+
+    `foreign` is there for a type that only other programs know.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
+    foreign: Foreign | None = None
 
     @property
     def rows(self) -> int:
@@ -51,7 +74,12 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """How many bytes the tensor's data takes, without padding."""
-        return self.rows * self.row_bytes
+        return self.rows * self.row_bytes if self.foreign is None else self.foreign.nbytes
+
+    @property
+    def type_id(self) -> int:
+        """The number of its type."""
+        return ggtypes.by_name(self.type).id if self.foreign is None else self.foreign.id
 
 
 @dataclass(frozen=True)
@@ -123,7 +151,7 @@ def _head(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec], offsets:
     for tensor, offset in zip(tensors, offsets, strict=True):
         dims = tensor.shape[::-1]
         yield _string(tensor.name)
-        yield struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, ggtypes.by_name(tensor.type).id, offset)
+        yield struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type_id, offset)
 
 
 def _string(text: str) -> bytes:

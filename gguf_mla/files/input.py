@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
@@ -13,8 +15,10 @@ import numpy as np
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
 from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
+from gguf_mla.files.descriptors import POOL, Descriptor, same
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,12 +38,14 @@ class InputFile:
         self.path = path
         try:
             check_regular(path)
-            self._fd = platform.open_input(path)
+            POOL.make_room()
+            number = platform.open_input(path)
         except OSError as error:
             raise unreadable(path, error) from None
-        self._close = weakref.finalize(self, os.close, self._fd)
+        status = os.fstat(number)
+        self._descriptor = Descriptor(number, functools.partial(_reopened, path))
+        self._close = weakref.finalize(self, self._descriptor.close)
         self._close.atexit = False  # then the OS closes it, and a thread may still be reading
-        status = os.fstat(self._fd)
         _refuse_irregular(status.st_mode, path)  # it may have become another file since it was looked at
         self.size = status.st_size
         self.identity = f"{status.st_size} bytes, changed {status.st_mtime_ns}"
@@ -52,8 +58,8 @@ class InputFile:
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`; InputError when the file is shorter, MachineError on I/O errors."""
         data = np.empty(count, np.uint8)
-        with stage("read"):
-            done = read_into(self._fd, data.data, offset, self.path)
+        with stage("read"), self.opened() as fd:
+            done = read_into(fd, data.data, offset, self.path)
         if done < count:
             raise self._short(offset + count, offset + done)
         return data
@@ -77,19 +83,34 @@ class InputFile:
 
     def will_read(self, offset: int, count: int) -> None:
         """Ask the OS to fetch a range in the background."""
-        platform.will_read(self._fd, offset, count)
+        with self.opened() as fd:
+            platform.will_read(fd, offset, count)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Return the descriptor, which stays open inside the context; MachineError when it cannot be opened again."""
+        try:
+            opened = self._descriptor.open()
+            number = opened.__enter__()
+        except OSError as error:
+            raise MachineError(f"reading failed ({error.strerror})", file=self.path) from None
+        try:
+            yield number
+        finally:
+            opened.__exit__(None, None, None)
 
     def fileno(self) -> int:
-        """Return the descriptor, for the OS to copy from."""
-        return self._fd
+        """Return the descriptor, which stays open until other files need it."""
+        with self.opened() as fd:
+            return fd
 
     def was_read(self, offset: int, count: int) -> None:
         """Let the OS forget a range that will not be wanted again."""
-        platform.was_read(self._fd, offset, count)
+        with self.opened() as fd:
+            platform.was_read(fd, offset, count)
 
     def close(self) -> None:
         """Close the file; reading is an error afterwards."""
-        self._fd = -1
         self._close()
 
     def __enter__(self) -> Self:
@@ -97,6 +118,16 @@ class InputFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _reopened(path: Path, seen: platform.Status) -> int:
+    """Open a file again that was closed for others; MachineError for another file of that name."""
+    number = platform.open_input(path)
+    if not same(os.fstat(number), seen):
+        os.close(number)
+        what = "the file was changed or replaced while it was read"
+        raise MachineError(what, file=path, remedy="Run the command again once it stays as it is")
+    return number
 
 
 def check_regular(path: Path) -> None:

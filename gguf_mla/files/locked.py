@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import platform
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def open_locked(path: Path) -> int:
                 continue  # it was there, and is not any more: another process has finished
             raise _impossible(path, os.strerror(errno.ENOENT)) from None
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                remedy = "Allow more open files (ulimit -n), and run again"
+                raise MachineError(f"cannot be opened ({error.strerror})", file=path, remedy=remedy) from None
             raise _impossible(path, str(error.strerror)) from None
         if not platform.lock(fd):
             os.close(fd)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from gguf_mla.files.readable import Readable
 
 
+PIECE_BYTES = 1 << 24  # read and written at a time
+
+
 def copy_range(source: Readable, start: int, target: OutputFile, offset: int, count: int) -> None:
     """Copy the `count` bytes at `start` of one file to `offset` of another.
 
@@ -20,6 +23,9 @@ def copy_range(source: Readable, start: int, target: OutputFile, offset: int, co
     """
     done = 0
     if isinstance(source, InputFile):
-        done = platform.copy_range(source.fileno(), start, target.fileno(), offset, count)
-    if done < count:
-        target.write(source.read(start + done, count - done), offset + done)
+        with source.opened() as from_, target.opened() as to:
+            done = platform.copy_range(from_, start, to, offset, count)
+    while done < count:
+        piece = min(PIECE_BYTES, count - done)
+        target.write(source.read(start + done, piece), offset + done)
+        done += piece

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,13 +14,14 @@ import numpy as np
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
+from gguf_mla.files.descriptors import POOL, Descriptor, same
 from gguf_mla.files.guard import EXISTS, is_known, mark, mark_of, obstacle, partial_path
 from gguf_mla.files.input import read_into
 from gguf_mla.files.locked import ELSEWHERE, is_named, open_locked
 from gguf_mla.files.platform import free_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from gguf_mla.files.guard import Mark
 
 NOTHING = MappingProxyType[str, int]({})
-# FAT, or `ulimit -f`.
-SMALLER = "Files of that size are not allowed there: give --split-max-size 4G, or choose another place"
 
 
 class OutputFile:
@@ -48,8 +48,11 @@ class OutputFile:
     def __init__(self, path: Path, size: int, *, known: Mapping[str, int] = NOTHING, overwrite: bool = False) -> None:
         self.final, self.path, self.size, self.overwrite = path, partial_path(path), size, overwrite
         self._closed: Mark = []  # what the file was like when it was closed to be named
-        self._fd = open_locked(self.path)
-        status = os.fstat(self._fd)
+        POOL.make_room()
+        number = open_locked(self.path)
+        status = os.fstat(number)
+        self._inode, self._gone, self._named = status.st_ino, False, False
+        self._descriptor = Descriptor(number, self._reopened)
         self.kept = status.st_size > 0
         if self.kept and not is_known(status, known.get(path.name)):
             self._close()
@@ -58,7 +61,10 @@ class OutputFile:
     @property
     def missing(self) -> int:
         """How many bytes the file still needs on the disk."""
-        return max(0, self.size - platform.allocated_bytes(self._fd)) if self._fd >= 0 else 0
+        if self._gone:
+            return 0
+        with self.opened() as fd:
+            return max(0, self.size - platform.allocated_bytes(fd))
 
     def clear(self) -> None:
         """Forget what an earlier run has left."""
@@ -66,38 +72,56 @@ class OutputFile:
 
     def check_size(self) -> None:
         """Raise MachineError if the file is known to become larger than it may."""
-        if not platform.may_grow_to(self._fd, self.size):
-            raise unwritable(self.path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
+        with self.opened() as fd:
+            if not platform.may_grow_to(fd, self.size):
+                raise unwritable(self.path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`, fewer where the file ends; MachineError on I/O errors."""
         data = np.empty(count, np.uint8)
-        return data[: read_into(self._fd, data.data, offset, self.path)]
+        with self.opened() as fd:
+            return data[: read_into(fd, data.data, offset, self.path)]
 
     def write(self, data: NDArray[Any], offset: int) -> None:
         """Write a whole contiguous array at `offset`."""
         view, done = data.data.cast("B"), 0
-        with stage("write"):
+        with stage("write"), self.opened() as fd:
             while done < len(view):
                 try:
-                    done += platform.write_at(self._fd, view[done:], offset + done)
+                    done += platform.write_at(fd, view[done:], offset + done)
                 except OSError as error:
                     raise unwritable(self.path, error) from None
 
     def sync(self) -> None:
         """Wait until everything written so far is on the disk."""
         try:
-            platform.sync_data(self._fd)
+            with self.opened() as fd:
+                platform.sync_data(fd)
         except OSError as error:
             raise unwritable(self.path, error) from None
 
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Return the descriptor, which stays open inside the context; MachineError when it cannot be opened again."""
+        try:
+            opened = self._descriptor.open()
+            number = opened.__enter__()
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        try:
+            yield number
+        finally:
+            opened.__exit__(None, None, None)
+
     def fileno(self) -> int:
-        """Return the descriptor, for the OS to copy to."""
-        return self._fd
+        """Return the descriptor, which stays open until other files need it."""
+        with self.opened() as fd:
+            return fd
 
     def start_sync(self) -> None:
         """Let the OS begin to write what it holds, and drop what is on the disk already; does not wait."""
-        platform.start_sync(self._fd)
+        with self.opened() as fd:
+            platform.start_sync(fd)
 
     def finish(self) -> None:
         """Give the file its size and wait until all of it is on the disk."""
@@ -106,23 +130,25 @@ class OutputFile:
 
     def _truncate(self, size: int) -> None:
         try:
-            platform.truncate(self._fd, size)
+            with self.opened() as fd:
+                platform.truncate(fd, size)
         except OSError as error:
             raise unwritable(self.path, error) from None
 
     def inode(self) -> int:
         """Return the number by which the file system knows the file."""
-        return os.fstat(self._fd).st_ino
+        return self._inode
 
     def mark(self) -> Mark:
         """Return what will tell the file from any other once it has its name."""
-        return mark(os.fstat(self._fd))
+        with self.opened() as fd:
+            return mark(os.fstat(fd))
 
     def check(self) -> None:
         """Raise MachineError if the file cannot be named: it was taken away, or something else has its name."""
-        if not is_named(self._fd, self.path):
-            remedy = "Run the command again, and leave the files alone that it writes"
-            raise TakenAwayError("the file that was written was taken away", file=self.path, remedy=remedy)
+        with self.opened() as fd:
+            if not is_named(fd, self.path):
+                raise self._taken_away()
         if why := obstacle(self.final, overwrite=self.overwrite):
             raise _taken(self.final, why)
 
@@ -132,6 +158,7 @@ class OutputFile:
         try:
             self._let_go()
             (platform.replace if self.overwrite else platform.name_new)(self.path, self.final)
+            self._named = True
             self.kept = True
             platform.sync_directory(self.final.parent)
         except FileExistsError:
@@ -149,8 +176,7 @@ class OutputFile:
 
     def drop(self) -> None:
         """Take the unfinished name away, unless another file has it by now."""
-        named = is_named(self._fd, self.path) if self._fd >= 0 else mark_of(self.path) == self._closed
-        if named:
+        if self._is_named():
             # Before it is closed, where that can be: the lock holds until the name is gone.
             self._let_go()
             platform.remove(self.path)
@@ -163,15 +189,39 @@ class OutputFile:
             self.drop()
         self._close()
 
+    def _is_named(self) -> bool:
+        if self._gone:
+            return mark_of(self.path) == self._closed
+        try:
+            with self.opened() as fd:
+                return is_named(fd, self.path)
+        except TakenAwayError:
+            return False
+
     def _let_go(self) -> None:
-        if not platform.renames_open_files() and self._fd >= 0:
+        if not platform.renames_open_files() and not self._gone:
             self._closed = self.mark()
             self._close()
 
     def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._gone = True
+        self._descriptor.close()
+
+    def _reopened(self, seen: platform.Status) -> int:
+        """Open the file again that was closed for others, and lock it; TakenAwayError for another one."""
+        path = self.final if self._named else self.path
+        try:
+            number = platform.reopen(path)
+        except FileNotFoundError:
+            raise self._taken_away() from None
+        if not same(os.fstat(number), seen) or not platform.lock(number):
+            os.close(number)
+            raise self._taken_away()
+        return number
+
+    def _taken_away(self) -> TakenAwayError:
+        remedy = "Run the command again, and leave the files alone that it writes"
+        return TakenAwayError("the file that was written was taken away", file=self.path, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -231,9 +281,16 @@ def no_room(directory: Path, needed: int) -> MachineError:
     )
 
 
+def _smaller() -> str:
+    """Say what to do where files of that size are not allowed: on FAT, or by `ulimit -f`."""
+    limit = platform.file_limit()
+    less = "" if limit is None or limit > 1 << 32 else f", or less where `ulimit -f` allows only {limit} bytes,"
+    return f"Files of that size are not allowed there: give --split-max-size 4G{less} or choose another place"
+
+
 def unwritable(path: Path, error: OSError) -> MachineError:
     """Return the error for a file that cannot be written; a DiskFullError when that is the reason."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError("the disk is full", file=path, remedy="Free some space and run the command again")
-    remedy = SMALLER if error.errno == errno.EFBIG else None
+    remedy = _smaller() if error.errno == errno.EFBIG else None
     return MachineError(f"writing failed ({error.strerror or error})", file=path, remedy=remedy)

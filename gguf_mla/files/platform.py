@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PORTABLE = bool(os.environ.get("GGUF_MLA_PORTABLE"))
+OPEN_FILES, MOST_FILES = 256, 1 << 14  # that a process may open when it does not say, and that are ever wanted
 MEMORY = 8 << 30  # bytes of memory that a machine counts as having when it does not say
 # What a file system answers to a call that it does not have. Network mounts, FUSE and shares of other systems differ.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
@@ -69,6 +70,23 @@ def physical_memory() -> int:
         return int(sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")) if sysconf else MEMORY
     except (ValueError, OSError):
         return MEMORY
+
+
+def open_files() -> int:
+    """Return how many files this process may open, after asking for as many as it may ask for; portable: few.
+
+    What a shell allows at first is often a small part of what the system does.
+    """
+    resource = _module("resource")
+    if resource is None:
+        return OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return int(wanted if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES))
 
 
 def wait(process: subprocess.Popen[Any]) -> int:
@@ -319,6 +337,13 @@ def may_grow_to(fd: int, size: int) -> bool:
     except OSError:
         return False
     return bool(limit == resource.RLIM_INFINITY or size <= limit)
+
+
+def file_limit() -> int | None:
+    """Return how large a file this process may write, None for any size; portable: None."""
+    resource = _module("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource else -1
+    return None if resource is None or limit == resource.RLIM_INFINITY else int(limit)
 
 
 def free_bytes(directory: Path) -> int:

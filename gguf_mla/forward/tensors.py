@@ -78,6 +78,7 @@ class Roles:
 
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
 COMPUTED = ("rope_freqs.weight",)  # a file may hold it all the same
+WEIGHT, SCALE = ".weight", ".scale"
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 FUSED = "ffn_gate_up_exps.weight"  # [experts, 2·ffn, hidden], the rows of the gate first
 FUSED_HALVES = ("ffn_gate_exps.weight", "ffn_up_exps.weight")
@@ -203,7 +204,11 @@ class GgufWeights:
 
     def held(self) -> list[GgufTensor]:
         """Return the file's tensors that are the model's: all but those that engines compute for themselves."""
-        return [tensor for name, tensor in self.file.tensors.items() if name not in COMPUTED]
+        return [
+            tensor
+            for name, tensor in self.file.tensors.items()
+            if name not in COMPUTED and not is_scale(name, self.file)
+        ]
 
     def holds(self, name: str) -> bool:
         """Whether the file has a tensor of this name."""
@@ -244,14 +249,35 @@ class GgufWeights:
             raise InputError("is missing", file=self.file.path, tensor=name)
         tensor = self.file.tensors[name]
         count, rows, cols = _three(tensor.shape)
+        scales = self._scales(name, count)
         return Stack(
             name,
             count,
             rows,
             cols,
             tensor.type,
-            lambda index, start, stop: _decoded(tensor, index * rows + start, index * rows + stop),
+            lambda index, start, stop: _decoded(tensor, index * rows + start, index * rows + stop) * scales[index],
         )
+
+    def _scales(self, name: str, count: int) -> Floats:
+        """Return what each matrix of a tensor is to be multiplied with, float32 [count]."""
+        beside = name.removesuffix(WEIGHT) + SCALE
+        if not is_scale(beside, self.file):
+            return np.ones(count, np.float32)
+        scales: Floats = _decoded(self.file.tensors[beside], 0, 1)[0]
+        return scales
+
+
+def is_scale(name: str, file: GgufFile) -> bool:
+    """Whether a tensor has what the matrices of another are multiplied with: `X.scale` of `X.weight`, one for each.
+
+    Blocks of NVFP4 leave it out. Engines multiply the products with it, whatever the weight's type.
+    """
+    weight = file.tensors.get(name.removesuffix(SCALE) + WEIGHT) if name.endswith(SCALE) else None
+    scale = file.tensors.get(name)
+    if weight is None or scale is None or len(weight.shape) < 2:
+        return False
+    return scale.type == "F32" and scale.shape == (_three(weight.shape)[0],)
 
 
 def _fused(name: str, half: int, tensor: GgufTensor) -> Stack:

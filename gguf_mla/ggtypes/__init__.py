@@ -25,6 +25,17 @@ __all__ = ["TensorType", "by_id", "by_name", "stored", "types"]
 _NUMBERS = (("I8", 24, 1), ("I16", 25, 2), ("I32", 26, 4), ("I64", 27, 8), ("F64", 28, 8))
 
 
+_IK = {
+    36: "I2_S", 133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K",
+    141: "IQ6_K", 144: "IQ4_KS", 145: "IQ2_KS", 146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT",
+    155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT",
+}  # fmt: skip
+_OLD = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
+_FOREIGN = {number: f"{name} of ik_llama.cpp" for number, name in _IK.items()} | {
+    number: f"{name} of an older llama.cpp" for number, name in _OLD.items()
+}
+
+
 @functools.cache
 def types() -> Mapping[str, TensorType]:
     """Every type that can be encoded and decoded, by name, in the order of ggml's ids."""
@@ -39,6 +50,16 @@ def types() -> Mapping[str, TensorType]:
 def stored() -> Mapping[str, TensorType]:
     """Plain numbers a file may hold and a reader must size, but nothing is encoded to: I8 … I64 and F64."""
     return MappingProxyType({name: TensorType(name, number, 1, size) for name, number, size in _NUMBERS})
+
+
+def foreign(number: int) -> str | None:
+    """Return what a type of another program is called, "type 139 (IQ4_K of ik_llama.cpp)"; None for one of ggml.
+
+    Nothing is known of such a type but its number and, for some, its name: its bytes can be moved and not decoded.
+    """
+    if any(number == known.id for known in (*types().values(), *stored().values())):
+        return None
+    return f"type {number} ({_FOREIGN[number]})" if number in _FOREIGN else f"type {number}"
 
 
 def by_name(name: str) -> TensorType:

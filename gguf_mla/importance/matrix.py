@@ -26,6 +26,7 @@ from gguf_mla.files.stamp import stamp
 from gguf_mla.importance.dat import DatParser
 from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
 from gguf_mla.importance.gguf import open_gguf_matrix
+from gguf_mla.importance.names import HEADS, STAND_INS, kind_of, others_for, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The input of a legacy attn_kv_b is the normalised latent, which is also what attn_v_b is multiplied with, in every
-# head. The input of attn_k_b is a head's query: nothing in a legacy file says anything about it.
-STAND_INS = {"attn_v_b": "attn_kv_b"}
+BLANK = 16  # columns; the smallest group that shares a scale in any type
 RECENT = 4  # tensors kept, so that threads on chunks of the same tensor read it once
 
 
@@ -45,13 +44,16 @@ def read_imatrix(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     stand_ins: Mapping[str, str] = STAND_INS,
+    literal: bool = False,
 ) -> Imatrix:
     """Open importance files and find the tensors in them; the sums stay on the disk until they are asked for.
 
     paths      GGUF or `.dat` files, merged as `sum / count = Σ sums / Σ counts`
     include    only tensors whose name in the files contains one of these; not together with `exclude`
     exclude    no tensor whose name contains one of these
-    stand_ins  which tensor's importance serves one that has none, by the part of the name between two dots
+    stand_ins  which tensor's importance serves one that has none, by the part of the name between two dots; empty:
+               none does, not even that of a weight with the same input
+    literal    as llama.cpp takes them: names as they are, sizes as they must be, and zeros as importance
 
     Raises InputError for a file that is not sound, or when files disagree about a tensor's size.
     """
@@ -60,9 +62,11 @@ def read_imatrix(
     if include and exclude:
         raise InputError("importance can be limited to tensors or kept from tensors, not both at once")
     contents = [_open(path) for path in paths]
-    entries = _merged(contents)
+    entries = _merged(contents, plain=not literal)
     kept = [name for name in entries if not _matches(name, exclude) and (not include or _matches(name, include))]
-    return Imatrix(contents, {name: entries[name] for name in kept}, Selection((*include,), (*exclude,), {**stand_ins}))
+    return Imatrix(
+        contents, {name: entries[name] for name in kept}, Selection((*include,), (*exclude,), {**stand_ins}, literal)
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Selection:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     stand_ins: Mapping[str, str]
+    literal: bool = False
 
 
 class Imatrix:
@@ -99,6 +104,11 @@ class Imatrix:
         """What decides the weights: the files with their stamps, in order, and what is chosen from them."""
         return {"files": [stamp(path) for path in self.files], **asdict(self._selection)}
 
+    @property
+    def literal(self) -> bool:
+        """Whether zeros are taken as importance, as llama.cpp does."""
+        return self._selection.literal
+
     def rows(self, name: str, shape: Sequence[int], /) -> NDArray[np.float32] | None:
         """Return the importance of a tensor as float32 [n, cols], one row per expert or head, or None if there is none.
 
@@ -111,8 +121,11 @@ class Imatrix:
         with self._lock:
             values = self._recent(entry)
         count, cols = math.prod(shape[:-2]), shape[-1]
-        if entry != name and values.size == cols:
+        for_heads = kind_of(name) in HEADS and not self.literal
+        if values.size == cols and (for_heads or entry != name):
             return np.tile(values, (count, 1))
+        if count == 1 and kind_of(entry) in HEADS and not self.literal and values.size % cols == 0:
+            return np.asarray(values.reshape(-1, cols).mean(axis=0, keepdims=True, dtype=np.float64), np.float32)
         if values.size != count * cols:
             raise InputError(
                 f"the importance{'' if entry == name else ' of ' + entry} does not fit the tensor",
@@ -133,10 +146,12 @@ class Imatrix:
         zeros = {name: int((self._counts(entry) == 0).sum()) for name in names if (entry := self._entry(name))}
         return {name: count for name, count in zeros.items() if count}
 
-    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Read the importance of every tensor once, so that what is wrong is found before the work begins."""
-        for name, shape in shapes.items():
-            self.rows(name, shape)
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """Read the importance of every tensor once, so that what is wrong is found before the work begins.
+
+        Return those where that of neighbouring columns is zero: nothing says how they are to be rounded.
+        """
+        return [name for name, shape in shapes.items() if blanks(self.rows(name, shape)).any()]
 
     def metadata(self) -> dict[str, Value]:
         """Return the `quantize.imatrix.*` keys of a file quantized with this matrix, typed as llama-quantize has them.
@@ -157,10 +172,9 @@ class Imatrix:
         """Name the entry that serves a tensor: its own, or one that stands in."""
         if name in self._entries:
             return name
-        other = name
-        for wanted, stand_in in self._selection.stand_ins.items():
-            other = other.replace(f".{wanted}.", f".{stand_in}.")
-        return other if other in self._entries and not _matches(name, self._selection.exclude) else None
+        if _matches(name, self._selection.exclude):
+            return None
+        return next(others_for(name, self._entries, self._selection.stand_ins), None)
 
     def _counts(self, entry: str) -> NDArray[np.float64]:
         """Add up the counts of the files; one count stands for all rows."""
@@ -189,12 +203,14 @@ class Imatrix:
         return rows.reshape(-1)
 
 
-def _merged(contents: Sequence[Contents]) -> dict[str, list[StoredSums]]:
-    """Collect what the files hold by tensor; InputError when they disagree about its size."""
+def _merged(contents: Sequence[Contents], *, plain: bool) -> dict[str, list[StoredSums]]:
+    """Collect what the files hold by tensor, `plain` names restored; InputError when they disagree about its size."""
     entries: defaultdict[str, list[StoredSums]] = defaultdict(list)
     call = _tokens_per_call(contents)
     for content in contents:
-        for name, sums in content.entries.items():
+        for stored_name, sums in content.entries.items():
+            restored = plain_name(stored_name)
+            name = restored if plain and restored not in content.entries else stored_name
             entries[name].append(replace(sums, unit=call) if content.chunk_size is None and call > 1 else sums)
     for name, stored in entries.items():
         if len(stored) == 1:
@@ -208,6 +224,14 @@ def _merged(contents: Sequence[Contents]) -> dict[str, list[StoredSums]]:
                 remedy="Merge only matrices of the same model",
             )
     return dict(entries)
+
+
+def blanks(rows: NDArray[np.float32] | None) -> NDArray[np.bool_]:
+    """Tell of each group of BLANK columns whether all of its importance is zero, [n, groups]; none for no rows."""
+    if rows is None or rows.shape[1] < BLANK:
+        return np.zeros((0, 0), np.bool_)
+    whole = rows[:, : rows.shape[1] // BLANK * BLANK]
+    return np.asarray(~whole.reshape(len(rows), -1, BLANK).any(axis=2))
 
 
 def _tokens_per_call(contents: Sequence[Contents]) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import ggtypes
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import named
 from gguf_mla.plan.budgeted import buy
 from gguf_mla.plan.jobs import TensorJob
 from gguf_mla.recipes import Budget, FileType, RecipeModel, Tensor, choose, needing_importance
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class Assigned(NamedTuple):
-    """The jobs of a file, the file type it goes by, and warnings."""
+    """The jobs of a file, the file type it goes by, warnings, and which types were wanted where others stand in."""
 
     target: FileType
     jobs: tuple[TensorJob, ...]
     warnings: list[str]
+    substituted: dict[str, str]
 
 
 def assign(
@@ -55,11 +57,21 @@ def assign(
     has_importance = bool(imatrix and imatrix.names)
     choices, warnings = choose(known, target, model, overrides, has_importance=has_importance, bought=bought)
     warnings += _check_importance(known, choices, target, imatrix)
-    jobs = tuple(
-        TensorJob(t.name, t.shape, choice.type, t.parts, t.stored, choice.reason, None if choice.type == "F32" else via)
-        for t, choice in zip(tensors, choices, strict=True)
-    )
-    return Assigned(target, jobs, warnings)
+    jobs = tuple(_job(t, choice, via) for t, choice in zip(tensors, choices, strict=True))
+    substituted = {t.name: c.instead_of for t, c in zip(tensors, choices, strict=True) if c.instead_of}
+    return Assigned(target, jobs, warnings, substituted)
+
+
+def _job(tensor: Untyped, choice: Choice, via: str | None) -> TensorJob:
+    if tensor.foreign is not None and choice.type != tensor.stored:
+        raise InputError(
+            f"is of {tensor.stored}, which only the program that made it can decode, and would become {choice.type}",
+            tensor=tensor.name,
+            remedy="COPY, split and merge move its bytes; to quantize take the file it was made from",
+        )
+    kept = None if choice.type == "F32" else via
+    parts, why = tensor.parts, choice.reason
+    return TensorJob(tensor.name, tensor.shape, choice.type, parts, tensor.stored, why, kept, tensor.foreign)
 
 
 def _check_importance(
@@ -86,8 +98,14 @@ def _report_importance(known: Sequence[Tensor], choices: Sequence[Choice], imatr
         name: shape for (name, shape, stored), choice in zip(known, choices, strict=True) if _uses(choice.type, stored)
     }
     absent = imatrix.missing(shapes)
-    imatrix.check({name: shape for name, shape in shapes.items() if name not in set(absent)})
+    without = set(absent)
+    blank = imatrix.check({name: shape for name, shape in shapes.items() if name not in without})
     warnings = []
+    if blank:
+        means = "llama.cpp makes zeros of them" if imatrix.literal else "such blocks are encoded without"
+        warnings.append(
+            f"In {len(blank)} tensors the importance of neighbouring columns is zero, and {means}: {named(blank)}."
+        )
     if absent:
         warnings.append(f"{len(absent)} tensors have no importance and are encoded without: {', '.join(absent)}.")
     if unseen := imatrix.unseen(shapes):

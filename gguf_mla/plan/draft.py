@@ -38,6 +38,9 @@ def as_stored(file: GgufFile) -> Content:
 
 def untyped(tensor: GgufTensor) -> Untyped:
     """Return a tensor as it is stored, each slice of a 3-D one a part of its own, for its own importance."""
+    if tensor.foreign is not None:
+        pieces = (Part(tensor.name, 0, tensor.foreign.pieces),)
+        return Untyped(tensor.name, tensor.shape, pieces, tensor.type, tensor.type, tensor.foreign)
     slices = math.prod(tensor.shape[:-2])
     rows = tensor.rows // slices
     parts = tuple(Part(tensor.name, index * rows, (index + 1) * rows) for index in range(slices))

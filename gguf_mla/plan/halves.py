@@ -45,7 +45,14 @@ def check_head(source: str, nope: int, rank: int) -> None:
 
 
 def check_shape(tensor: Untyped, allowed: tuple[tuple[int, ...], ...], file: GgufFile) -> None:
-    """Raise InputError unless a tensor has one of the allowed shapes."""
+    """Raise InputError unless a tensor has one of the allowed shapes, and rows that can be told apart."""
+    if tensor.foreign is not None:
+        raise InputError(
+            f"is of {tensor.stored}, whose heads only the program that made it can take apart",
+            file=file.path,
+            tensor=tensor.name,
+            remedy="Take the file that it was made from",
+        )
     if tensor.shape not in allowed:
         raise InputError(
             "does not have the shape that the metadata's head sizes give it",

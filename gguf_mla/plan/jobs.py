@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gguf_mla.container.writer import TensorSpec
+from gguf_mla.container.writer import Foreign, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,10 @@ class Importance(Protocol):
     """How much each input column of every tensor matters when it is rounded."""
 
     @property
+    def literal(self) -> bool:
+        """Whether zeros are taken as they are; otherwise blocks about which nothing is known are encoded without."""
+
+    @property
     def identity(self) -> Any:
         """What decides the weights, as JSON-ready data: what has the same identity has the same weights."""
 
@@ -35,7 +39,7 @@ class Importance(Protocol):
 class _NoImportance:
     """The importance of a run without a matrix: none for any tensor."""
 
-    identity = None
+    identity, literal = None, True
 
     def rows(self, _name: str, _shape: tuple[int, ...], /) -> None:
         """Return None."""
@@ -73,7 +77,8 @@ class Untyped:
     """An output tensor that has no type yet.
 
     `stored` is the source's format, `ggml_type` the type it has in a source GGUF file; in a checkpoint the block type
-    that its rows can be copied to, None where they have to be encoded.
+    that its rows can be copied to, None where they have to be encoded. `foreign` is there for another program's type,
+    whose parts are numbered pieces of bytes.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Untyped:
     parts: tuple[Part, ...]
     stored: str
     ggml_type: str | None = None
+    foreign: Foreign | None = None
 
 
 @dataclass(frozen=True)
@@ -98,21 +104,27 @@ class TensorJob:
     stored: str
     reason: str
     via: str | None = None
+    foreign: Foreign | None = None
 
     @property
     def spec(self) -> TensorSpec:
         """The tensor as the file declares it."""
-        return TensorSpec(self.name, self.shape, self.type)
+        return TensorSpec(self.name, self.shape, self.type, self.foreign)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written. `dropped` maps a source tensor that is not used to the reason; `warnings` are sentences."""
+    """What will be written.
+
+    `dropped` maps a source tensor that is not used to the reason; `warnings` are sentences; `substituted` maps an
+    output tensor whose rows do not fit the type that the recipe gives it to that type.
+    """
 
     metadata: Mapping[str, Value]
     tensors: tuple[TensorJob, ...]
     dropped: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    substituted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +153,7 @@ class Plan:
             "tensors": [asdict(job) | {"parts": _parts(job), "bytes": job.spec.nbytes} for job in self.tensors],
             "dropped": dict(self.dropped),
             "warnings": list(self.warnings),
+            "substituted": dict(self.substituted),
         }
 
 

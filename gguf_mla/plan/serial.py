@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.values import Kind, Value
+from gguf_mla.container.writer import Foreign
 from gguf_mla.errors import InputError
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 
@@ -29,6 +30,7 @@ def to_data(plan: Plan) -> dict[str, Any]:
         "tensors": [asdict(job) for job in plan.tensors],
         "dropped": dict(plan.dropped),
         "warnings": list(plan.warnings),
+        "substituted": dict(plan.substituted),
     }
 
 
@@ -44,6 +46,7 @@ def from_data(data: Mapping[str, Any]) -> Plan:
             tensors=tuple(map(_to_job, data["tensors"])),
             dropped=dict(data["dropped"]),
             warnings=tuple(data["warnings"]),
+            substituted=dict(data["substituted"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -76,4 +79,5 @@ def _to_item(kind: Kind, item: Any) -> Any:
 
 def _to_job(data: Mapping[str, Any]) -> TensorJob:
     parts = tuple(Part(**part) for part in data["parts"])
-    return TensorJob(**{**data, "shape": tuple(data["shape"]), "parts": parts})
+    foreign = Foreign(**data["foreign"]) if data.get("foreign") else None
+    return TensorJob(**{**data, "shape": tuple(data["shape"]), "parts": parts, "foreign": foreign})

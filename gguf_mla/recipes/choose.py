@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import ggtypes
 from gguf_mla.errors import InputError
+from gguf_mla.files.bounds import named
 from gguf_mla.layout.names import split_name
 from gguf_mla.recipes import rules
 from gguf_mla.recipes.expressions import matches
@@ -36,10 +37,11 @@ class Tensor(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A type, and the reason in a few words."""
+    """A type, the reason in a few words, and the type that it stands in for where rows do not fit that."""
 
     type: str
     reason: str
+    instead_of: str = ""
 
 
 def choose(
@@ -60,7 +62,10 @@ def choose(
     type that was asked for by name and does not fit, and for a copy of what has no ggml type.
     """
     chooser = _Chooser(tensors, target, model, overrides or Overrides(), has_importance, bought or {})
-    return chooser.choices(), [*model.warnings, *chooser.warnings()]
+    choices = chooser.choices()
+    if overrides is not None and overrides.no_fallback:
+        _check_fallback(tensors, choices)
+    return choices, [*model.warnings, *chooser.warnings()]
 
 
 def undecided(tensors: Sequence[Tensor], target: FileType, model: RecipeModel, overrides: Overrides) -> list[bool]:
@@ -161,7 +166,7 @@ class _Chooser:
         default = Choice(self._target.default, f"default of {self._target.name}")
         if self._target.plain:
             return default
-        kind, reason = default if self._overrides.pure else self._ruled(tensor) or default
+        kind, reason, _ = default if self._overrides.pure else self._ruled(tensor) or default
         return _fit(kind, tensor.shape[-1], reason, tensor.name)
 
     def _ruled(self, tensor: Tensor) -> Choice | None:
@@ -208,6 +213,19 @@ class _Chooser:
         return "has no effect: other options come first for every tensor it matches"
 
 
+def _check_fallback(tensors: Sequence[Tensor], choices: Sequence[Choice]) -> None:
+    changed = [(tensor, choice) for tensor, choice in zip(tensors, choices, strict=True) if choice.instead_of]
+    if changed:
+        tensor, choice = changed[0]
+        raise InputError(
+            f"{len(changed)} tensors would get another type, because their rows do not fit the recipe's: "
+            f"{named((tensor.name for tensor, _ in changed), 4)}",
+            expected=f"{choice.instead_of} for {tensor.name}, as --no-fallback insists",
+            found=f"{choice.type}, because {choice.reason}",
+            remedy="Name a type that fits with --tensor-type, or leave --no-fallback out",
+        )
+
+
 def _place_in_order(name: str) -> tuple[int, str]:
     """Tensors without a layer first, then by layer, then by name: the order in which llama-quantize counts."""
     layer, _ = split_name(name)
@@ -241,5 +259,5 @@ def _fit(kind: str, columns: int, reason: str, name: str) -> Choice:
         )
     smaller = rules.SMALLER.get(kind, ANY_ROW)
     if ggtypes.by_name(smaller).fits(columns):
-        return Choice(smaller, f"rows of {columns} do not fit {kind}")
-    return Choice(ANY_ROW, f"rows of {columns} fit neither {kind} nor {smaller}")
+        return Choice(smaller, f"rows of {columns} do not fit {kind}", kind)
+    return Choice(ANY_ROW, f"rows of {columns} fit neither {kind} nor {smaller}", kind)

@@ -24,6 +24,7 @@ class Overrides:
     output_tensor_type    for output.weight, or for embeddings that serve as output
     token_embedding_type  for the token embeddings
     leave_output_tensor   output.weight keeps its type
+    no_fallback           no type stands in for one that does not fit a tensor's rows: that is refused
     compat                exactly llama.cpp's choice, also where ours is deliberately another (docs/recipes.md)
 
     Raises InputError for a type that does not exist and for an expression that does not compile.
@@ -35,6 +36,7 @@ class Overrides:
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
     compat: bool = False
+    no_fallback: bool = False
 
     def __post_init__(self) -> None:
         pairs = tuple((pattern, encodable(kind)) for pattern, kind in self.tensor_types)

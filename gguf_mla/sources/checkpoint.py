@@ -102,14 +102,14 @@ def _formatted(reading: Reading, files: tuple[Readable, ...]) -> Checkpoint:
     quantization = reading.config.get("quantization_config") or {}
     try:
         source_format = format_of(quantization, reading.config_file)
-        tensors = source_format.tensors(reading.stored, quantization)
+        tensors = source_format.tensors(reading.stored)
     except InputError:
         if reading.absent:  # a part of a weight may lie in a shard that is missing
             raise _incomplete(reading.folder, reading.absent, frozenset(reading.absent.values())) from None
         raise
-    remarks = getattr(source_format, "remarks", no_remarks)
+    notes = (*reading.notes, *source_format.notes)
     return Checkpoint(
-        reading.folder, reading.config, tensors, files, remarks, reading.notes, reading.dropped, reading.absent
+        reading.folder, reading.config, tensors, files, source_format.remarks, notes, reading.dropped, reading.absent
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import codec
+from gguf_mla.container.writer import PIECE_BYTES
 from gguf_mla.sources.tensor import FileRange, Raw
 
 if TYPE_CHECKING:
@@ -62,16 +63,21 @@ class GgufSource:
 
     def raw(self, start: int, stop: int) -> Raw:
         """Return where the stored bytes of rows `start:stop` lie."""
+        if (foreign := self.tensor.foreign) is not None:
+            begin, end = start * PIECE_BYTES, min(stop * PIECE_BYTES, foreign.nbytes)
+            return Raw(FileRange(self.tensor.file, self.tensor.offset + begin, end - begin))
         size = self.tensor.row_bytes
         return Raw(FileRange(self.tensor.file, self.tensor.offset + start * size, (stop - start) * size))
 
     def will_read(self, start: int, stop: int) -> None:
         """Ask the OS to fetch rows `start:stop`."""
-        self.tensor.will_read(start, stop)
+        if self.tensor.foreign is None:
+            self.tensor.will_read(start, stop)
 
     def was_read(self, start: int, stop: int) -> None:
         """Let the OS forget rows `start:stop`."""
-        self.tensor.was_read(start, stop)
+        if self.tensor.foreign is None:
+            self.tensor.was_read(start, stop)
 
 
 def sources(file: GgufFile) -> Mapping[str, GgufSource]:

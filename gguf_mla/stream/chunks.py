@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gguf_mla.container.writer import PIECE_BYTES
 from gguf_mla.stream.engine import Target, Task
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def tasks(tensors: Iterable[Sequence[PlacedTensor]]) -> Iterator[Task]:
     for each in tensors:
         job, row = each[0].job, 0
         for index, part in enumerate(job.parts):
-            for start, stop, rows in _pieces(part, job.shape[-1]):
+            for start, stop, rows in _moved(part) if job.foreign else _pieces(part, job.shape[-1]):
                 targets = tuple(_target(tensor, row, rows) for tensor in each)
                 yield Task(next(numbers), job.name, job.shape, part, index, start, stop, targets)
                 row += rows
@@ -67,6 +68,16 @@ def _pieces(part: Part, columns: int) -> Iterator[tuple[int, int, int]]:
         yield start, stop, stop - start
 
 
+def _moved(part: Part) -> Iterator[tuple[int, int, int]]:
+    """Yield the pieces of a tensor of a foreign type, one at a time."""
+    for start in range(part.start, part.stop):
+        yield start, start + 1, 1
+
+
 def _target(tensor: PlacedTensor, row: int, rows: int) -> Target:
-    job, size = tensor.job, tensor.job.spec.row_bytes
+    job = tensor.job
+    if job.foreign is not None:
+        begin, end = row * PIECE_BYTES, min((row + rows) * PIECE_BYTES, job.foreign.nbytes)
+        return Target(tensor.file, job.type, None, tensor.offset + begin, end - begin)
+    size = job.spec.row_bytes
     return Target(tensor.file, job.type, job.via, tensor.offset + row * size, rows * size)

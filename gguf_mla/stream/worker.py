@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gguf_mla import codec, ggtypes
+from gguf_mla.codec import weighing
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.errors import InputError, RangeError
 from gguf_mla.files import clock
@@ -54,7 +55,7 @@ class TensorWorker:
         forgetting: bool = False,
     ) -> None:
         self._sources, self._files, self._device, self._forgetting = sources, files, device, forgetting
-        self._importance = functools.lru_cache(RECENT)(importance.rows)
+        self._importance, self._literal = functools.lru_cache(RECENT)(importance.rows), importance.literal
 
     def expect(self, task: Task) -> None:
         """Have the OS fetch the rows of a task."""
@@ -67,7 +68,8 @@ class TensorWorker:
         source = self._sources[task.part.source]
         if task.claimed is not None and self._is_written(task, source):
             return Done(task.number, task.claimed, task.nbytes, clock.take(), taken_over=True)
-        rows = Rows(task, source, self._importance, self._device)
+        encode = codec.encode if self._literal else weighing.encode
+        rows = Rows(task, source, self._importance, self._device, encode)
         sums = tuple(write(rows, target, self._files[target.file]) for target in task.targets)
         if self._forgetting:
             source.was_read(task.start, task.stop)
@@ -127,11 +129,20 @@ def _checksum(data: NDArray[Any]) -> int:
 class Rows:
     """The rows of a task in the forms that its targets ask for, each made once and only if one of them asks.
 
-    `importance` returns the weights of a tensor by name and shape; `remarks` is what reading has shown so far.
+    `importance` returns the weights of a tensor by name and shape, `encode` is how they are used; `remarks` is what
+    reading has shown so far.
     """
 
-    def __init__(self, task: Task, source: SourceTensor, importance: Weights, device: Device) -> None:
+    def __init__(
+        self,
+        task: Task,
+        source: SourceTensor,
+        importance: Weights,
+        device: Device,
+        encode: Callable[..., NDArray[Any]] = codec.encode,
+    ) -> None:
         self.task, self.source, self._importance, self._device = task, source, importance, device
+        self._encode_rows = encode
         self.remarks: tuple[Any, ...] = ()
         self._raw: Raw | None = None
         self._values: NDArray[Any] | None = None
@@ -161,7 +172,7 @@ class Rows:
             weights = self._importance(self.task.name, self.task.shape)
             row = None if weights is None else weights[self.task.index % len(weights)]
             try:
-                return codec.encode(rows, target.type, source=source_type, importance=row, device=self._device)
+                return self._encode_rows(rows, target.type, source=source_type, importance=row, device=self._device)
             except RangeError as error:
                 raise self._located(error) from None
             except InputError:

@@ -181,7 +181,7 @@ def test_an_override_in_a_plain_file_is_obeyed_unless_llama_cpp_is_to_be_followe
     [
         ("blk.0.ffn_down.weight", Choice("Q6_K", "ffn_down in the first or last eighth or every third layer")),
         ("blk.1.ffn_up_exps.weight", Choice("Q4_K", "default of Q4_K_M")),
-        ("blk.1.attn_k_b.weight", Choice("Q5_0", "rows of 128 do not fit Q4_K")),
+        ("blk.1.attn_k_b.weight", Choice("Q5_0", "rows of 128 do not fit Q4_K", "Q4_K")),
         ("blk.1.attn_norm.weight", Choice("F32", "vector")),
         ("blk.1.ffn_gate_inp.weight", Choice("F32", "router")),
         ("blk.1.exp_probs_b.bias", Choice("F32", "vector")),

@@ -65,6 +65,7 @@ class Weights:
     """Importance in memory: rows by tensor."""
 
     known: Mapping[str, NDArray[np.float32]]
+    literal: bool = False
 
     @property
     def identity(self) -> dict[str, list[list[float]]]:

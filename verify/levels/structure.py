@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.tensors import COMPUTED, FUSED, FUSED_HALVES, LEGACY, LEGACY_HALVES, SHARED, shapes
+from gguf_mla.forward.tensors import COMPUTED, FUSED, FUSED_HALVES, LEGACY, LEGACY_HALVES, SHARED, is_scale, shapes
 from gguf_mla.layout.detect import attention_layout
 from gguf_mla.layout.names import split_name
 from verify.findings import Finding, Grade
@@ -39,7 +39,7 @@ def check_tensors(file: GgufFile, reference: Weights) -> Iterator[Finding]:
         elif name in COMPUTED:
             what = "engines compute these values themselves, and some refuse a file with more tensors than they read"
             yield Finding(LEVEL, name, what, grade=Grade.DIFFERS)
-        elif name not in wanted:
+        elif name not in wanted and not is_scale(name, file):
             yield Finding(LEVEL, name, "is not a tensor of this model: llama.cpp refuses files with more tensors")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.ggtypes.shared import floats
+from gguf_mla.sources.formats import Found
 from gguf_mla.sources.formats.plain import PlainTensor, plain
 from gguf_mla.sources.tensor import Raw
 
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.sources.safetensors import StoredTensor
-    from gguf_mla.sources.tensor import SourceTensor
 
-METHOD = "compressed-tensors"
+METHODS = ("compressed-tensors",)
 PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 REFUSED = {"_zero_point": "zero points", "_g_idx": "columns in another order (actorder)"}
 
@@ -41,6 +41,7 @@ SHOWN = 8  # tensors named in a remark, the most changed first
 # What quantization_config says of the weights, and must.
 _EXPECTED = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "actorder": None}
 _DEFAULTS = {"type": "int", "symmetric": True}
+_SCALES_OF_FLOATS = ("F8_E4M3", "F8_E8M0", "U8")
 _INTEGERS: dict[str, Any] = {"I32": np.int32, "I64": np.int64}
 
 
@@ -98,7 +99,7 @@ class Int4Tensor:
         scales = self._of_blocks(start, stop)
         halves = np.clip(scales, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
         out = np.empty((len(codes), 2 + BLOCK // 2), np.uint8)
-        kernels.repack_q4_0(codes, halves.view(np.uint8).reshape(-1, 2), out)
+        kernels.repack_halves(codes, halves.view(np.uint8).reshape(-1, 2), BLOCK // 2, out)
         return Raw(out.reshape(-1), self._roundings(codes, scales, halves, start))
 
     def will_read(self, start: int, stop: int) -> None:
@@ -143,31 +144,35 @@ class Int4Tensor:
         return (Rounding(self.name, row, int(lost.size), 8 * float(change.max()), float(relative.max())),)
 
 
-def answers(quantization: Mapping[str, Any]) -> bool:
-    """Whether the weights are packed by compressed-tensors."""
-    return quantization.get("quant_method") == METHOD
-
-
-def tensors(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> dict[str, SourceTensor]:
-    """Join every packed weight with its scales, the other tensors are plain; InputError when one lacks its scales.
-
-    What is packed is told by the tensors' names; `ignore` and `targets` only say how it came about.
-    """
+def found(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -> Found:
+    """Join every packed weight with its scales; InputError when one lacks its scales."""
+    bases = [base for base in dict.fromkeys(map(_base, stored)) if base is not None and _is_packed(base, stored)]
+    if not bases:
+        return Found({}, frozenset())
     group = _group_size(quantization)
-    suffixes = (PACKED, SCALE, SHAPE)
-    named = [name.rpartition("_") for name in stored if name.endswith(tuple(".weight" + suffix for suffix in suffixes))]
-    bases = list(dict.fromkeys(base for base, _, _ in named))
     for base in bases:
         if (shape := stored.get(base + SHAPE)) is not None:
             shape.will_read(0, 1)  # a hundred thousand reads of a few bytes: asked for together, not one by one
-    found: dict[str, SourceTensor] = {base: _int4(base, stored, group) for base in bases}
-    parts = {base + suffix for base in bases for suffix in suffixes}
-    return found | {name: plain(tensor) for name, tensor in stored.items() if name not in parts}
+    used = frozenset(base + suffix for base in bases for suffix in (PACKED, SCALE, SHAPE))
+    return Found({base: _int4(base, stored, group) for base in bases}, used)
 
 
-def remarks(found: Iterable[Rounding]) -> list[str]:
+def _base(name: str) -> str | None:
+    base, _, part = name.rpartition("_")
+    return base if base.endswith(".weight") and "_" + part in (PACKED, SCALE, SHAPE) else None
+
+
+def _is_packed(base: str, stored: Mapping[str, StoredTensor]) -> bool:
+    # Other formats pack floats of 4 bits under the same names, into bytes, and with bytes as scales.
+    packed, scale = stored.get(base + PACKED), stored.get(base + SCALE)
+    floats4 = scale is not None and scale.dtype in _SCALES_OF_FLOATS
+    return not floats4 and (base + SHAPE in stored or (packed is not None and packed.dtype == "I32"))
+
+
+def remarks(found: Iterable[Any]) -> list[str]:
     """Return in a sentence how many blocks were changed, and by how much; rows that were written twice count once."""
-    roundings = sorted(dict.fromkeys(found), key=lambda rounding: rounding.relative, reverse=True)
+    mine = (one for one in found if isinstance(one, Rounding))
+    roundings = sorted(dict.fromkeys(mine), key=lambda rounding: rounding.relative, reverse=True)
     if not roundings:
         return []
     names = list(dict.fromkeys(rounding.tensor for rounding in roundings))

@@ -10,13 +10,9 @@ import numpy as np
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from gguf_mla.sources.safetensors import StoredTensor
-
-METHOD = None  # a checkpoint without quantization_config
 
 _VIEWS: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -65,25 +61,20 @@ class PlainTensor:
         self.weight.was_read(start, stop)
 
 
-def answers(quantization: Mapping[str, Any]) -> bool:
-    """Whether the weights are as they are."""
-    return quantization.get("quant_method") == METHOD
-
-
-def tensors(stored: Mapping[str, StoredTensor], _quantization: Mapping[str, Any]) -> dict[str, PlainTensor]:
-    """Return every stored tensor as a SourceTensor; InputError for a dtype that is not a plain float."""
-    return {name: plain(tensor) for name, tensor in stored.items()}
+def is_plain(tensor: StoredTensor) -> bool:
+    """Whether a stored tensor holds floats as they are."""
+    return tensor.dtype in _VIEWS
 
 
 def plain(tensor: StoredTensor) -> PlainTensor:
     """Return one stored tensor as a SourceTensor; InputError unless it holds BF16, F16 or F32."""
     if tensor.dtype not in _VIEWS:
         raise InputError(
-            "is stored in a type that the checkpoint's configuration does not explain",
+            "is stored in a type that nothing beside it explains",
             file=tensor.file.name,
             tensor=tensor.name,
             expected="BF16, F16 or F32",
             found=tensor.dtype,
-            remedy="Check quantization_config in config.json, it says how quantized weights are to be read",
+            remedy="Quantized weights need their scales beside them: compare with the checkpoint that it was made from",
         )
     return PlainTensor(tensor)

@@ -51,17 +51,37 @@ def decode_groups(codes: NDArray[np.uint8], scales: NDArray[np.float32], group: 
 
 
 @kernel(nogil=True)
-def repack_q4_0(codes: NDArray[np.uint8], scales: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Write blocks of Q4_0: a scale's two bytes, then 16 bytes, each with values j and j + 16 of its 32.
+def decode_e2m1(codes: NDArray[np.uint8], scales: NDArray[np.float64], group: int, out: NDArray[np.float32]) -> None:
+    """Write 4-bit floats times the scale of their group into `out` [rows, cols]; the low half of a byte comes first.
 
-    codes   uint8 [blocks, 16], values 2j and 2j + 1 in a byte, the low nibble first
-    scales  uint8 [blocks, 2], float16 each
-    out     uint8 [blocks, 18]
+    The product is computed in float64, where it is exact, and rounded once.
     """
+    rows, cols = out.shape
+    for row in range(rows):
+        for col in range(cols):
+            code = codes[row, col >> 1] >> (col & 1) * 4 & 15
+            low = code & 7
+            # 0, 1, 2, 3, 4, 6, 8, 12: twice the value.
+            doubled = float(low) if low < 4 else float((low & 1 | 2) << (low >> 1) - 1)
+            value = doubled * 0.5 * scales[row, col // group]
+            out[row, col] = -value if code > 7 else value
+
+
+@kernel(nogil=True)
+def repack_halves(codes: NDArray[np.uint8], scales: NDArray[np.uint8], half: int, out: NDArray[np.uint8]) -> None:
+    """Write blocks of ggml: the bytes of their scales, then groups of `half` bytes, each with values j and j + half.
+
+    codes   uint8 [blocks, n], values 2j and 2j + 1 in a byte, the low half first
+    scales  uint8 [blocks, s]
+    out     uint8 [blocks, s + n]
+    """
+    head = scales.shape[1]
     for block in range(codes.shape[0]):
-        source, target = codes[block], out[block]
-        target[0], target[1] = scales[block]
-        for j in range(8):
-            first, second = source[j], source[j + 8]
-            target[2 + 2 * j] = first & 15 | (second & 15) << 4
-            target[3 + 2 * j] = first >> 4 | second & 0xF0
+        target = out[block]
+        target[:head] = scales[block]
+        for begin in range(0, codes.shape[1], half):
+            source = codes[block, begin : begin + half]
+            for j in range(half >> 1):
+                first, second = source[j], source[j + (half >> 1)]
+                target[head + begin + 2 * j] = first & 15 | (second & 15) << 4
+                target[head + begin + 2 * j + 1] = first >> 4 | second & 0xF0
