@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gguf_mla.forward.tensors import FUSED, FUSED_HALVES, LEGACY, LEGACY_HALVES, GgufWeights
+from gguf_mla.forward.tensors import FUSED, LEGACY, LEGACY_HALVES, GgufWeights
 from gguf_mla.layout.names import split_name
 from verify.limits import TABLE
 
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 PIECE_VALUES = 1 << 20
 ALIGNED = 256  # rows; a piece of a matrix whose columns may hold blocks begins with a whole one
-KEYS, VALUES, GATE, UP = "keys", "values", "gate", "up"
-PARTS = dict(zip((*LEGACY_HALVES, *FUSED_HALVES), (KEYS, VALUES, GATE, UP), strict=True))
-SECOND = (VALUES, UP)  # they come after the other half, in each head or expert
+KEYS, VALUES = "key", "value"
+PARTS = {LEGACY: (KEYS, VALUES), FUSED: ("gate", "up")}  # of the rows of each head or expert, the first and the rest
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,11 @@ class WeightPiece:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the candidate, or half of a legacy attn_kv_b, and the same of the reference, with the same axes.
+    """A tensor of the candidate, or half of a joined one, and the same of the reference, with the same axes.
 
     name     the tensor in the file
-    part     which half of a joined tensor it is, empty for a whole one
+    part     which half of each head's or expert's rows it is, empty for a whole tensor
+    later    whether it is the later half
     nbytes   of the file
     keys     whether it holds the keys of heads, which are transposed when a file changes its layout
     blocks   the type of a GGUF reference, None for a checkpoint, whose values are what is right
@@ -62,6 +62,7 @@ class Pair:
     keys: bool = False
     blocks: str | None = None
     turned: bool = False
+    later: bool = False
 
     def read(self, piece: WeightPiece) -> tuple[Floats, Floats]:
         """Return a piece of the reference and of the candidate."""
@@ -80,19 +81,19 @@ class Pair:
 
 
 def pairs(reference: Weights, candidate: GgufWeights, tensor: GgufTensor) -> Iterator[Pair]:
-    """Yield what a tensor of the candidate is compared with, both halves of a joined one one after the other."""
+    """Yield what a tensor of the candidate is compared with: each of the model's tensors that it stands for."""
     rest = split_name(tensor.name)[1]
-    for name in candidate.answers(tensor.name):
+    legacy, parts = rest == LEGACY, PARTS.get(rest, ())
+    for number, name in enumerate(candidate.answers(tensor.name)):
         ours, theirs = reference.stack(name), candidate.stack(name)
-        keys, legacy = name.endswith(LEGACY_HALVES[0]), rest == LEGACY
+        keys = name.endswith(LEGACY_HALVES[0])
         if legacy and keys:
             ours, theirs = transposed(ours), transposed(theirs)
         share = theirs.count * theirs.rows * theirs.cols / math.prod(tensor.shape)
-        part = PARTS.get(split_name(name)[1], "") if rest in (LEGACY, FUSED) else ""
-        held = tensor.name if part else name  # what prediction layers share with the model is compared by their names
-        pair = Pair(held, part, round(tensor.nbytes * share), ours, theirs, keys)
+        part, shown = (parts[number], tensor.name) if parts else ("", name)
+        pair = Pair(shown, part, round(tensor.nbytes * share), ours, theirs, keys, later=bool(parts) and number > 0)
         if isinstance(reference, GgufWeights) and ours.stored in TABLE:
-            pair = replace(pair, blocks=ours.stored, turned=keys and legacy == reference.holds(name))
+            pair = replace(pair, blocks=ours.stored, turned=keys and legacy == (name in reference.file.tensors))
         yield pair
 
 

@@ -118,8 +118,8 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
         raise InputError("--imatrix is for --exact, which is not given", remedy="Give both")
     reference = open_reference(request.reference)
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
-    ends = ((exact.LEVEL, request.exact), (engine.LEVEL, request.engine))
-    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends if wanted)]
+    ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
+    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
     proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
     ids = _prepare(levels, request, reference)
     _run(STRUCTURE, proof, reference, bar)

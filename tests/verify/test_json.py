@@ -36,8 +36,8 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     (directory / "ids").write_text(" ".join(map(str, range(100, 132))))
     found = prove(Request(directory / "v32", directory / "v32.gguf", tokens=directory / "ids", chunks=1))
     found.findings.append(Finding("logits", "the predictions", "are not the reference's", "a", "b"))
-    found.exact = [Sameness("output.weight", "F16", "", Way(), 4, 1, Position(0, 1, 2))]
     found.engine = [EngineAgreement(8, 0.1, 0.2, same_top=True)]
+    found.exact = [Sameness("a.weight", "Q8_0", "", Way(), 10, 1, Position(0, 1, 32))]
     found.failure = InputError("the engine cannot be asked")
     return found
 

@@ -103,8 +103,8 @@ def fused(plant: Plant, layer: int) -> dict[str, Any]:
 
 
 def test_fused_experts_are_compared_as_two(models: Callable[[str], Side], tmp_path: Path) -> None:
-    side, name = models("v3"), "blk.1.ffn_gate_up_exps.weight"
-    joined = fused(side.plant, 1)
+    side = models("v3")
+    joined, name = fused(side.plant, 1), "blk.1.ffn_gate_up_exps.weight"
     right = side.plant.write(tmp_path / "fused.gguf", tensors=joined)
     for reference in (side.checkpoint, side.gguf):
         proof = prove(Request(reference, right, level="weights"))
@@ -143,8 +143,7 @@ def test_a_prediction_layer_without_embeddings_of_its_own_takes_the_models(
     shared = side.plant.write(tmp_path / "shared.gguf", tensors=dict.fromkeys(PREDICTS))
     (tmp_path / "ids").write_text(" ".join(map(str, range(100, 140))))
     proof = prove(Request(side.checkpoint, shared, level="logits", tokens=tmp_path / "ids", chunks=1))
-    assert proof.grade is DIFFERS
-    assert [finding.subject for finding in proof.findings if finding.grade is DIFFERS] == list(PREDICTS)
+    assert (proof.grade, [finding.subject for finding in proof.findings]) == (DIFFERS, [*PREDICTS, "the predictions"])
     assert set(PREDICTS) <= {tensor.name for tensor in proof.tensors}
     reference = checkpoint_without(tmp_path / "checkpoint", monkeypatch, *OWN)
     for candidate in (shared, side.gguf):

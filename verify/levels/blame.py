@@ -97,7 +97,7 @@ def likeliest(error: TensorError, reference: Weights, candidate: GgufWeights, al
 
 
 def _sides(error: TensorError, pair: Pair, candidate: GgufWeights, allowed: float) -> Sides:
-    unit, split = unit_of(pair.name, pair.part), _whole
+    unit, split = unit_of(pair.name), _whole
     worst = error.row_place.row
     if not unit and (cut := HEADS.get(split_name(pair.name)[1])) is not None:
         unit, split = "head", lambda stack: cut(stack, candidate.model)

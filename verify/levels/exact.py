@@ -18,7 +18,7 @@ import numpy as np
 from gguf_mla import codec, ggtypes
 from gguf_mla.codec.encoding import encodings
 from gguf_mla.forward.tensors import GgufWeights
-from verify.comparison import SECOND, WeightPiece, pairs
+from verify.comparison import WeightPiece, pairs
 from verify.findings import Finding, Grade
 from verify.levels.weights import Position, groups, unit_of
 
@@ -60,7 +60,7 @@ class Way:
 
 @dataclass
 class Sameness:
-    """How much of a tensor, or of a half of a legacy attn_kv_b, is what the encoder writes.
+    """How much of a tensor, or of half of a joined one, is what the encoder writes.
 
     blocks   how many there are; values, where a type has no blocks
     changed  how many are not the encoder's
@@ -177,7 +177,7 @@ class _Encoder:
 
     def _rows(self, piece: WeightPiece, tensor: GgufTensor) -> tuple[int, int]:
         rows = tensor.rows // self.pair.candidate.count
-        half = rows - self.pair.candidate.rows if self.pair.part in SECOND else 0
+        half = rows - self.pair.candidate.rows if self.pair.later else 0
         first = piece.index * rows + half
         return first + piece.start, first + piece.stop
 
@@ -236,7 +236,7 @@ def _made_otherwise(same: Sameness) -> bool:
 
 def _finding(same: Sameness, *, alone: bool) -> Finding:
     assert same.first is not None  # noqa: S101 - it has changed
-    unit = unit_of(same.name, same.part)
+    unit = unit_of(same.name)
     place = f"{unit + f' {same.first.index}, ' if unit else ''}row {same.first.row}, column {same.first.col}"
     if _made_otherwise(same):
         what, grade = "was not made from this reference with these settings", Grade.DIFFERS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import ggtypes
-from verify.comparison import KEYS, VALUES, pairs
+from verify.comparison import pairs
 from verify.findings import Finding
 from verify.levels import kernels
 from verify.limits import exceeds
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 LEVEL = "weights"
+HEADS = ("attn_k_b.weight", "attn_v_b.weight", "attn_kv_b.weight")  # stacks of heads' matrices
 LEAST_BLOCK = 32  # values; the block of types that have none
 HELD = 8  # pieces of a tensor that are in memory at a time
 NEGLIGIBLE = 1e-3  # of a piece's RMS: a block of smaller values is measured against this
@@ -50,7 +51,7 @@ class TensorError:
     row_rms   that of its worst row, with the row's place
     peak      the largest max|c-r| / max|r| of its blocks, with the block's place
     special   how many values are NaN or infinite
-    part      which half of a legacy attn_kv_b it is, empty for a whole tensor
+    part      which half of a joined tensor it is, empty for a whole tensor
     each      the four sums of every expert or head, by its number
     pair      what was compared
     """
@@ -156,18 +157,17 @@ def judge(error: TensorError, limits: Limits) -> Finding | None:
     return None
 
 
-def unit_of(name: str, part: str = "") -> str:
+def unit_of(name: str) -> str:
     """Return what a stack's matrices are: "expert", "head", or empty for a tensor that is one matrix."""
-    head = part in (KEYS, VALUES) or name.endswith(("attn_k_b.weight", "attn_v_b.weight"))
-    return "head" if head else "expert" if "_exps." in name else ""
+    return "head" if name.endswith(HEADS) else "expert" if "_exps." in name else ""
 
 
 def _where(error: TensorError, place: Position | None) -> str:
     if place is None:
         return ""
-    unit = unit_of(error.name, error.part)
+    unit = unit_of(error.name)
     index = f"{unit} {place.index}, " if unit else ""
-    row = f"{error.part.removesuffix('s')} row {place.row}".lstrip()
+    row = f"{error.part} row {place.row}".lstrip()
     return f" in {index}{row}, column {place.col}"
 
 
