@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent.parent
 _complaints: list[str] = []
 if config.CPU_FEATURES is None:
-    # AMD's SSE4a has no form for AVX's registers. LLVM puts its EXTRQ among AVX instructions, and each waits 100 ns there.
+    # AMD's SSE4a has no form for AVX's registers: EXTRQ, which LLVM puts among AVX instructions, takes 100 ns there.
     config.CPU_FEATURES = get_host_cpu_features().replace("+sse4a", "-sse4a")
 COMPILERS = f"{numba.__version__} {llvmlite.__version__} {sys.implementation.cache_tag}"
 

@@ -24,8 +24,8 @@ def _raw_pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any,
 def turned(builder: Any, rows: list[Any]) -> list[Any]:
     """Transpose 16 vectors of 16 in four rounds.
 
-    The first two exchange within quarters of 4 lanes, as x86's `unpck` and `shufps` do in one instruction each; the others
-    exchange whole quarters, for which narrow registers are at most renamed.
+    The first two exchange within quarters of 4 lanes, for which x86 has single instructions; the others exchange whole
+    quarters, for which narrow registers are at most renamed.
     """
     quads = [quad for first in range(0, WIDTH, 4) for quad in _turned_quarters(builder, rows[first : first + 4])]
     for half in (1, 2):
