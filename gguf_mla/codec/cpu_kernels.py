@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numba  # noqa: F401  # the whole first: two threads that begin with parts of it meet half of it
 
 from gguf_mla.codec import feed
+from gguf_mla.codec.compilation import HelperCompiler, KernelCompiler
 from gguf_mla.codec.kernel_cache import compiler, keep_on_disk
 from gguf_mla.lanes import cpu
 from gguf_mla.lanes.binding import Binder
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 
 # error_model: a division by zero gives infinity, as in C; numba would raise.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
-_compile = compiler(**_OPTIONS)
-# Nobody calls a helper from Python: without an entry for that, a kernel compiles in two thirds of the time.
-_binder = Binder(cpu, compiler(**_OPTIONS, no_cpython_wrapper=True))
+_compile = compiler(**_OPTIONS, pipeline_class=KernelCompiler)
+_binder = Binder(cpu, compiler(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=HelperCompiler))
 
 
 def _kernel(feeder: Any, tensor_type: TensorType, formula: str) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite
 import numba
 from numba.core import caching, config
+from numba.core.codegen import get_host_cpu_features
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 _complaints: list[str] = []
+if config.CPU_FEATURES is None:
+    # AMD's SSE4a has no form for AVX's registers: EXTRQ, which LLVM puts among AVX instructions, takes 100 ns there.
+    config.CPU_FEATURES = get_host_cpu_features().replace("+sse4a", "-sse4a")
 COMPILERS = f"{numba.__version__} {llvmlite.__version__} {sys.implementation.cache_tag}"
 
 

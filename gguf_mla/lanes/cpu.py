@@ -35,7 +35,7 @@ from gguf_mla.lanes.memory import (
     write,
 )
 from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, splat
-from gguf_mla.lanes.transpose import gather_entry, transpose_table
+from gguf_mla.lanes.tables import pick4, pick8, transpose_table
 
 __all__ = [
     "WIDTH",
@@ -46,7 +46,6 @@ __all__ = [
     "from_bits",
     "full",
     "full_int",
-    "gather_entry",
     "gather_group4",
     "gather_group8",
     "get8",
@@ -57,6 +56,8 @@ __all__ = [
     "load",
     "lookup",
     "numbers",
+    "pick4",
+    "pick8",
     "put8",
     "put16",
     "put32",

@@ -13,7 +13,7 @@ Where a lane carries one value of a block instead, as in `decode_block`, a formu
 * `splat8`, `splat16`, `splat32` → I: one word of one block in every lane
 * `write` F to consecutive float32; `numbers` → I: 0, 1, … up to WIDTH
 
-Where the lanes are candidates for one block's choice, as in `ggtypes.shared.grid`: `gather_entry` looks up a small
+Where the lanes are candidates for one block's choice, as in `ggtypes.shared.grid`: `pick4` and `pick8` look up a small
 table that one lane has filled, `transpose_table` prepares those tables, `least_lane` and `first_least` → int decide.
 """
 
@@ -186,12 +186,17 @@ def run32(table: Array, at: int) -> Array:
 
 
 def transpose_table(values: Array, row: int) -> None:
-    """Prepare rows row … row + 16, a table of 16 float32 per lane, for `gather_entry`; nothing to do here."""
+    """Prepare rows row … row + 16, tables of 4 or 8 float32 per lane, for `pick4` and `pick8`; nothing to do here."""
 
 
-def gather_entry(values: Array, row: int, lane: int, index: Array) -> Array:
-    """F: entry index & 15 of the table that lane `lane` has in rows row … row + 16."""
-    return values[row + (index & 15), lane]
+def pick4(values: Array, row: int, lane: int, index: Array) -> Array:
+    """F: entry index % 4 of the table that lane `lane` has in rows row … row + 4."""
+    return values[row + (index & 3), lane]
+
+
+def pick8(values: Array, row: int, lane: int, index: Array) -> Array:
+    """F: entry index % 8 of the table that lane `lane` has in rows row … row + 8."""
+    return values[row + (index & 7), lane]
 
 
 def least_lane(value: Array) -> int:

@@ -153,13 +153,19 @@ def numbers() -> Any:
 
 
 def transpose_table(values: Any, row: int) -> None:
-    """Prepare a table of 16 float32 for `gather_entry`; nothing to do for one lane."""
+    """Prepare tables for `pick4` and `pick8`; nothing to do for one lane."""
 
 
-def gather_entry(values: Any, row: int, lane: int, index: Any) -> Any:
-    """F: entry index & 15 of the table at value `row`."""
+def pick4(values: Any, row: int, lane: int, index: Any) -> Any:
+    """F: entry index % 4 of the table at value `row`."""
     del lane
-    return values[row + (index & 15)]
+    return values[row + (index & 3)]
+
+
+def pick8(values: Any, row: int, lane: int, index: Any) -> Any:
+    """F: entry index % 8 of the table at value `row`."""
+    del lane
+    return values[row + (index & 7)]
 
 
 def least_lane(value: Any) -> int:

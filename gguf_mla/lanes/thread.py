@@ -228,20 +228,24 @@ def numbers(typing: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def transpose_table(typing: Any, values: Any, row: Any) -> Any:  # noqa: ARG001
-    """Prepare a table of 16 float32 for `gather_entry`; nothing to do for one lane."""
+    """Prepare tables for `pick4` and `pick8`; nothing to do for one lane."""
     return types.void(values, row), lambda context, _builder, _sig, _args: context.get_dummy_value()
 
 
-@intrinsic
-def gather_entry(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
-    """F: entry index & 15 of the table at value `row`."""
+def _picker(size: int) -> Any:
+    """Make the operation that looks up tables of `size` entries."""
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        start = context.cast(builder, args[1], sig.args[1], types.int64)
-        offset = builder.add(start, builder.sext(builder.and_(args[3], INT32(15)), INT64))
-        return builder.load(_pointer(context, builder, sig.args[0], args[0], types.int64, offset))
+    def pick(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
+        """F: entry index % size of the table at value `row`."""
 
-    return F(values, row, lane, I), emit
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            start = context.cast(builder, args[1], sig.args[1], types.int64)
+            offset = builder.add(start, builder.sext(builder.and_(args[3], INT32(size - 1)), INT64))
+            return builder.load(_pointer(context, builder, sig.args[0], args[0], types.int64, offset))
+
+        return F(values, row, lane, I), emit
+
+    return intrinsic(pick)
 
 
 @intrinsic
@@ -252,6 +256,7 @@ def first_least(typing: Any, value: Any, position: Any) -> Any:  # noqa: ARG001
 
 least_lane = _operation(types.int32, F, lambda b, x: INT32(0))  # noqa: ARG005  # the only lane
 scatter, write, run32 = store, store, lookup
+pick4, pick8 = _picker(4), _picker(8)
 gather_group4, gather_group8 = _grouped(4), _grouped(8)
 get8, get16, get32 = _reader(1), _reader(2), _reader(4)
 put8, put16, put32 = _writer(1), _writer(2), _writer(4)

@@ -1,6 +1,6 @@
 """Turning blocks into registers: transposes of 16 x 16, from memory to arrays of values and back.
 
-A transpose is four rounds of shuffles that exchange ever larger parts of pairs of registers.
+A transpose is four rounds of shuffles of pairs of registers.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.codegen import get_host_cpu_features
+from numba.core import types
 from numba.extending import intrinsic
 
-from gguf_mla.lanes.memory import INT64, VALUE_ALIGN, array_data, index64, lane_by_lane, row_pointer
+from gguf_mla.lanes.memory import INT64, VALUE_ALIGN, array_data, row_pointer
 from gguf_mla.lanes.simd import INT32, WIDTH, F, I
 
 
@@ -22,24 +21,49 @@ def _raw_pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any,
     return builder.gep(builder.bitcast(data, pointee.as_pointer()), [offset])
 
 
-def _butterflies(builder: Any, rows: list[Any]) -> list[Any]:
-    """Transpose 16 vectors of 16: four rounds that exchange ever larger halves."""
-    for half in (1, 2, 4, 8):
-        low, high = _halves(half)
+def turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose 16 vectors of 16 in four rounds.
+
+    The first two exchange within quarters of 4 lanes, for which x86 has single instructions; the others exchange whole
+    quarters, for which narrow registers are at most renamed.
+    """
+    quads = [quad for first in range(0, WIDTH, 4) for quad in _turned_quarters(builder, rows[first : first + 4])]
+    for half in (1, 2):
+        low, high = _quarters(half)
         for i in range(WIDTH):
-            if not i & half:
-                a, b = rows[i], rows[i | half]
-                rows[i] = builder.shuffle_vector(a, b, low)
-                rows[i | half] = builder.shuffle_vector(a, b, high)
-    return rows
+            if not i & 4 * half:
+                a, b = quads[i], quads[i | 4 * half]
+                quads[i] = builder.shuffle_vector(a, b, low)
+                quads[i | 4 * half] = builder.shuffle_vector(a, b, high)
+    return quads
 
 
-def _halves(half: int) -> tuple[Any, Any]:
-    """Masks: of every 2*half lanes keep a's low part then b's low part; likewise the high parts."""
-    low = [i if not i & half else WIDTH + (i ^ half) for i in range(WIDTH)]
-    high = [(i | half) if not i & half else WIDTH + i for i in range(WIDTH)]
+def _turned_quarters(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose, in each quarter of 4 vectors, its 4 x 4."""
+    interleaved = [
+        builder.shuffle_vector(rows[first], rows[first + 1], _in_quarters(0 + low, 16 + low, 1 + low, 17 + low))
+        for first in (0, 2)
+        for low in (0, 2)
+    ]
+    return [
+        builder.shuffle_vector(interleaved[k], interleaved[k + 2], _in_quarters(0 + low, 1 + low, 16 + low, 17 + low))
+        for k in (0, 1)
+        for low in (0, 2)
+    ]
+
+
+def _in_quarters(*lanes: int) -> Any:
+    """Mask that does in every quarter of 4 lanes the same."""
+    return ir.Constant(ir.VectorType(INT32, WIDTH), [4 * quarter + lane for quarter in range(4) for lane in lanes])
+
+
+def _quarters(half: int) -> tuple[Any, Any]:
+    """Masks: of every 2 * half quarters keep a's low part then b's low part; likewise the high parts."""
+    low = [q if not q & half else 4 + (q ^ half) for q in range(4)]
+    high = [(q | half) if not q & half else 4 + q for q in range(4)]
     kind = ir.VectorType(INT32, WIDTH)
-    return ir.Constant(kind, low), ir.Constant(kind, high)
+    lanes = [[4 * quarter + lane for quarter in quarters for lane in range(4)] for quarters in (low, high)]
+    return ir.Constant(kind, lanes[0]), ir.Constant(kind, lanes[1])
 
 
 def _widen_f32(builder: Any, row: Any) -> Any:
@@ -89,7 +113,7 @@ def _transposer(element: Any, widen: Any) -> Any:
                 loaded.align = 1
                 rows.append(widen(builder, loaded))
             first = row_pointer(context, builder, types.void(target, types.int64), (args[3], args[4]), F.vector)
-            for lane, value in enumerate(_butterflies(builder, rows)):
+            for lane, value in enumerate(turned(builder, rows)):
                 builder.store(value, builder.gep(first, [INT64(lane)])).align = VALUE_ALIGN
             return context.get_dummy_value()
 
@@ -154,52 +178,10 @@ def untranspose(typing: Any, values: Any, row: Any, target: Any, starts: Any, co
         first = row_pointer(context, builder, sig, args, F.vector)
         loads = [builder.load(builder.gep(first, [INT64(lane)])) for lane in range(WIDTH)]
         begin, _ = array_data(context, builder, sig.args[3], args[3])
-        for lane, value in enumerate(_butterflies(builder, loads)):
+        for lane, value in enumerate(turned(builder, loads)):
             offset = builder.add(builder.load(builder.gep(begin, [INT64(lane)])), args[4])
             pointer = _raw_pointer(context, builder, sig.args[2], args[2], offset, ir.FloatType())
             builder.store(value, builder.bitcast(pointer, F.vector.as_pointer())).align = 1
         return context.get_dummy_value()
 
     return types.void(values, types.int64, target, starts, types.int64), emit
-
-
-@intrinsic
-def transpose_table(typing: Any, values: Any, row: Any) -> Any:  # noqa: ARG001
-    """Transpose rows row … row + 16 in place, for `gather_entry`."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        first = row_pointer(context, builder, sig, args, F.vector)
-        pointers = [builder.gep(first, [INT64(lane)]) for lane in range(WIDTH)]
-        for pointer, value in zip(pointers, _butterflies(builder, [builder.load(p) for p in pointers]), strict=True):
-            builder.store(value, pointer).align = VALUE_ALIGN
-        return context.get_dummy_value()
-
-    return types.void(values, row), emit
-
-
-def _permute(builder: Any, vector: Any, index: Any) -> Any:
-    """vector[index & 15] in each lane: one instruction with AVX-512, else through the stack."""
-    if "+avx512f" in get_host_cpu_features().split(","):
-        kind = ir.FunctionType(F.vector, [F.vector, I.vector])
-        name = "llvm.x86.avx512.permvar.sf.512"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [vector, index])
-    slot = cgutils.alloca_once_value(builder, vector)
-    start = builder.bitcast(slot, ir.FloatType().as_pointer())
-    low = builder.and_(index, _int_splat(WIDTH - 1))
-    return lane_by_lane(
-        builder, F.vector, lambda lane: builder.load(builder.gep(start, [builder.extract_element(low, INT32(lane))]))
-    )
-
-
-@intrinsic
-def gather_entry(typing: Any, values: Any, row: Any, lane: Any, index: Any) -> Any:  # noqa: ARG001
-    """F: entry index & 15 of a table that lane `lane` has in rows row … row + 16, transposed beforehand."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        row64, lane64 = (index64(context, builder, sig.args[k], args[k]) for k in (1, 2))
-        turned = types.void(sig.args[0], types.int64), (args[0], builder.add(row64, lane64))
-        loaded = builder.load(row_pointer(context, builder, *turned, F.vector))
-        loaded.align = VALUE_ALIGN
-        return _permute(builder, loaded, args[3])
-
-    return F(values, row, lane, I), emit

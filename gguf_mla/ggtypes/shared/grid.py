@@ -67,16 +67,21 @@ def tabulate_errors(scratch: Lanes, at: int, scale: Lanes) -> None:
     lanes.transpose_table(scratch, TABLE + 16)
 
 
+def error_of(scratch: Lanes, lane: int, i: int, code: Lanes) -> Lanes:
+    """Error of the level that a neighbour has for value i of one lane's group."""
+    if GROUP == 8:
+        return lanes.pick4(scratch, TABLE + 4 * i, lane, code >> 4 * i)
+    return lanes.pick8(scratch, TABLE + 8 * i, lane, code >> 4 * i)
+
+
 def best_neighbour(scratch: Lanes, lane: int, codes: Lanes, start: int, stop: int) -> int:
     """Position, in start … stop, of the neighbour with the least error for one lane; here lanes are neighbours."""
     best, at = lanes.full(LARGEST), lanes.full_int(start)
     for k in range(start, stop, lanes.WIDTH):
         code, position = lanes.run32(codes, k), lanes.numbers() + k
-        error = lanes.gather_entry(scratch, TABLE, lane, code)
-        for i in range(1, GROUP // 2):
-            error = error + lanes.gather_entry(scratch, TABLE, lane, code >> 4 * i)
-        for i in range(GROUP // 2, GROUP):
-            error = error + lanes.gather_entry(scratch, TABLE + 16, lane, code >> 4 * i)
+        error = error_of(scratch, lane, 0, code)
+        for i in range(1, GROUP):
+            error = error + error_of(scratch, lane, i, code)
         better = (error < best) & (position < stop)
         best, at = lanes.where(better, error, best), lanes.where(better, position, at)
     if stop - start <= lanes.WIDTH:

@@ -17,14 +17,14 @@ def grid_tables(name: str, distances: int) -> tuple[Array, ...]:
 
     POINT_OF    int32 [4096 or 65536]: for a number made of levels the grid point, or -1 - n for list n of neighbours
     STARTS      int32 [lists + 1]: where list n begins in the next two
-    CODES       int32: per neighbour its levels, as `gather_entry` wants them: 4 bits each, tables of 16 side by side
+    CODES       int32: per neighbour its levels, 4 bits each
     POINTS      int32: per neighbour its number
     CODE_OF     int32 [points]: per grid point its levels, coded likewise
     MAGNITUDES  float32 [points * group]: what its levels stand for when decoded
     """
     values, levels = _grid(name)
     group = levels.shape[1]
-    bits, width = (2, 4) if group == 8 else (3, 8)
+    bits = 2 if group == 8 else 3
     numbers = _number(levels, bits)
     corners = _corners(int(levels.max()) + 1, group)
     off_grid = corners[~np.isin(_number(corners, bits), numbers)]
@@ -32,7 +32,7 @@ def grid_tables(name: str, distances: int) -> tuple[Array, ...]:
     point_of = np.zeros(1 << bits * group, np.int32)
     point_of[numbers] = np.arange(len(levels))
     point_of[_number(off_grid, bits)] = -1 - np.arange(len(off_grid))
-    code_of = _codes(levels, width)
+    code_of = _codes(levels)
     padded = np.concatenate([points, np.zeros(16, np.int32)])  # a run of 16 may begin at the last one
     return point_of, starts, code_of[padded], padded, code_of, values.reshape(-1)
 
@@ -56,11 +56,10 @@ def _corners(top: int, group: int) -> Array:
     return np.indices((top,) * group).reshape(group, -1).T.astype(np.int32)
 
 
-def _codes(levels: Array, width: int) -> Array:
-    """Levels as 4-bit indices: value i's level in table i % (16 / width) of its 16 entries."""
-    fields = levels + width * (np.arange(levels.shape[1]) % (16 // width))
+def _codes(levels: Array) -> Array:
+    """Levels [n, group] as one number each, value i's level above bit 4 i."""
     shifts = np.arange(levels.shape[1], dtype=np.uint32) * np.uint32(4)
-    return np.asarray(np.sum(fields.astype(np.uint32) << shifts, axis=1, dtype=np.uint32)).view(np.int32)
+    return np.asarray(np.sum(levels.astype(np.uint32) << shifts, axis=1, dtype=np.uint32)).view(np.int32)
 
 
 def _neighbours(off_grid: Array, levels: Array, distances: int) -> tuple[Array, Array]:
