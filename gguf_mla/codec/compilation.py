@@ -1,8 +1,8 @@
 """numba's compiler, for kernels made of many small functions: machine code comes from the whole, once.
 
 numba makes machine code of every function it compiles, optimised on its own with copies of all that it calls. Here a
-helper, which nobody calls from Python, remains LLVM code as it was lowered. A kernel takes in its helpers and theirs, and
-is optimised as a whole: that costs half of it.
+helper, which nobody calls from Python, remains LLVM code as it was lowered. A kernel takes in its helpers and theirs,
+and is optimised as a whole: that costs half of it.
 """
 
 from __future__ import annotations
