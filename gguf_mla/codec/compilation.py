@@ -88,7 +88,7 @@ def _pipeline(state: Any, lowering: type[NativeLowering]) -> Any:
 
 
 class HelperCompiler(CompilerBase):  # type: ignore[misc]
-    """The compiler of helpers, for `numba.njit(pipeline_class=…)`."""
+    """The compiler of helpers, as numba's option `pipeline_class`."""
 
     def define_pipelines(self) -> list[Any]:
         """Return the passes a function goes through."""
@@ -96,7 +96,7 @@ class HelperCompiler(CompilerBase):  # type: ignore[misc]
 
 
 class KernelCompiler(CompilerBase):  # type: ignore[misc]
-    """The compiler of kernels, for `numba.njit(pipeline_class=…)`."""
+    """The compiler of kernels, as numba's option `pipeline_class`."""
 
     def define_pipelines(self) -> list[Any]:
         """Return the passes a function goes through."""

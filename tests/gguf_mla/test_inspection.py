@@ -61,8 +61,11 @@ def test_json_has_everything_and_long_arrays_as_their_length(file: Path) -> None
     assert [tensor["name"] for tensor in found["tensors"]] == ["blk.0.attn_k_b.weight", "blk.0.attn_v_b.weight"]
 
 
-def test_what_is_no_gguf_file_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 something else")
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"something else", "is not a GGUF file"), (b"PK\x03\x04 a zip", "is a zip archive")]
+)
+def test_what_is_no_gguf_file_is_a_sentence(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "x.gguf")])
     assert result.exit_code == 2
-    assert "is not a GGUF file" in result.stderr
+    assert words in result.stderr
