@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gguf_mla.sources.checkpoint import open_checkpoint
-from gguf_mla.sources.formats import fp8_block, int4_pack
-from gguf_mla.sources.formats.shared import kernels
+from gguf_mla.sources.formats import int4_pack
+from gguf_mla.sources.formats.shared import coded, kernels
 from tests.support import hub, safetensors_file
 from tests.support.command import convert
 from tests.support.kinds import FP8_BLOCK
@@ -34,19 +34,19 @@ SMALL: dict[str, Any] = {
 KINDS = ("v3", "v3-f16", "v3-f32", "v3fp8", "v3fp8-f32-powers", "v3fp8-e8m0", "v3fp8-uint8", "kimi-int4")
 FP8_KINDS = ("v3fp8", "v3fp8-e8m0", "v3fp8-uint8")
 
-decode_blocks, decode_groups = kernels.decode_blocks, kernels.decode_groups
-e4m3_values, decode_scales, to_float32 = fp8_block._e4m3_values, fp8_block._decode_scales, int4_pack.floats.to_float32
+decode_groups = kernels.decode_groups
+values_of, decoded_scales, to_float32 = coded.values_of, coded.decoded_scales, int4_pack.floats.to_float32
 
 
-def other_scales(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., None]:
-    def decode(codes: np.ndarray, table: np.ndarray, scales: np.ndarray, *rest: Any) -> None:
-        decode_blocks(codes, table, np.ascontiguousarray(change(scales)), *rest)
+def other_scales(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    def scales(weight: coded.CodedTensor, first: int, last: int) -> np.ndarray:
+        return np.ascontiguousarray(change(weight._all_scales)[first:last])
 
-    return decode
+    return scales
 
 
-def bytes_as_numbers(scale: StoredTensor) -> np.ndarray:
-    return scale.read().astype(np.float32) if scale.dtype in ("F8_E8M0", "U8") else decode_scales(scale)
+def bytes_as_numbers(scale: StoredTensor, first: int = 0, last: int | None = None) -> np.ndarray:
+    return scale.read(first, last).astype(np.float32)
 
 
 def other_order(codes: np.ndarray, *rest: Any) -> None:
@@ -69,20 +69,20 @@ class Misreading:
 
 
 MISREADINGS = {
-    "exponent bias off by one": Misreading(fp8_block, "_e4m3_values", lambda: e4m3_values() * np.float32(2), FP8_KINDS),
+    "exponent bias off by one": Misreading(coded, "values_of", lambda dtype: values_of(dtype) * 2, FP8_KINDS),
     "scale of the next block": Misreading(
-        kernels, "decode_blocks", other_scales(lambda scales: np.roll(scales, -1, axis=1)), FP8_KINDS
+        coded.CodedTensor, "_scales", other_scales(lambda scales: np.roll(scales, -1, axis=1)), FP8_KINDS
     ),
     "scale of the block above": Misreading(
-        kernels, "decode_blocks", other_scales(lambda scales: np.roll(scales, 1, axis=0)), FP8_KINDS
+        coded.CodedTensor, "_scales", other_scales(lambda scales: np.roll(scales, 1, axis=0)), FP8_KINDS
     ),
     "scales by columns": Misreading(
-        kernels,
-        "decode_blocks",
+        coded.CodedTensor,
+        "_scales",
         other_scales(lambda scales: scales.ravel().reshape(scales.shape, order="F")),
         FP8_KINDS,
     ),
-    "E8M0 read as a number": Misreading(fp8_block, "_decode_scales", bytes_as_numbers, ("v3fp8-e8m0", "v3fp8-uint8")),
+    "E8M0 read as a number": Misreading(coded, "decoded_scales", bytes_as_numbers, ("v3fp8-e8m0", "v3fp8-uint8")),
     "nibbles in the other order": Misreading(kernels, "decode_groups", other_order, ("kimi-int4",)),
     "no offset of 8": Misreading(kernels, "decode_groups", unsigned, ("kimi-int4",)),
 }
@@ -154,11 +154,11 @@ def test_a_partial_block_at_the_end_is_looked_at(tmp_path: Path, monkeypatch: py
     config = hub.write(tmp_path / "odd", "v3fp8", intermediate_size=FP8_BLOCK + 8, **SMALL)
     name = "model.layers.0.mlp.gate_proj.weight"
 
-    def first_row_forgotten(codes: np.ndarray, table: np.ndarray, scales: np.ndarray, _row: int, *rest: Any) -> None:
-        decode_blocks(codes, table, scales, 0, *rest)
+    def first_row_forgotten(weight: coded.CodedTensor, first: int, last: int) -> np.ndarray:
+        return weight._all_scales[: last - first]
 
     assert open_checkpoint(config).tensors[name].shape == (FP8_BLOCK + 8, 256)
-    monkeypatch.setattr(kernels, "decode_blocks", first_row_forgotten)
+    monkeypatch.setattr(coded.CodedTensor, "_scales", first_row_forgotten)
     found = {finding.subject: finding for finding in second_opinion.of_checkpoint(open_checkpoint(config), threads=1)}
     assert f"in row {FP8_BLOCK + 7}" in found[name].what
 
