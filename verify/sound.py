@@ -6,6 +6,7 @@ the candidate.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from gguf_mla.forward.model import Model
     from gguf_mla.forward.tensors import GgufWeights
+
+LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
 def check_model(model: Model, file: PurePath) -> None:
@@ -57,6 +60,8 @@ def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
 def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:
     """Raise InputError for a tensor that the model has and its file does not, or has in another shape."""
     if isinstance(weights, CheckpointWeights):
+        if absent := [name for name in weights.checkpoint.absent if not _left_out(name, weights.model)]:
+            raise weights.checkpoint.incomplete(absent)
         for name in shapes(weights.model):
             weights.stack(name)
         return
@@ -71,3 +76,9 @@ def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:
             raise InputError(
                 "has the wrong shape", file=file.path, tensor=name, expected=list(shape), found=list(tensor.shape)
             )
+
+
+def _left_out(name: str, model: Model) -> bool:
+    """Whether a checkpoint's tensor is of a layer after those of the model, as prediction is that a file leaves out."""
+    found = LAYER.match(name)
+    return found is not None and int(found[1]) >= model.blocks
