@@ -99,7 +99,7 @@ def open_reference(path: Path, choices: Choices | None = None) -> Reference:
                 "num_hidden_layers", f"at most {len(checkpoint.tensors)}, the number of tensors", model.layers
             )
         weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
-        warnings = tuple(engine_differences(model))
+        warnings = (*checkpoint.notes, *engine_differences(model))
         return Reference(weights, published.architecture, checkpoint.folder, None, warnings)
     if choices != Choices():
         raise InputError("--weights, --prefix and --set are for a checkpoint as reference", file=path)

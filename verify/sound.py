@@ -45,6 +45,8 @@ def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
         yield "the epsilon of its norms", "0 or more", model.eps
     if yarn is not None and not min(yarn.factor, yarn.fast, yarn.slow) > 0:
         yield "YaRN's factor, beta_fast and beta_slow", "numbers above zero", [yarn.factor, yarn.fast, yarn.slow]
+    if model.linear is not None and not model.linear.factor > 0:
+        yield "the factor that positions are divided by", "a number above zero", model.linear.factor
     if model.indexer is not None and not model.indexer.own_layers[0]:
         yield "the first layer's choice of tokens", "an indexer of its own", "that of the layer before"
     if not 0 < routing.groups_used <= routing.groups or routing.experts % routing.groups:
@@ -53,7 +55,7 @@ def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
             f"a divisor of {routing.experts} experts, not below the {routing.groups_used} that are used",
             routing.groups,
         )
-    elif not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
+    elif routing.experts and not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
         yield "experts of a token", f"at most those of {routing.groups_used} groups", routing.used
 
 
