@@ -30,7 +30,8 @@ INDEX = "model.safetensors.index.json"
 # What a name has after the prefixes of tools and of models with more parts.
 OWN_NAME = re.compile(r"(?:.*?\.)??((?:layers|embed_tokens|norm|lm_head)\..+)")
 DTYPES: dict[str, Any] = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I64": np.int64,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I32": np.int32, "I64": np.int64,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     "U8": ml_dtypes.float8_e8m0fnu,  # only scales are bytes, and such a byte is an exponent
 }  # fmt: skip

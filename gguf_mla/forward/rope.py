@@ -1,4 +1,7 @@
-"""Rotary positions, plain, divided by a factor, or with YaRN. Source: the YaRN paper, and DeepSeek-V3's modelling code for the rounding."""
+"""Rotary positions, plain, divided by a factor, or with YaRN.
+
+Source: the YaRN paper, and DeepSeek-V3's modelling code for the rounding.
+"""
 
 from __future__ import annotations
 
