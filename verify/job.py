@@ -51,8 +51,6 @@ class Request:
 
     reference: Path
     candidate: Path
-    choices: Choices = field(default_factory=Choices)
-    pad_vocabulary: bool = False
     level: str = LEVELS[-1]
     text: Path | None = None
     tokens: Path | None = None
@@ -65,6 +63,8 @@ class Request:
     engine: bool = False
     exact: bool = False
     imatrix: Path | None = None
+    choices: Choices = field(default_factory=Choices)
+    pad_vocabulary: bool = False
 
 
 @dataclass
