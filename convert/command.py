@@ -5,7 +5,7 @@ from __future__ import annotations
 from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import PATH, RunOptions, TypeOptions
+from gguf_mla.cli.options import PAD_VOCAB, PATH, PREFIX, SET, WEIGHTS, RunOptions, TypeOptions
 
 FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2")  # as in gguf_mla.synthetic.shapes
 
@@ -31,27 +31,10 @@ convert = Command(
         is_flag=True,
         help="A model with sparse attention as a plain deepseek2 file, which attends densely.",
     ),
-    Option(
-        ["--pad-vocab"],
-        is_flag=True,
-        help="Rows of the embeddings beyond vocab_size are padding: keep them as tokens that are never used.",
-    ),
-    Option(
-        ["--weights"],
-        metavar="PATTERN",
-        help="The .safetensors files that hold the weights, where it is not clear which do.",
-    ),
-    Option(
-        ["--prefix"],
-        metavar="TEXT",
-        help="What the tensors' names begin with, where there is more than one language model.",
-    ),
-    Option(
-        ["--set", "set_keys"],
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
-    ),
+    Option(["--pad-vocab"], **PAD_VOCAB),
+    Option(["--weights"], **WEIGHTS),
+    Option(["--prefix"], **PREFIX),
+    Option(["--set", "set_keys"], **SET),
     Option(["--no-mtp"], is_flag=True, help="Leave out multi-token prediction, which V3.2 and GLM keep."),
     types=TypeOptions,
     options=RunOptions,

@@ -6,7 +6,7 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command
 from gguf_mla.cli.numbers import CONTEXT, COUNT, Whole
-from gguf_mla.cli.options import PATH, THREADS
+from gguf_mla.cli.options import PAD_VOCAB, PATH, PREFIX, SET, THREADS, WEIGHTS
 from verify.findings import LEVELS
 
 FORMS = (  # as gguf_mla.forward.attention has them
@@ -23,6 +23,10 @@ verify = Command(
     """,
     Argument(["reference"], type=PATH),
     Argument(["candidate"], type=PATH),
+    Option(["--pad-vocab"], **PAD_VOCAB),
+    Option(["--weights"], **WEIGHTS),
+    Option(["--prefix"], **PREFIX),
+    Option(["--set", "set_keys"], **SET),
     Option(["--level"], type=Choice(LEVELS), default=LEVELS[-1], show_default=True, help="How far to go."),
     Option(["--text"], type=PATH, metavar="FILE", help="UTF-8 text to predict  [default: a sample]"),
     Option(["--tokens"], type=PATH, metavar="FILE", help="Token ids instead: .npy, or numbers as text."),
@@ -30,7 +34,7 @@ verify = Command(
     Option(["--chunks"], type=Whole(COUNT), default=4, show_default=True, help="At most so many chunks."),
     Option(["--form"], type=Choice(FORMS), default="absorbed", show_default=True, help="The candidate's attention."),
     Option(
-        ["--limit", "settings"], multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."
+        ["--limit", "limits"], multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."
     ),
     Option(["--exact"], is_flag=True, help="Encode REFERENCE with CANDIDATE's types and compare the bytes, too."),
     Option(["--imatrix"], type=PATH, metavar="FILE", help="The importance that CANDIDATE was made with, for --exact."),

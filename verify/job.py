@@ -14,6 +14,7 @@ from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.forward.tensors import LEGACY
 from gguf_mla.importance.matrix import read_imatrix
+from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.text.tokens import read_tokens
 from verify.findings import LEVELS, Finding, Grade
 from verify.levels import attention, engine, exact, logits, second_opinion, weights
@@ -42,7 +43,11 @@ Bar = Callable[[str, int], Callable[[int], object]]
 
 @dataclass(frozen=True)
 class Request:
-    """What to prove and how far; without text or tokens a built-in sample is read."""
+    """What to prove and how far; without text or tokens a built-in sample is read.
+
+    choices         how a checkpoint as reference is read where there are two readings
+    pad_vocabulary  whether rows of its embeddings beyond the vocabulary are tokens that are never used
+    """
 
     reference: Path
     candidate: Path
@@ -58,6 +63,8 @@ class Request:
     engine: bool = False
     exact: bool = False
     imatrix: Path | None = None
+    choices: Choices = field(default_factory=Choices)
+    pad_vocabulary: bool = False
 
 
 @dataclass
@@ -116,7 +123,9 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
         raise InputError("--text and --tokens are both given", remedy="Give one of them")
     if request.imatrix and not request.exact:
         raise InputError("--imatrix is for --exact, which is not given", remedy="Give both")
-    reference = open_reference(request.reference)
+    reference = open_reference(request.reference, request.choices)
+    if request.pad_vocabulary:
+        reference = reference.padded()
     proof = Proof(request, form_on(request.device, request.form), reference.warnings)
     ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
     levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]

@@ -12,7 +12,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import read_config, read_gguf
 from gguf_mla.forward.of_gguf import KeyRefusedError
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
-from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources.checkpoint import Choices, open_partial
 from gguf_mla.sources.config import Config
 from gguf_mla.sources.tokenizer_files import read_tokenizer
 from gguf_mla.text import encoders
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gguf_mla.sources.folder import Folder
     from verify.limits import Limits
 
+EMBEDDINGS = "model.embed_tokens.weight"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -53,6 +55,14 @@ class Reference:
         weights = self.weights
         return replace(self, weights=replace(weights, model=replace(weights.model, **changes)))
 
+    def padded(self) -> Reference:
+        """Return the reference with a token for every row of its embeddings, and not only for those that have one."""
+        if not isinstance(self.weights, CheckpointWeights):
+            raise InputError("--pad-vocab is for a checkpoint as reference", file=self.weights.file.path)
+        table = self.weights.checkpoint.tensors.get(EMBEDDINGS)
+        rows = self.weights.model.vocab if table is None else table.shape[0]
+        return self.with_model(vocab=max(rows, self.weights.model.vocab))
+
     def encode(self, text: str) -> Sequence[int]:
         """Return the ids of a text: by the checkpoint's tokenizer files, or by the tokens that the file holds."""
         if self.folder is not None:
@@ -71,22 +81,28 @@ class Reference:
         return OfFile(metadata, str(metadata.get("general.architecture")))
 
 
-def open_reference(path: Path) -> Reference:
-    """Open a checkpoint directory or a GGUF file; InputError for what is neither, and for a model without MLA."""
+def open_reference(path: Path, choices: Choices | None = None) -> Reference:
+    """Open a checkpoint directory or a GGUF file; InputError for what is neither, and for a model without MLA.
+
+    `choices` decide where there are two readings of a checkpoint. Tensors that it lacks are missed when it is compared.
+    """
+    choices = choices or Choices()
     if path.is_dir():
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_partial(path, choices)
         config = Config(checkpoint.config, path / "config.json")
         name = _class_of(config)
         _check("class", tuple(CLASSES), name, path)
-        model = read_config(config, checkpoint.tensors)
+        model = read_config(config, checkpoint.names)
         check_model(model, config.file)
         if model.layers > len(checkpoint.tensors):
             raise config.refuse(
                 "num_hidden_layers", f"at most {len(checkpoint.tensors)}, the number of tensors", model.layers
             )
         weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
-        warnings = tuple(engine_differences(model))
+        warnings = (*checkpoint.notes, *engine_differences(model))
         return Reference(weights, published.architecture, checkpoint.folder, None, warnings)
+    if choices != Choices():
+        raise InputError("--weights, --prefix and --set are for a checkpoint as reference", file=path)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)

@@ -1,13 +1,17 @@
 """Rows of a checkpoint decoded a second time: from the stored bytes, by ml_dtypes, without gguf-mla's readers.
 
-Of the format's own code nothing is used but the numbers in config.json. Sources: the safetensors format description;
-for the others those named in gguf_mla.sources.formats, read anew.
+Of the format's own code nothing is used but the numbers in config.json and the index. Tensors are found by what their
+names have in every checkpoint, whatever a tool has put before it; what is not found so, as a part of a fused tensor, is
+not judged. Sources: the safetensors format description; for the others those named in gguf_mla.sources.formats, read
+anew.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +26,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+INDEX = "model.safetensors.index.json"
+# What a name has after the prefixes of tools and of models with more parts.
+OWN_NAME = re.compile(r"(?:.*?\.)??((?:layers|embed_tokens|norm|lm_head)\..+)")
 DTYPES: dict[str, Any] = {
-    "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I64": np.int64,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I32": np.int32, "I64": np.int64,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     "U8": ml_dtypes.float8_e8m0fnu,  # a byte is an exponent, unless it holds two floats of 4 bits
     "I8": np.int8,
@@ -73,13 +81,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class RawRows:
-    """The entries of all shards by name, and quantization_config."""
+    """The entries of all shards by their names without prefixes, and quantization_config."""
 
     stored: Mapping[str, Stored]
     quantization: Mapping[str, Any]
 
     def judged(self, name: str) -> tuple[int, ...]:
         """Return the numbers of two rows of a tensor, the first and the last; none of one beyond ml_dtypes."""
+        name = own_name(name)
         base = name.removesuffix(".weight")
         if base + ".qweight" in self.stored:
             return tuple(dict.fromkeys((0, self.stored[base + ".scales"].shape[1] - 1)))
@@ -90,6 +99,7 @@ class RawRows:
 
     def row(self, name: str, number: int) -> Floats:
         """Return a row of a tensor, float32 [cols]."""
+        name = own_name(name)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if name.removesuffix(".weight") + ".qweight" in self.stored:
                 return self._turned(name.removesuffix(".weight"), number)
@@ -179,9 +189,33 @@ def _scaled(codes: NDArray[Any], scales: NDArray[Any], group: int) -> Floats:
     return (codes.astype(np.float64) * each).astype(np.float32)
 
 
-def open_raw(shards: Iterable[Path], quantization: Mapping[str, Any]) -> RawRows:
-    """Read the headers of sound shards; whether they are sound has been checked when the checkpoint was opened."""
-    return RawRows({name: entry for shard in shards for name, entry in _entries(shard).items()}, quantization)
+def own_name(name: str) -> str:
+    """Return a tensor's name without what may stand before it."""
+    found = OWN_NAME.fullmatch(name)
+    return found[1] if found else name
+
+
+def open_raw(folder: Path, shards: Iterable[Path], quantization: Mapping[str, Any]) -> RawRows:
+    """Read the headers of sound shards; whether they are sound has been checked when the checkpoint was opened.
+
+    Of copies in several shards the one counts that the index names. Where two names have the same without prefixes, as
+    in a checkpoint of two models, neither is judged.
+    """
+    placed, found = _placed(folder), dict[str, Stored]()
+    for shard in shards:
+        for name, entry in _entries(shard).items():
+            if name not in found or folder / placed.get(name, "") == shard:
+                found[name] = entry
+    names = Counter(map(own_name, found))
+    return RawRows({own: entry for name, entry in found.items() if names[own := own_name(name)] == 1}, quantization)
+
+
+def _placed(folder: Path) -> dict[str, str]:
+    index = folder / INDEX
+    if not index.is_file():
+        return {}
+    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+    return weight_map
 
 
 def _entries(shard: Path) -> dict[str, Stored]:
@@ -189,7 +223,14 @@ def _entries(shard: Path) -> dict[str, Stored]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     return {
-        name: Stored(shard, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        name: Stored(shard, entry["dtype"], _matrix(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def _matrix(shape: list[int]) -> tuple[int, ...]:
+    """Return a shape without the dimensions of one that come after those of a matrix."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return tuple(shape)

@@ -8,6 +8,8 @@ import click
 from tqdm import tqdm
 
 from gguf_mla.files import platform
+from gguf_mla.sources.checkpoint import Choices
+from gguf_mla.sources.recognise import settings
 from verify.device import check_device
 from verify.findings import Grade
 from verify.job import Request, prove
@@ -24,13 +26,17 @@ if TYPE_CHECKING:
 def verify(
     reference: Path,
     candidate: Path,
+    pad_vocab: bool,
+    weights: str | None,
+    prefix: str | None,
+    set_keys: tuple[str, ...],
     level: str,
     text: Path | None,
     tokens: Path | None,
     context: int,
     chunks: int,
     form: str,
-    settings: tuple[str, ...],
+    limits: tuple[str, ...],
     exact: bool,
     imatrix: Path | None,
     engine: str | None,
@@ -48,6 +54,8 @@ def verify(
     request = Request(
         reference=reference,
         candidate=candidate,
+        choices=Choices(weights, prefix, settings.parse(set_keys)),
+        pad_vocabulary=pad_vocab,
         level=level,
         text=text,
         tokens=tokens,
@@ -55,7 +63,7 @@ def verify(
         chunks=chunks,
         form=form,
         device=device,
-        limits=Limits().with_settings(settings),
+        limits=Limits().with_settings(limits),
         threads=threads or platform.cores(),
         engine=engine is not None,
         exact=exact,

@@ -6,6 +6,7 @@ the candidate.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from gguf_mla.forward.model import Model
     from gguf_mla.forward.tensors import GgufWeights
+
+LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
 def check_model(model: Model, file: PurePath) -> None:
@@ -42,6 +45,8 @@ def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
         yield "the epsilon of its norms", "0 or more", model.eps
     if yarn is not None and not min(yarn.factor, yarn.fast, yarn.slow) > 0:
         yield "YaRN's factor, beta_fast and beta_slow", "numbers above zero", [yarn.factor, yarn.fast, yarn.slow]
+    if model.linear is not None and not model.linear.factor > 0:
+        yield "the factor that positions are divided by", "a number above zero", model.linear.factor
     if model.indexer is not None and not model.indexer.own_layers[0]:
         yield "the first layer's choice of tokens", "an indexer of its own", "that of the layer before"
     if not 0 < routing.groups_used <= routing.groups or routing.experts % routing.groups:
@@ -50,13 +55,15 @@ def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
             f"a divisor of {routing.experts} experts, not below the {routing.groups_used} that are used",
             routing.groups,
         )
-    elif not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
+    elif routing.experts and not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
         yield "experts of a token", f"at most those of {routing.groups_used} groups", routing.used
 
 
 def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:
     """Raise InputError for a tensor that the model has and its file does not, or has in another shape."""
     if isinstance(weights, CheckpointWeights):
+        if absent := [name for name in weights.checkpoint.absent if not _left_out(name, weights.model)]:
+            raise weights.checkpoint.incomplete(absent)
         for name in shapes(weights.model):
             weights.stack(name)
         return
@@ -71,3 +78,9 @@ def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:
             raise InputError(
                 "has the wrong shape", file=file.path, tensor=name, expected=list(shape), found=list(tensor.shape)
             )
+
+
+def _left_out(name: str, model: Model) -> bool:
+    """Whether a checkpoint's tensor is of a layer after those of the model, as prediction is that a file leaves out."""
+    found = LAYER.match(name)
+    return found is not None and int(found[1]) >= model.blocks

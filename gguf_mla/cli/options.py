@@ -17,6 +17,24 @@ DEVICE: dict[str, Any] = {
     "metavar": "NAME",
     "help": "Where to compute: cpu, cuda (all GPUs) or cuda:N; the result is the same.",
 }
+# How a checkpoint is read where it can be read in more than one way.
+PAD_VOCAB: dict[str, Any] = {
+    "is_flag": True,
+    "help": "Rows of the embeddings beyond vocab_size are padding: keep them as tokens that are never used.",
+}
+WEIGHTS: dict[str, Any] = {
+    "metavar": "PATTERN",
+    "help": "The .safetensors files that hold the weights, where it is not clear which do.",
+}
+PREFIX: dict[str, Any] = {
+    "metavar": "TEXT",
+    "help": "What the tensors' names begin with, where there is more than one language model.",
+}
+SET: dict[str, Any] = {
+    "multiple": True,
+    "metavar": "KEY=VALUE",
+    "help": "A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
+}
 
 
 def option(default: Any, flag: str, **settings: Any) -> Any:

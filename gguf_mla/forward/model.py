@@ -25,8 +25,16 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """Positions divided by `factor`; `scale` multiplies that of the softmax, by what a file's keys say of it."""
+
+    factor: float
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Routing:
-    """How a token's experts are chosen and weighted."""
+    """How a token's experts are chosen and weighted; a model whose layers are all dense has 0 experts."""
 
     experts: int
     used: int
@@ -67,6 +75,7 @@ class Model:
     architecture  the name of the `Architecture` that computes such models
     q_rank        0 where q is projected directly
     predictors    how many layers of multi-token prediction come after the `layers`
+    yarn, linear  how positions are stretched over a longer context; at most one of them
     """
 
     architecture: ClassVar[str]
@@ -86,6 +95,7 @@ class Model:
     theta: float
     yarn: Yarn | None
     tied: bool
+    linear: Linear | None = None
     indexer: Indexer | None = None
     predictors: int = 0
 
@@ -112,7 +122,7 @@ class Model:
 
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has one MLP instead of experts."""
-        return layer < self.dense_layers
+        return layer < self.dense_layers or not self.routing.experts
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has an indexer of its own."""
@@ -160,6 +170,8 @@ class MlaModel(Model):
     def softmax_scale(self) -> float:
         """(n+p)^-1/2 · g(s, mscale_all_dim)², g(s, m) = 1 + 0.1·m·ln s. Source: DeepSeek-V3's modelling code."""
         scale = 1 / math.sqrt(self.nope + self.rope)
+        if self.linear is not None:
+            return scale * self.linear.scale
         if self.yarn is None or self.yarn.factor <= 1:
             return scale
         return scale * (1 + 0.1 * self.yarn.all_dim * math.log(self.yarn.factor)) ** 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
+from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, Linear, MlaModel, Routing, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -28,6 +28,7 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
     """
     v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
     layers = config.positive("num_hidden_layers")
+    experts = config.integer("n_routed_experts", 0)  # none: all layers are dense, whatever else is said of experts
     if layers > MOST_LAYERS:
         raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
     return MlaModel(
@@ -41,14 +42,15 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
         kv_rank=config.positive("kv_lora_rank"),
         q_rank=config.integer("q_lora_rank", 0),
         ffn=config.positive("intermediate_size"),
-        dense_layers=_dense_layers(config),
-        expert_ffn=config.positive("moe_intermediate_size"),
-        shared=config.positive("n_shared_experts"),
+        dense_layers=_dense_layers(config) if experts else layers,
+        expert_ffn=config.positive("moe_intermediate_size") if experts else 0,
+        shared=config.positive("n_shared_experts") if experts else 0,
         routing=_config_routing(config, "greedy" if v2 else "noaux_tc"),
         eps=config.number("rms_norm_eps", 1e-6),
         latent_eps=LATENT_EPS,
         theta=_rope_section(config).number("rope_theta", config.number("rope_theta", 10000.0)),
         yarn=_config_yarn(config),
+        linear=_config_linear(config),
         tied=config.flag("tie_word_embeddings", default=False),
         indexer=_config_indexer(config, layers, names),
         predictors=sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS)),
@@ -98,10 +100,11 @@ def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
 
 def _config_routing(config: Config, default: str) -> Routing:
     method = config.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), default)
-    grouped, corrected = method != "greedy", method == "noaux_tc"
+    experts = config.integer("n_routed_experts", 0)
+    grouped, corrected = method != "greedy" and experts > 0, method == "noaux_tc"
     return Routing(
-        experts=config.positive("n_routed_experts"),
-        used=config.positive("num_experts_per_tok"),
+        experts=experts,
+        used=config.positive("num_experts_per_tok") if experts else 0,
         groups=config.positive("n_group", 1) if grouped else 1,
         groups_used=config.positive("topk_group", 1) if grouped else 1,
         score=config.choice("scoring_func", ("softmax", "sigmoid"), "sigmoid" if corrected else "softmax"),
@@ -116,10 +119,19 @@ def _rope_section(config: Config) -> Config:
     return config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
 
 
+def _scaling_kind(section: Config) -> str:
+    key = "rope_type" if section.has("rope_type") else "type"
+    return section.choice(key, ("yarn", "linear", "default"), "default")
+
+
+def _config_linear(config: Config) -> Linear | None:
+    section = _rope_section(config)
+    return Linear(section.number("factor")) if _scaling_kind(section) == "linear" else None
+
+
 def _config_yarn(config: Config) -> Yarn | None:
     section = _rope_section(config)
-    key = "rope_type" if section.has("rope_type") else "type"
-    if section.choice(key, ("yarn", "default"), "default") != "yarn":
+    if _scaling_kind(section) != "yarn":
         return None
     return Yarn(
         factor=section.number("factor"),

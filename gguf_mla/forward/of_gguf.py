@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import LAYERS, shown
-from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, MlaModel, Routing, Yarn
+from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, Linear, MlaModel, Routing, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -41,7 +41,8 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
         raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
     if blocks > len(file.tensors):  # before lists of that length are made: each layer has some tensors
         raise keys.refuse("block_count", f"at most {len(file.tensors)}, the number of tensors", blocks)
-    layers = blocks - predictors
+    layers, routing = blocks - predictors, _gguf_routing(keys, blocks - predictors)
+    asked = keys.integer if routing.experts else keys.whole  # where no layer has experts, nothing is done with it
     return MlaModel(
         layers=layers,
         vocab=keys.length("tokenizer.ggml.tokens") or keys.integer("vocab_size"),
@@ -54,13 +55,14 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
         q_rank=keys.count("attention.q_lora_rank", 0),
         ffn=keys.integer("feed_forward_length"),
         dense_layers=keys.count("leading_dense_block_count", 0),
-        expert_ffn=keys.integer("expert_feed_forward_length"),
-        shared=keys.integer("expert_shared_count"),
-        routing=_gguf_routing(keys, layers),
+        expert_ffn=asked("expert_feed_forward_length"),
+        shared=asked("expert_shared_count"),
+        routing=routing,
         eps=eps,
         latent_eps=eps,
         theta=keys.number("rope.freq_base"),
         yarn=_gguf_yarn(keys),
+        linear=_gguf_linear(keys),
         tied="output.weight" not in file.tensors,
         indexer=_gguf_indexer(keys, layers),
         predictors=predictors,
@@ -104,9 +106,10 @@ def _gguf_routing(keys: Keys, layers: int) -> Routing:
     gate = keys.count("expert_gating_func", _default_gate(keys, layers))
     if gate not in GATES:
         raise keys.refuse("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gate)
+    experts = keys.count("expert_count", 0)
     return Routing(
-        experts=keys.integer("expert_count"),
-        used=keys.integer("expert_used_count"),
+        experts=experts,
+        used=keys.integer("expert_used_count") if experts else keys.count("expert_used_count", 0),
         groups=keys.count("expert_group_count", 1),
         groups_used=keys.count("expert_group_used_count", 1),
         score=GATES[gate],
@@ -115,6 +118,21 @@ def _gguf_routing(keys: Keys, layers: int) -> Routing:
         scale=keys.number("expert_weights_scale", 1.0) or 1.0,
         corrected=any(name.endswith("exp_probs_b.bias") for name in keys.names),
     )
+
+
+def _gguf_linear(keys: Keys) -> Linear | None:
+    """Return how positions are divided, which is also done where a file states a factor and no kind of scaling.
+
+    Readers multiply the softmax's scale by ((1 + 0.1·ln s)·(1 + m·ln s))², m = yarn_log_multiplier, whatever the kind.
+    """
+    factor = keys.number("rope.scaling.factor", 1.0) or 1.0
+    if keys.get("rope.scaling.type", "linear") != "linear" or factor == 1:
+        return None
+    if factor < 0:
+        raise keys.refuse("rope.scaling.factor", "a number above zero", factor)
+    stretch = math.log(factor)
+    multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    return Linear(factor, ((1 + 0.1 * stretch) * (1 + multiplier * stretch)) ** 2)
 
 
 def _gguf_yarn(keys: Keys) -> Yarn | None:
@@ -162,6 +180,10 @@ class Keys:
         if type(value) is not int or not 0 <= value < 1 << 32:
             raise self.refuse(key, "a whole number", value)
         return value
+
+    def whole(self, key: str) -> int:
+        """Return a whole number, 0 where the key is absent."""
+        return self.count(key, 0)
 
     def flag(self, key: str) -> bool:
         """Return a truth value, false where the key is absent."""

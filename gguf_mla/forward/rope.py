@@ -1,4 +1,7 @@
-"""Rotary positions with YaRN. Source: the YaRN paper, and DeepSeek-V3's modelling code for the rounding."""
+"""Rotary positions, plain, divided by a factor, or with YaRN.
+
+Source: the YaRN paper, and DeepSeek-V3's modelling code for the rounding.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from gguf_mla.forward import kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.model import Yarn
+    from gguf_mla.forward.model import Linear, Yarn
 
     Floats = NDArray[np.float32]
 
@@ -30,13 +33,19 @@ class Rotary(Protocol):
 
     @property
     def yarn(self) -> Yarn | None:
-        """How they are stretched over a longer context."""
+        """How YaRN stretches them over a longer context."""
+
+    @property
+    def linear(self) -> Linear | None:
+        """By what they are divided for one."""
 
 
 def frequencies(model: Rotary) -> Floats:
     """Return the angle per position of every pair, float32 [p/2]."""
     steps = np.arange(0, model.rope, 2, dtype=np.float32) / np.float32(model.rope)
     plain: Floats = np.float32(1) / np.power(np.float32(model.theta), steps)
+    if model.linear is not None:
+        return plain / np.float32(model.linear.factor)
     if model.yarn is None:
         return plain
     kept = 1 - _ramp(model.yarn, model.theta, model.rope)

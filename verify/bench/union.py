@@ -15,7 +15,7 @@ from gguf_mla.forward import indexer, walk
 from gguf_mla.forward.attention import RowLayout, absorb, absorbed, causal_softmax, unseen
 from gguf_mla.forward.indexer import NOTHING, Index
 from gguf_mla.forward.layers import Pass
-from gguf_mla.forward.model import Indexer, Model, Yarn
+from gguf_mla.forward.model import Indexer, Linear, Model, Yarn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,12 +42,13 @@ class IndexerShape:
     rope: int
     theta: float
     yarn: Yarn | None
+    linear: Linear | None = None
 
     @classmethod
     def of(cls, model: Model) -> IndexerShape:
         """Return a model's; one without an indexer counts as having DeepSeek-V3.2's."""
         indexer = model.indexer or V32.indexer
-        return cls(indexer, model.size("kv_rank"), model.rope, model.theta, model.yarn)
+        return cls(indexer, model.size("kv_rank"), model.rope, model.theta, model.yarn, model.linear)
 
     @property
     def row_bytes(self) -> int:

@@ -5,6 +5,7 @@ Which keys there are and what is taken where one is missing: llama.cpp's loaders
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gguf_mla.forward.model import MlaModel
@@ -16,7 +17,7 @@ from verify.keys.expected import REQUIRED, Expected
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gguf_mla.forward.model import Model, Routing, Yarn
+    from gguf_mla.forward.model import Linear, Model, Routing, Yarn
 
 Keys = dict[str, Expected]
 TYPES_KEY = "attention.indexer.types"
@@ -82,6 +83,8 @@ def _legacy(model: MlaModel) -> Keys:
 
 def _experts(model: Model, candidate: Model) -> Keys:
     routing = model.routing
+    if not routing.experts:
+        return _no_experts(model)
     numbers = {word: number for number, word in GATES.items()}
     keys = {
         "expert_count": Expected(routing.experts),
@@ -101,12 +104,29 @@ def _experts(model: Model, candidate: Model) -> Keys:
     }
 
 
+def _no_experts(model: Model) -> Keys:
+    """Return the keys of a model whose layers are all dense: readers ask for some, and do nothing with them."""
+    note, asked = "no layer has experts", "no layer has experts, but llama.cpp does not load a file without it"
+    unused = Expected(None, grade=Grade.DIFFERS, note=note)
+    scale = model.routing.scale
+    return {
+        "expert_count": Expected(0, 0, optional=True),
+        "expert_used_count": Expected(0, 0, optional=True),
+        "expert_shared_count": Expected(0, REQUIRED, Grade.DIFFERS, asked, missing=Grade.WRONG),
+        "expert_feed_forward_length": Expected(model.ffn, REQUIRED, Grade.DIFFERS, asked, missing=Grade.WRONG),
+        "expert_weights_scale": Expected(scale, scale, Grade.DIFFERS, note, optional=True),
+        **{f"expert_{name}": unused for name in ("gating_func", "weights_norm", "group_count", "group_used_count")},
+    }
+
+
 def _all_groups(routing: Routing) -> bool:
     return routing.groups <= 1 or routing.groups_used >= routing.groups
 
 
 def _rope(model: Model) -> Keys:
     keys = {"rope.dimension_count": Expected(model.rope), "rope.freq_base": Expected(model.theta, 10000.0)}
+    if model.linear is not None:
+        return keys | _linear(model.linear)
     return keys | (_straight() if model.yarn is None else _yarn(model.yarn))
 
 
@@ -119,6 +139,28 @@ def _yarn(yarn: Yarn) -> Keys:
         "rope.scaling.yarn_beta_fast": Expected(yarn.fast, 32.0, optional=True),
         "rope.scaling.yarn_beta_slow": Expected(yarn.slow, 1.0, optional=True),
     }
+
+
+def _linear(linear: Linear) -> Keys:
+    """Return the keys of positions divided by a factor.
+
+    Readers make attention sharper by (1 + 0.1·ln s)·(1 + m·ln s), m = yarn_log_multiplier: m must make this 1.
+    """
+    stretch = math.log(linear.factor)
+    undone = (math.sqrt(linear.scale) / (1 + 0.1 * stretch) - 1) / stretch if stretch else 0.0
+    return {
+        "rope.scaling.type": Expected("linear", "linear"),
+        "rope.scaling.factor": Expected(linear.factor, 1.0),
+        "rope.scaling.yarn_log_multiplier": Expected(
+            undone, 0.0, note="llama.cpp makes attention sharper by the logarithm of the factor; it takes that back"
+        ),
+        **_unused("original_context_length", "yarn_beta_fast", "yarn_beta_slow"),
+    }
+
+
+def _unused(*names: str) -> Keys:
+    note = "positions are not stretched as YaRN does, so nothing is done with it"
+    return {f"rope.scaling.{name}": Expected(None, grade=Grade.DIFFERS, note=note) for name in names}
 
 
 def _straight() -> Keys:

@@ -44,8 +44,13 @@ def tokens_of(files: TokenizerFiles) -> Tokens:
     tokenizer = _of_ranks(files.ranks or {}) if files.tokenizer is None else files.tokenizer
     read_vocabulary(tokenizer, files.config, files.path)  # refuses what is damaged; what it says is read anew here
     listed = [(token["id"], token) for token in tokenizer.get("added_tokens") or ()]
-    listed += [(int(number), token) for number, token in (files.config.get("added_tokens_decoder") or {}).items()]
     ids = {**tokenizer["model"]["vocab"], **{token["content"]: number for number, token in listed}}
+    contents = {number: content for content, number in ids.items()}
+    for text, token in (files.config.get("added_tokens_decoder") or {}).items():
+        number, content = int(text), token["content"]
+        if (ids.get(content, number), contents.get(number, content)) == (number, content):  # else tokenizer.json counts
+            listed.append((number, token))
+            ids[content], contents[number] = number, content
     added = {number: token.get("special") is True for number, token in listed}
     named = (content_of(files.config.get(f"{kind}_token")) for kind in NAMED)
     special = {ids[content]: True for content in named if content in ids and ids[content] in added}

@@ -40,9 +40,9 @@ def of_reference(weights: CheckpointWeights | GgufWeights, threads: int) -> list
 
 def of_checkpoint(checkpoint: Checkpoint, threads: int) -> list[Finding]:
     """Compare two rows of every tensor of a checkpoint with ml_dtypes' decoding of the stored bytes, bit by bit."""
-    raw = open_raw(
-        map(Path, (file.name for file in checkpoint.files)), checkpoint.config.get("quantization_config") or {}
-    )
+    shards = [Path(file.name) for file in checkpoint.files]
+    quantization = checkpoint.config.get("quantization_config") or {}
+    raw = open_raw(Path(checkpoint.folder.path), shards, quantization)
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda tensor: _of_source(tensor, raw), checkpoint.tensors.values())
         return [finding for finding in found if finding]

@@ -96,7 +96,7 @@ class TensorError:
         self._worst_block(piece, worst)
 
     def _worst_row(self, piece: WeightPiece, sums: NDArray[Any], floor: float) -> None:
-        ratios = np.sqrt(sums[:, 0] / np.maximum(sums[:, 1], floor))
+        ratios = np.sqrt(sums[:, 0] / np.maximum(sums[:, 1], floor or np.finfo(np.float64).tiny))
         row = int(ratios.argmax())
         if ratios[row] > self.row_rms:
             self.row_rms, self.row_place = float(ratios[row]), Position(piece.index, piece.start + row, 0)
