@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_mla.plan.jobs import Part, TensorJob
-from gguf_mla.sources.tensor import FactoredSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,7 +51,12 @@ class Factors:
 
 def leaves_out(source: SourceTensor) -> bool:
     """Whether the raw rows of a source lack a scale."""
-    return isinstance(source, FactoredSource) and source.factor != 1
+    return _factor_of(source) != 1
+
+
+def _factor_of(source: SourceTensor) -> float:
+    """Return what raw rows are to be multiplied with: the `factor` of a source that leaves a scale out."""
+    return float(getattr(source, "factor", 1))  # asked of every expert of a model: a Protocol would take seconds
 
 
 def with_scales(jobs: Iterable[TensorJob], sources: Mapping[str, SourceTensor]) -> Iterator[TensorJob]:
@@ -87,5 +91,5 @@ def _factor(part: Part, kind: str, sources: Mapping[str, SourceTensor]) -> float
     source = sources.get(part.source)  # none for a scale among the jobs
     if source is None or source.raw_type != kind or part.transposed:
         return None  # not copied, so nothing is left out
-    factor = source.factor if isinstance(source, FactoredSource) else 1.0
+    factor = _factor_of(source)
     return None if factor == 1 else factor

@@ -62,15 +62,6 @@ class SourceTensor(Protocol):
         """Say that rows `start:stop` will not be wanted again."""
 
 
-@runtime_checkable
-class FactoredSource(Protocol):
-    """A tensor whose raw rows lack one scale that all of them share."""
-
-    @property
-    def factor(self) -> float:
-        """What `raw` rows are to be multiplied with."""
-
-
 class RawSource(SourceTensor, Protocol):
     """A tensor whose rows can be had undecoded: those of a ggml type, or rearranged into one."""
 
