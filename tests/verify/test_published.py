@@ -64,5 +64,5 @@ def test_an_unknown_class_is_refused(listed: Any, tmp_path: Path) -> None:
 def test_an_unknown_rope_scaling_is_refused(tmp_path: Path) -> None:
     scaling = {"type": "dynamic", "factor": 4.0}
     directory = hub.write(tmp_path / "model", "v3", num_hidden_layers=1, n_routed_experts=4, rope_scaling=scaling)
-    with pytest.raises(InputError, match=r"type cannot be used.*yarn or linear or default.*linear"):
+    with pytest.raises(InputError, match=r"type cannot be used.*yarn or linear or default.*dynamic"):
         open_reference(directory)
