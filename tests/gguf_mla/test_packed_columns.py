@@ -166,7 +166,7 @@ def test_other_forms_of_gptq_are_refused(tmp_path: Path) -> None:
 def test_verify_has_a_second_opinion(tmp_path: Path, make: Any, bits: int) -> None:
     stored, expected = make(64, 32, 2, bits)
     checkpoint = opened(tmp_path, stored, None)
-    raw = open_raw([tmp_path / "model.safetensors"], {})
+    raw = open_raw(tmp_path, [tmp_path / "model.safetensors"], {})
     assert raw.judged(NAME) == (0, 31)
     for row in (0, 5, 31):
         assert raw.row(NAME, row).tobytes() == expected[row].tobytes()

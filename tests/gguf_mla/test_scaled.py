@@ -270,7 +270,7 @@ def second_opinions() -> dict[str, Tensors]:
 def test_verify_has_a_second_opinion(tmp_path: Path, name: str) -> None:
     checkpoint = opened(tmp_path, second_opinions()[name], None)
     assert checkpoint.tensors[NAME].name == NAME
-    raw = open_raw([tmp_path / "model.safetensors"], {})
+    raw = open_raw(tmp_path, [tmp_path / "model.safetensors"], {})
     assert len(raw.judged(NAME)) == 2
     assert of_checkpoint(checkpoint, 1) == []
 

@@ -52,15 +52,17 @@ def test_both_warn_of_the_same(kind: str, changes: dict[str, Any], count: int, t
     assert found == family_of(read).warnings(read)
 
 
-@pytest.mark.parametrize("listed", [["Other"], "DeepseekV3ForCausalLM", [["nested"]]])
+@pytest.mark.parametrize("listed", [["Other"], [], None, "DeepseekV3ForCausalLM", [["nested"]]])
 def test_an_unknown_class_is_refused(listed: Any, tmp_path: Path) -> None:
-    directory = hub.write(tmp_path / "model", "v3", num_hidden_layers=1, n_routed_experts=4, architectures=listed)
+    directory = hub.write(
+        tmp_path / "model", "v3", num_hidden_layers=1, n_routed_experts=4, model_type=None, architectures=listed
+    )
     with pytest.raises(InputError, match=r"a model of this class cannot be verified.*DeepseekV3ForCausalLM"):
         open_reference(directory)
 
 
 def test_an_unknown_rope_scaling_is_refused(tmp_path: Path) -> None:
-    scaling = {"type": "longrope", "factor": 4.0}
+    scaling = {"type": "dynamic", "factor": 4.0}
     directory = hub.write(tmp_path / "model", "v3", num_hidden_layers=1, n_routed_experts=4, rope_scaling=scaling)
-    with pytest.raises(InputError, match=r"type cannot be used.*longrope"):
+    with pytest.raises(InputError, match=r"type cannot be used.*yarn or linear or default.*dynamic"):
         open_reference(directory)
