@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 # A test file runs in one process, as many files at a time as there are processors; each then needs but one thread.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick elsewhere check gpu clean
+.PHONY: demo test quick elsewhere bench-smoke check gpu clean
 
 demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp speak
 	$(BIN)/gguf-mla demo
@@ -26,10 +26,15 @@ SUMS = $(patsubst %,tests/verify/test_%.py,attention faults forward indexer leve
 elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
 	OPENBLAS_CORETYPE=Nehalem $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
 	OPENBLAS_CORETYPE=Haswell $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
+	$(MAKE) bench-smoke
+	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/guard tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
+
+# The golden bytes of every type from machine code for three processors, each in a process of its own; two at a time.
+bench-smoke: $(VENV)/test.stamp ## what the benchmarks measure gives the same bytes on other processors
 	NUMBA_CPU_NAME=haswell $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py & haswell=$$!; \
 	NUMBA_CPU_NAME=generic $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py; generic=$$?; \
 	wait $$haswell && exit $$generic
-	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/guard tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
+	$(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
 
 # Builds nothing, so that it runs where nothing can be downloaded: in the environment, if there is one, or as PYTHON.
 gpu: ## test and measure a CUDA device

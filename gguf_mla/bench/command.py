@@ -32,6 +32,11 @@ def _types(run: str, about: str) -> Command:
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="A libggml-base.so to compare speed and bytes with.",
         ),
+        Option(
+            ["--cpu"],
+            metavar="NAME",
+            help="Measure as another processor would: haswell for one with AVX2 at most, generic with SSE2 only.",
+        ),
         Option(["--rows"], type=ROWS, default=256, show_default=True, help="Rows of 2048 values to work on."),
         Option(["--seconds"], type=SECONDS, default=0.3, show_default=True, help="How long to measure each line."),
         Option(["--json", "as_json"], is_flag=True, help="Print JSON instead of a table."),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import numpy as np
@@ -126,16 +126,36 @@ def compare(
     return TypeSpeed(tensor_type.name, importance, rate, against, rate / against, same)
 
 
-def quantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
+def quantize(
+    names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str, cpu: str | None
+) -> None:
     """Print how fast types are encoded."""
+    if cpu:
+        _measure_as(cpu, "quantize", as_json, types=names, against=against, rows=rows, seconds=seconds, device=device)
     opened, ggml = open_device(device), Ggml(against) if against else None
     report(quantize_results(wanted_types(names), rows, seconds, ggml, opened), ggml is not None, as_json)
 
 
-def dequantize(names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str) -> None:
+def dequantize(
+    names: str | None, against: Path | None, rows: int, seconds: float, as_json: bool, device: str, cpu: str | None
+) -> None:
     """Print how fast types are decoded."""
+    if cpu:
+        _measure_as(cpu, "dequantize", as_json, types=names, against=against, rows=rows, seconds=seconds, device=device)
     opened, ggml = open_device(device), Ggml(against) if against else None
     report(dequantize_results(wanted_types(names), rows, seconds, ggml, opened), ggml is not None, as_json)
+
+
+def _measure_as(cpu: str, job: str, as_json: bool, **options: object) -> NoReturn:
+    """Do the same in a process that compiles for another processor, and exit with its status."""
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    raise click.exceptions.Exit(_processor().run_as(cpu, ["bench", job, *given, *(["--json"] if as_json else [])]))
+
+
+def _processor() -> Any:
+    from gguf_mla.bench import processor  # noqa: PLC0415  # numba, 0.3 s
+
+    return processor
 
 
 def quantize_results(
@@ -216,6 +236,7 @@ def report(results: Iterator[TypeSpeed], against: bool, as_json: bool) -> None:
     """Print results as they come, or all as JSON; status 1 if any byte differed."""
     done = []
     if not as_json:
+        click.echo(_processor().described())
         click.echo(f"{'type':8} {'':10} {'MB/s':>9}" + (f" {'ggml MB/s':>9} {'ratio':>8}  bytes" if against else ""))
     for result in results:
         done.append(result)

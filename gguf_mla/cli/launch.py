@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ from gguf_mla import units
 from gguf_mla.cli.describe import noteworthy, plan_text, plans_json, result_json, result_text, timings
 from gguf_mla.cli.failures import Interrupted
 from gguf_mla.cli.printing import as_json, warn
-from gguf_mla.codec import trial
+from gguf_mla.codec import compiling, trial
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums, platform
@@ -98,7 +99,7 @@ def _run(job: Job, options: RunOptions) -> Result:
     outputs, paths = [output for _, output in job.outputs], _paths(job)
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
-        with _bar(total, outputs[0][0].path.name, options) as bar:
+        with _bar(total, outputs[0][0].path.name, options) as bar, compiling.heard_by(lambda told: _aside(bar, told)):
             return execute(
                 outputs,
                 job.sources,
@@ -113,6 +114,12 @@ def _run(job: Job, options: RunOptions) -> Result:
             )
     except executor.RunInterrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None
+
+
+def _aside(bar: tqdm[Any], sentence: str) -> None:
+    """Print a line above the bar, where there is one."""
+    if not bar.disable:
+        bar.write(sentence, file=sys.stderr)
 
 
 def _bar(total: int, name: str, options: RunOptions) -> tqdm[Any]:

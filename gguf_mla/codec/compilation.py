@@ -1,8 +1,8 @@
 """numba's compiler, for kernels made of many small functions: machine code comes from the whole, once.
 
 numba makes machine code of every function it compiles, optimised on its own with copies of all that it calls. Here a
-helper, which nobody calls from Python, remains LLVM code as it was lowered. A kernel takes in its helpers and theirs,
-and is optimised as a whole: that costs half of it.
+helper, which nobody calls from Python, remains LLVM code, barely optimised. A kernel takes in its helpers and theirs,
+and is optimised as a whole: it compiles in little more than half the time.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _pipeline(state: Any, lowering: type[NativeLowering]) -> Any:
 
 
 class HelperCompiler(CompilerBase):  # type: ignore[misc]
-    """The compiler of helpers, as numba's option `pipeline_class`."""
+    """The compiler of helpers, for `kernel_cache.compiler(pipeline_class=…)`."""
 
     def define_pipelines(self) -> list[Any]:
         """Return the passes a function goes through."""
@@ -96,7 +96,7 @@ class HelperCompiler(CompilerBase):  # type: ignore[misc]
 
 
 class KernelCompiler(CompilerBase):  # type: ignore[misc]
-    """The compiler of kernels, as numba's option `pipeline_class`."""
+    """The compiler of kernels, for `kernel_cache.compiler(pipeline_class=…)`."""
 
     def define_pipelines(self) -> list[Any]:
         """Return the passes a function goes through."""

@@ -9,7 +9,7 @@ import numba  # noqa: F401  # the whole first: two threads that begin with parts
 
 from gguf_mla.codec import feed
 from gguf_mla.codec.compilation import HelperCompiler, KernelCompiler
-from gguf_mla.codec.kernel_cache import compiler, keep_on_disk
+from gguf_mla.codec.kernel_cache import KernelCache, compiler, keep_on_disk
 from gguf_mla.lanes import cpu
 from gguf_mla.lanes.binding import Binder
 
@@ -31,7 +31,8 @@ def _kernel(feeder: Any, tensor_type: TensorType, formula: str) -> Any:
         "ROW_SPREAD": tensor_type.row_spread,
         "formula": _binder.helper(getattr(tensor_type.module, formula)),
     }
-    return keep_on_disk(_compile(_binder.rebind(feeder, names, f"{tensor_type.name}_{formula}")))
+    kernel = _compile(_binder.rebind(feeder, names, f"{tensor_type.name}_{formula}"))
+    return keep_on_disk(kernel, functools.partial(KernelCache, purpose=tensor_type.name))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from gguf_mla import lanes
+from gguf_mla.codec import compiling
 from gguf_mla.codec.kernel_store import Store
 from gguf_mla.errors import MachineError
 from gguf_mla.lanes.binding import FORMULA_PACKAGES
@@ -68,11 +69,15 @@ class _CompileResults(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class KernelCache(caching.NullCache):  # type: ignore[misc]
-    """What a dispatcher asks for machine code before it compiles, and gives it to afterwards."""
+    """What a dispatcher asks for machine code before it compiles, and gives it to afterwards.
+
+    purpose  what to `compiling.tell` when there is none; None: nothing
+    """
 
     results: Any = _CompileResults()
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, purpose: str | None = None) -> None:
+        self._purpose = purpose
         self._label = re.sub(r"[^\w.-]", "_", f"{function.__module__}.{function.__qualname__}")
         self._code = hashlib.sha256(function.__code__.co_code).hexdigest()
         self._source = Path(inspect.getfile(function))
@@ -85,6 +90,8 @@ class KernelCache(caching.NullCache):  # type: ignore[misc]
             payload = store.read(name, key)
             if payload is not None:
                 return self._rebuilt(payload, target_context)
+        if self._purpose:
+            compiling.tell(self._purpose)
         return None
 
     def _rebuilt(self, payload: bytes, target_context: Any) -> Any:

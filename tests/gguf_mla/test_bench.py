@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from gguf_mla import ggtypes
-from gguf_mla.bench import gpu, types
+from gguf_mla.bench import gpu, processor, types
 from gguf_mla.bench.command import bench
 from gguf_mla.errors import InputError
 from tests.support import hub
@@ -54,8 +55,20 @@ def run(*arguments: str) -> Any:
 
 def test_table_has_a_line_per_type_and_kind_of_weights() -> None:
     result = run("quantize", "--types", "Q8_0, q4_0")
-    assert [line.split()[0] for line in result.output.splitlines()[1:]] == ["Q8_0", "Q4_0", "Q4_0"]
-    assert "importance" in result.output.splitlines()[3]
+    assert re.match(r"compiled for \S+, vectors of (128|256|512) bits\n", result.output)
+    assert [line.split()[0] for line in result.output.splitlines()[2:]] == ["Q8_0", "Q4_0", "Q4_0"]
+    assert "importance" in result.output.splitlines()[4]
+
+
+def test_another_processor_measures_in_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    result = run("quantize", "--types", "Q8_0", "--cpu", "generic")
+    assert result.exit_code == 0
+    assert capfd.readouterr().out.startswith("compiled for generic, vectors of 128 bits\n")
+
+
+def test_the_bytes_of_avx512_are_left_out_by_name() -> None:
+    features = processor.features_without_avx512().split(",")
+    assert not [name for name in features if name.startswith(("+avx512", "+sse4a"))]
 
 
 def test_json_has_the_same_as_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pickle
 import subprocess
@@ -14,7 +15,8 @@ import numba
 import numpy as np
 import pytest
 
-from gguf_mla.codec import kernel_cache
+from gguf_mla.codec import compiling, kernel_cache
+from gguf_mla.codec.compilation import HelperCompiler, KernelCompiler
 from gguf_mla.codec.kernel_store import SUFFIX, Store, _digest
 
 if TYPE_CHECKING:
@@ -357,6 +359,31 @@ def test_kernels_of_all_rooms_go_through_this_door() -> None:
             text = path.read_text()
             assert path.name == "kernel_cache.py" or "njit(" not in text, path
             assert "cache=True" not in text or path.name == "kernel_cache.py", path
+
+
+def test_who_waits_for_a_compilation_is_told_for_what_and_once(directory: Path) -> None:
+    told: list[str] = []
+    cache = functools.partial(kernel_cache.KernelCache, purpose="Q4_K")
+    with compiling.heard_by(told.append):
+        for _ in range(2):
+            kernel_cache.keep_on_disk(kernel_cache.compiler(nogil=True)(twice), cache)(21)
+        assert told == ["compiling kernels for Q4_K, once"]
+    only(directory)
+
+
+def test_a_kernel_takes_in_what_its_helpers_call(directory: Path) -> None:
+    helper = kernel_cache.compiler(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=HelperCompiler)
+    inner = helper(thrice)
+    middle = helper(lambda x: inner(x) + 1)
+    kernel = kernel_cache.compiler(pipeline_class=KernelCompiler)(lambda x: middle(x) + inner(x))
+    assert kernel(7) == 43
+    assert not directory.exists()
+
+
+def test_amds_own_instructions_are_not_used(directory: Path) -> None:
+    entry(directory)
+    dispatcher = kernel_cache.kernel(nogil=True)(twice)
+    assert "+sse4a" not in dispatcher.targetctx.codegen().magic_tuple()[2]
 
 
 def test_arrays_of_other_layouts_are_other_kernels(directory: Path) -> None:
