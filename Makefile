@@ -23,18 +23,16 @@ quick: $(VENV)/test.stamp ## the quick part: no other program judges, nothing is
 # The rest of tests/verify sees names, keys and bytes, which are the same everywhere.
 SUMS = $(patsubst %,tests/verify/test_%.py,attention faults forward indexer levels observe other_makes prediction \
 	rounding significance sparse sparse_faults union)
-elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
+elsewhere: bench-smoke ## run as on other machines what depends on the machine
 	OPENBLAS_CORETYPE=Nehalem $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
 	OPENBLAS_CORETYPE=Haswell $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
-	$(MAKE) bench-smoke
 	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/guard tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
 
-# The golden bytes of every type from machine code for three processors, each in a process of its own; two at a time.
+# The golden bytes of every type from machine code for three processors, each in a process of its own, side by side.
+GOLDEN = $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
 bench-smoke: $(VENV)/test.stamp ## what the benchmarks measure gives the same bytes on other processors
-	NUMBA_CPU_NAME=haswell $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py & haswell=$$!; \
-	NUMBA_CPU_NAME=generic $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py; generic=$$?; \
-	wait $$haswell && exit $$generic
-	$(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py
+	NUMBA_CPU_NAME=haswell $(GOLDEN) & haswell=$$!; NUMBA_CPU_NAME=generic $(GOLDEN) & generic=$$!; \
+	$(GOLDEN); native=$$?; wait $$haswell && wait $$generic && exit $$native
 
 # Builds nothing, so that it runs where nothing can be downloaded: in the environment, if there is one, or as PYTHON.
 gpu: ## test and measure a CUDA device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # transformers' and torch's own
 ]
 
-LIMIT = 2e-4
+LIMIT, FP8_LARGEST = 2e-4, 448.0
 TOKENS = 256
 LENGTHS = (1, 5, 21, 64, 128)
 # Heads and ranks of the published models: the engine has kernels for these only.
@@ -63,6 +64,23 @@ def linear(model: Model) -> None:
     scaling(type="linear", factor=4.0)(model)
 
 
+def per_channel(model: Model, *, meant: bool) -> None:
+    """Store every projection as FP8 with a scale for each row, or as the values that those mean."""
+    for name, tensor in list(model.tensors.items()):
+        if not name.endswith("_proj.weight"):
+            continue
+        values = np.ascontiguousarray(tensor.make()).view(ml_dtypes.bfloat16).astype(np.float32)
+        scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(FP8_LARGEST)
+        codes = (values / scale).astype(ml_dtypes.float8_e4m3fn)
+        if meant:
+            model.add(name, codes.astype(np.float32) * scale)
+        else:
+            model.add(name, codes.view(np.uint8), "F8_E4M3")
+            model.add(name + "_scale", scale)
+    if not meant:
+        model.config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+
+
 # The tensors that transformers gets, and those that are converted.
 VARIANTS: dict[str, tuple[Callable[[Model], object], Callable[[Model], object], tuple[str, ...]]] = {
     "fused experts": (lambda _: None, lambda m: fuse_experts(m, 1), ()),
@@ -70,6 +88,7 @@ VARIANTS: dict[str, tuple[Callable[[Model], object], Callable[[Model], object], 
     "dense": (dense_as_transformers_has_it, dense_here, ()),
     "one group": (pruned, lambda m: m.config.update(n_group=3, topk_group=1), ("--set", "n_group=1")),
     "linear scaling": (linear, linear, ()),
+    "FP8 per channel": (lambda m: per_channel(m, meant=True), lambda m: per_channel(m, meant=False), ()),
     "a prefix": (lambda _: None, lambda m: m.rename(lambda n: "module." + n), ()),
 }
 
