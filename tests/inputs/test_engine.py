@@ -70,7 +70,7 @@ def per_channel(model: Model, *, meant: bool) -> None:
         if not name.endswith("_proj.weight"):
             continue
         values = np.ascontiguousarray(tensor.make()).view(ml_dtypes.bfloat16).astype(np.float32)
-        scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(FP8_LARGEST)
+        scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-6) / np.float32(FP8_LARGEST)
         codes = (values / scale).astype(ml_dtypes.float8_e4m3fn)
         if meant:
             model.add(name, codes.astype(np.float32) * scale)
