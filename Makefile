@@ -16,8 +16,8 @@ demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp s
 test: $(VENV)/test.stamp ## run the whole test suite
 	$(PYTEST)
 
-quick: $(VENV)/test.stamp ## the quick part: no other program judges, nothing is compiled for a GPU
-	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow'
+quick: $(VENV)/test.stamp ## the quick part: no other program judges, no GPU is simulated, few cases of each kind
+	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow and not thorough'
 
 # Sums in the orders of other CPUs, the golden bytes from their machine code, and files as where Linux's own calls fail.
 # The rest of tests/verify sees names, keys and bytes, which are the same everywhere.

