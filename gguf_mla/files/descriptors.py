@@ -92,9 +92,12 @@ class Descriptor:
         pool.give_back(self)
 
     @contextmanager
-    def open(self) -> Iterator[int]:
-        """Return the number, which stays valid inside the context; OSError when it cannot be opened again."""
-        number = self._pool.take(self)
+    def open(self, failed: Callable[[OSError], Exception]) -> Iterator[int]:
+        """Return the number, which stays valid inside the context; what `failed` returns when it cannot be reopened."""
+        try:
+            number = self._pool.take(self)
+        except OSError as error:
+            raise failed(error) from None
         try:
             yield number
         finally:

@@ -7,7 +7,6 @@ import functools
 import os
 import stat
 import weakref
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
@@ -18,7 +17,7 @@ from gguf_mla.files.clock import stage
 from gguf_mla.files.descriptors import POOL, Descriptor, same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -86,18 +85,9 @@ class InputFile:
         with self.opened() as fd:
             platform.will_read(fd, offset, count)
 
-    @contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self) -> AbstractContextManager[int]:
         """Return the descriptor, which stays open inside the context; MachineError when it cannot be opened again."""
-        try:
-            opened = self._descriptor.open()
-            number = opened.__enter__()
-        except OSError as error:
-            raise MachineError(f"reading failed ({error.strerror})", file=self.path) from None
-        try:
-            yield number
-        finally:
-            opened.__exit__(None, None, None)
+        return self._descriptor.open(lambda error: MachineError(f"reading failed ({error.strerror})", file=self.path))
 
     def fileno(self) -> int:
         """Return the descriptor, which stays open until other files need it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +20,8 @@ from gguf_mla.files.locked import ELSEWHERE, is_named, open_locked
 from gguf_mla.files.platform import free_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -100,18 +100,9 @@ class OutputFile:
         except OSError as error:
             raise unwritable(self.path, error) from None
 
-    @contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self) -> AbstractContextManager[int]:
         """Return the descriptor, which stays open inside the context; MachineError when it cannot be opened again."""
-        try:
-            opened = self._descriptor.open()
-            number = opened.__enter__()
-        except OSError as error:
-            raise unwritable(self.path, error) from None
-        try:
-            yield number
-        finally:
-            opened.__exit__(None, None, None)
+        return self._descriptor.open(lambda error: unwritable(self.path, error))
 
     def fileno(self) -> int:
         """Return the descriptor, which stays open until other files need it."""

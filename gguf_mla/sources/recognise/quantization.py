@@ -12,6 +12,7 @@ import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.ggtypes.shared import floats
+from gguf_mla.sources.formats.plain import plain
 from gguf_mla.sources.recognise.reading import FLOATS, examples
 
 if TYPE_CHECKING:
@@ -74,13 +75,8 @@ def _is_unscaled(weight: StoredTensor) -> bool:
     if weight.dtype == "F64":
         return False
     rows = max(1, min(weight.rows, SAMPLE // max(1, weight.shape[-1])))
-    values: NDArray[np.float32] = floats.to_float32(_typed(weight.read(0, rows), weight.dtype), weight.dtype)
+    values: NDArray[np.float32] = floats.to_float32(plain(weight).read(0, rows), weight.dtype)
     if not values.size or not UNSCALED < np.abs(values).max() <= FP8_LARGEST:  # nor is it, of a NaN
         return False
     steps = values / np.float32(FP8_STEP)
     return bool((steps == np.rint(steps)).all())
-
-
-def _typed(data: NDArray[np.uint8], dtype: str) -> NDArray[np.generic]:
-    kinds: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-    return data.view(kinds[dtype])

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.ggtypes.shared import floats
+from gguf_mla.sources.formats.plain import is_plain, plain
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -93,13 +96,9 @@ def values_of(dtype: str) -> NDArray[np.float32]:
 
 def decoded_scales(scale: StoredTensor, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
     """Return rows `first:last` of stored scales as float32; one of SCALE_DTYPES."""
+    if is_plain(scale):
+        return floats.to_float32(plain(scale).read(first, last), scale.dtype)
     data = scale.read(first, last)
-    if scale.dtype == "F32":
-        return data.view(np.float32)
-    if scale.dtype == "F16":
-        return data.view(np.float16).astype(np.float32)
-    if scale.dtype == "BF16":
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     # E8M0: the byte b means 2^(b-127), and 255 is NaN. 2^-127 is a float32 subnormal, which ldexp rounds exactly.
     scales = np.ldexp(np.float32(1), data.astype(np.int32) - 127)
     return np.where(data == 255, np.float32(np.nan), scales).astype(np.float32)
