@@ -7,6 +7,7 @@ holes. Source: the safetensors format description.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def read_shard(file: Readable) -> dict[str, StoredTensor]:
     start = 8 + header.length
     bounds.bounded(len(header.entries), bounds.TENSORS, "the number of tensors", file=file.name)
     entries = [_entry(file, start, name, entry) for name, entry in header.entries.items() if name != "__metadata__"]
-    entries.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    entries.sort(key=operator.attrgetter("offset", "nbytes"))
     _check_tiling(file, start, entries)
     return {tensor.name: tensor for tensor in entries}
 

@@ -38,6 +38,9 @@ SCALES = "_scale_inv"
 BLOCK = 128  # rows that an FP8 scale serves, where the configuration does not say
 _STACKED = re.compile(rf"(.*mlp\.)(?:experts|switch_mlp)\.({'|'.join(HOLDS)})(?:\.weight)?({SCALES})?")
 _PAIR = re.compile(rf"(.*(?:mlp|shared_experts)\.)gate_up_proj\.weight({SCALES})?")
+_HINT = re.compile(
+    rf"(?:mlp\.experts|switch_mlp)\.(?:{'|'.join(HOLDS)})|gate_up_proj"
+)  # in the name of every fused one
 
 
 class _Fused(NamedTuple):
@@ -51,7 +54,8 @@ class _Fused(NamedTuple):
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading with a tensor for every part; InputError for halves that cannot be told apart."""
-    fused = {name: found for name, tensor in reading.stored.items() if (found := _fused(name, tensor)) is not None}
+    names = reading.named(_HINT)
+    fused = {name: found for name in names if (found := _fused(name, reading.stored[name])) is not None}
     if not fused:
         return reading
     _check(reading, fused)

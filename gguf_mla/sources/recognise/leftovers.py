@@ -40,5 +40,7 @@ def reason_of(name: str) -> str | None:
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading without what no model needs; the plan lists it as dropped."""
+    if not any(map(reason_of, reading.kinds)):
+        return reading
     names = (*reading.stored, *reading.absent)
     return reading.without({name: reason for name in names if (reason := reason_of(name)) is not None})
