@@ -78,7 +78,7 @@ def _turned(x: Floats, positions: Numbers, model: Indexed) -> Floats:
 
 def _rotated(x: Floats, positions: Numbers, model: Indexed) -> Floats:
     turn = rope.rotate if _of(model).interleaved else rope.rotate_halves
-    return np.concatenate([turn(x[..., : model.rope], positions, model), x[..., model.rope :]], axis=-1)
+    return np.concatenate([rope.place(x[..., : model.rope], positions, model, turn), x[..., model.rope :]], axis=-1)
 
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:

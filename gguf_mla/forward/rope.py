@@ -13,11 +13,14 @@ import numpy as np
 from gguf_mla.forward import kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from gguf_mla.forward.model import Linear, Yarn
 
     Floats = NDArray[np.float32]
+    Turn = Callable[[Floats, NDArray[np.int64], "Rotary"], Floats]
 
 
 class Rotary(Protocol):
@@ -79,3 +82,11 @@ def rotate_halves(x: Floats, positions: NDArray[np.int64], model: Rotary) -> Flo
     paired = np.ascontiguousarray(x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)).reshape(x.shape)
     turned = rotate(paired, positions, model).reshape(*x.shape[:-1], -1, 2)
     return np.ascontiguousarray(turned.swapaxes(-1, -2)).reshape(x.shape)
+
+
+def place(x: Floats, positions: NDArray[np.int64], model: Rotary, turn: Turn = rotate) -> Floats:
+    """Return x rotated to its positions by `turn`, with the scale that YaRN gives to what is rotated."""
+    turned = turn(x, positions, model)
+    if model.yarn is not None and model.yarn.rotated != 1:
+        turned *= np.float32(model.yarn.rotated)
+    return turned

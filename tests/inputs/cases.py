@@ -386,9 +386,10 @@ CASES: dict[str, Case] = {
     "B3": Case(pruned, words=("n_group", "--set n_group=1"), refused=True),
     "B3 set": Case(pruned, options=("--set", "n_group=1", "--set", "topk_group=1"), same=False),
     # B4, positions
-    "B4": Case(
-        scaling(type="yarn", factor=40, original_max_position_embeddings=4096),
-        words=("mscale", "--set rope_scaling.mscale=1", "1.87"),
+    "B4": Case(scaling(type="yarn", factor=40, original_max_position_embeddings=4096), words=("YaRN", "attn_factor")),
+    "B4 one mscale": Case(
+        scaling(type="yarn", factor=40, original_max_position_embeddings=4096, mscale_all_dim=1.0),
+        words=("mscale missing", "two ways", "--set rope_scaling.mscale=1"),
         refused=True,
     ),
     "B4 set": Case(
