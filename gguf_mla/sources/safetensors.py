@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.files import bounds, impostors, json_text
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _check_tiling(file: Readable, start: int, entries: list[StoredTensor]) -> No
                 tensor=tensor.name,
                 expected=f"offset {end - start}",
                 found=tensor.offset - start,
-                remedy="The shard is damaged, download it again",
+                remedy=SAVED_SO,
             )
         end += tensor.nbytes
     if end != file.size:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.sources.formats.shared.coded import decoded_scales
 from gguf_mla.sources.formats.shared.stored_shape import confirm
 from gguf_mla.sources.tensor import Raw
@@ -123,7 +123,7 @@ class Int4Tensor:
                 tensor=self.scale.name,
                 expected="finite scales",
                 found=f"NaN or Inf at row {start + row}, group {group}",
-                remedy="The source is damaged, download it again",
+                remedy=SAVED_SO,
             )
         return scales.repeat(self.group // BLOCK, axis=1)[:, : self.shape[1] // BLOCK].reshape(-1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.sources.formats.shared.coded import decoded_scales
 from gguf_mla.sources.formats.shared.stored_shape import confirm
 
@@ -112,7 +112,7 @@ class IntegerTensor:
                 tensor=self.order.name,
                 expected=f"0 to {count - 1}",
                 found=int(group[column]),
-                remedy="The file is damaged: compare its checksum with the one published, or quantize the model anew",
+                remedy=SAVED_SO,
             )
         return group
 
