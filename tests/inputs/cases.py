@@ -390,7 +390,7 @@ CASES: dict[str, Case] = {
     # B4, positions
     "B4": Case(scaling(**YARN), words=("YaRN", "attn_factor")),
     "B4 one mscale": Case(
-        scaling(**YARN, mscale_all_dim=1.0), words=("mscale missing", "two ways", "--set rope_sc"), refused=True
+        scaling(**YARN, mscale_all_dim=1), words=("mscale missing", "two ways", "--set rope_sc"), refused=True
     ),
     "B4 set": Case(
         scaling(**YARN), options=("--set", "rope_scaling.mscale=1", "--set", "rope_scaling.mscale_all_dim=1")

@@ -7,7 +7,7 @@
     mlp.gate_up_proj.weight         [2·ffn, hidden], of dense layers and shared experts
 
 Rows stay where they are: every part becomes a tensor of its own over a range of the file. Scales of blocks and rows
-are cut alike; one for an expert ([experts], [experts, 1, 1]) serves both halves, of two ([experts, 2]) each has its own.
+are cut alike; one of an expert ([experts], [experts, 1, 1]) serves both halves, two ([experts, 2]) serve one each.
 """
 
 from __future__ import annotations
