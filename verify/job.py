@@ -12,6 +12,7 @@ import numpy as np
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.on_device import form_on, place_on
+from gguf_mla.forward.place import enough_memory
 from gguf_mla.forward.tensors import LEGACY
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import Choices
@@ -150,9 +151,10 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
 
 def _run(level: str, proof: Proof, reference: Reference, bar: Bar) -> None:
     begin = time.monotonic()
-    for finding in _RUN[level](proof, reference, bar):
-        if finding is not None:
-            proof.findings.append(finding)
+    with enough_memory():
+        for finding in _RUN[level](proof, reference, bar):
+            if finding is not None:
+                proof.findings.append(finding)
     proof.seconds[level] = round(time.monotonic() - begin, 3)
 
 

@@ -8,6 +8,7 @@ checkpoint, and the key half of a joined kv_b, which is transposed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from gguf_mla import ggtypes
 from gguf_mla.codec.rows import CACHE_LINE
+from gguf_mla.errors import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 CHUNK_VALUES = 1 << 22  # 16 MiB as float32: enough for a matrix product to be worth it
 SHARE_VALUES = 1 << 18  # what a thread decodes at a time
+OUT_OF_MEMORY = "can't allocate memory"  # in what torch's allocator for the CPU says
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # has to be set before CUDA starts for products with the same bits every time
 
 
@@ -38,6 +41,20 @@ def settle(threads: int) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its own setter
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn what torch says of memory into what others say: MemoryError on the CPU, a MachineError of a GPU."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        remedy = "Use a GPU with more free memory, a shorter --context, fewer --chunks, or --device cpu"
+        raise MachineError("the GPU does not have enough memory", remedy=remedy) from None
+    except RuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        raise MemoryError from None
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,8 @@ class Place:
 
     def ids(self, ids: Ids) -> Numbers:
         """Return token ids there."""
-        return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+        writable = ids if isinstance(ids, torch.Tensor) else np.require(ids, requirements="W")
+        return torch.as_tensor(writable, dtype=torch.int64, device=self.device)
 
     def rows(self, stack: Stack, index: int, start: int, stop: int) -> Floats:
         """Return some rows of a matrix of a stack, float32 [stop - start, cols]."""
