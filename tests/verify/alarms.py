@@ -215,11 +215,11 @@ def judge(count: Count, kind: str, reference: Any, candidate: Any, tokens: list[
     print(kind, dict(said), flush=True)
 
 
-class Recorded(logits._Both):
+class Recorded(logits.Passes):
     """Both models, with what every layer adds kept, so that each text can be judged by itself."""
 
     def __init__(self, reference: Any, candidate: Any) -> None:
-        super().__init__(reference, candidate, FORMS["absorbed"])
+        super().__init__(reference, candidate, np.zeros((0, 0), np.int64), FORMS["absorbed"], lambda _layer: "F32")
         self.added: list[tuple[np.ndarray, np.ndarray]] = []
         self.attended: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -231,7 +231,7 @@ class Recorded(logits._Both):
             self.attended.append((theirs, ours))
         state, own = (walk.embed(side, tokens) for side in (self.reference, self.candidate))
         for layer in range(self.reference.model.layers):
-            after, own, judged = self.run(layer, state, own, state, tokens)
+            after, own, judged = self.both(layer, state, own, state, tokens)
             self.added.append((judged - state, after - state))
             state = after
         ours, theirs = (walk.finish(side, each) for side, each in ((self.reference, state), (self.candidate, own)))

@@ -7,6 +7,7 @@ compared by themselves.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,18 @@ from verify.limits import exceeds
 from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
 
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.choice import Chooser
     from gguf_mla.forward.tensors import Weights
     from verify.limits import Limits
+
+    Floats = NDArray[np.float32]
+    Numbers = NDArray[np.int64]
 
 LEVEL = "attention"
 TOKENS = 64
@@ -44,18 +49,32 @@ class LayerAgreement:
     choice: ChoiceAgreement | None = None
 
 
-def compare_attention(
-    reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: Form, types: Callable[[int], str]
-) -> Iterator[LayerAgreement]:
-    """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
-    ours = Pass(reference)
-    follower = Follower(ours.chooser)
-    theirs = Pass(candidate, form, follower)
-    hidden = lookup(ours, "token_embd.weight", tokens)
-    for layer in range(reference.model.blocks):
-        expected = walk.attention(ours, layer, hidden, tokens)
-        found = walk.attention(theirs, layer, hidden, tokens)
-        yield LayerAgreement(layer, types(layer), agreement(found, expected), follower.agreement)
+class Attentions:
+    """The attention of both sides over token sequences [B, T]; `types` names a layer's coarsest attention type."""
+
+    def __init__(
+        self, reference: Weights, candidate: Weights, tokens: Numbers, form: Form, types: Callable[[int], str]
+    ) -> None:
+        self._ours = Pass(reference)
+        self._follower = Follower(self._ours.chooser)
+        self._theirs = Pass(candidate, form, self._follower)
+        self._tokens, self._types = tokens, types
+
+    @functools.cached_property
+    def _hidden(self) -> Floats:
+        return lookup(self._ours, "token_embd.weight", self._tokens)
+
+    def compare(self, layer: int) -> LayerAgreement:
+        """Return the agreement of a layer; they are asked for in order."""
+        expected = walk.attention(self._ours, layer, self._hidden, self._tokens)
+        found = walk.attention(self._theirs, layer, self._hidden, self._tokens)
+        choice = None if self._ours.model.attends_to_all(layer) else self._follower.agreement
+        return LayerAgreement(layer, self._types(layer), agreement(found, expected), choice)
+
+    @property
+    def choosers(self) -> dict[str, Chooser]:
+        """What carries the choices of sparse attention from layer to layer, of both sides."""
+        return {"ours": self._ours.chooser, "theirs": self._follower}
 
 
 def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str = "attention") -> Finding | None:
