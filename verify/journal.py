@@ -213,9 +213,11 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pending:
-            self.save()
-        self._records.__exit__()
+        try:
+            if self._pending:
+                self.save()
+        finally:
+            self._records.__exit__()
 
 
 def _make(directory: Path) -> None:
