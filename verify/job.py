@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.on_device import form_on
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import Choices
+from gguf_mla.text import encoders
 from gguf_mla.text.tokens import read_tokens
 from verify.course import Course
 from verify.findings import LEVELS, Finding, Grade
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.forward.attention import Form
     from gguf_mla.importance.matrix import Imatrix
+    from gguf_mla.text.encoders import Encode
     from verify.course import Bar
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
@@ -37,6 +40,12 @@ if TYPE_CHECKING:
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
     from verify.opening import Candidate, Reference
+
+
+LOST_CUTS = (
+    "The reference's tokenizer.json has lost how it cuts texts, so the text is read with the file's own tokens and "
+    "tokenizer.ggml.pre."
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def prove(request: Request, bar: Bar = lambda _total, _done: nullcontext(lambda 
     ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
     levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
     proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
-    ids = _prepare(levels, request, reference)
+    ids = _prepare(levels, proof, reference)
     _structure(proof, reference)
     if proof.candidate is None or not proof.right or not levels:
         return proof
@@ -155,13 +164,26 @@ def _journal(proof: Proof) -> Journal | NoJournal:
     return Journal(directory, *identity(proof.request, candidate))
 
 
-def _prepare(levels: list[str], request: Request, reference: Reference) -> NDArray[np.int64] | None:
+def _prepare(levels: list[str], proof: Proof, reference: Reference) -> NDArray[np.int64] | None:
     """Return the tokens that these levels run over, int64 [N], None where none does; InputError for what they lack."""
+    request = proof.request
     if engine.LEVEL in levels:
         engine.require()
     if {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
         return None
-    return read_tokens(request.text, request.tokens, reference.encode, reference.weights.model.vocab)
+    encode: Encode = reference.encode
+    if request.tokens is None and reference.lost_cuts():
+        proof.warnings += (LOST_CUTS,)
+        encode = _encoder_of(request.candidate, encode)
+    return read_tokens(request.text, request.tokens, encode, reference.weights.model.vocab)
+
+
+def _encoder_of(candidate: Path, otherwise: Encode) -> Encode:
+    """Return what reads texts with a file's own tokens; `otherwise` where it cannot be opened, as will be said."""
+    try:
+        return encoders.of_gguf(open_gguf_parts(candidate).metadata, candidate)
+    except InputError:
+        return otherwise
 
 
 def _structure(proof: Proof, reference: Reference) -> None:
