@@ -65,8 +65,9 @@ class Course:
             for stage in self._running():
                 stage.take(section, found.get(stage.level))
                 self._done += stage.nbytes(section)
+        state = self._journal.state()
         for stage in self._stages if known else ():
-            stage.restore(_own(self._journal.state(), stage.level))
+            stage.restore(_own(state, stage.level))
         return len(known)
 
     def _running(self) -> Iterator[Stage]:

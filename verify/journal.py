@@ -187,8 +187,9 @@ class Journal:
         return tuple(self._sections)
 
     def state(self) -> Arrays:
-        """Return what comes after the last of these sections begins with."""
-        return self._state
+        """Return what comes after the last of these sections begins with; it is asked for once."""
+        found, self._state = self._state, {}
+        return found
 
     def through(self, found: Mapping[str, Any], state: Arrays) -> None:
         """Note that a section is through for all levels; it is on the disk when this returns."""
