@@ -17,6 +17,7 @@ from gguf_mla.sources.config import Config
 from gguf_mla.sources.tokenizer_files import read_tokenizer
 from gguf_mla.text import encoders
 from verify.findings import Finding, by_grade
+from verify.keys import pieces
 from verify.keys.compare import compare_keys
 from verify.keys.model import of_model
 from verify.keys.statements import OfCheckpoint, OfFile, Statement
@@ -62,6 +63,10 @@ class Reference:
         table = self.weights.checkpoint.tensors.get(EMBEDDINGS)
         rows = self.weights.model.vocab if table is None else table.shape[0]
         return self.with_model(vocab=max(rows, self.weights.model.vocab))
+
+    def lost_cuts(self) -> bool:
+        """Whether the checkpoint's tokenizer.json has lost how it cuts texts, so that no text can be read with it."""
+        return self.folder is not None and pieces.has_lost_it(read_tokenizer(self.folder).tokenizer)
 
     def encode(self, text: str) -> Sequence[int]:
         """Return the ids of a text: by the checkpoint's tokenizer files, or by the tokens that the file holds."""

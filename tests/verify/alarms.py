@@ -237,11 +237,12 @@ def judge(count: Count, kind: str, reference: Any, candidate: Any, tokens: list[
     print(kind, dict(said), flush=True)
 
 
-class Recorded(logits._Both):
+class Recorded(logits.Passes):
     """Both models, with what every layer adds kept, so that each text can be judged by itself."""
 
     def __init__(self, reference: Any, candidate: Any) -> None:
-        super().__init__(reference, candidate, FORMS["absorbed"])
+        none = np.zeros((0, 0), np.int64)
+        super().__init__(reference, candidate, none, FORMS["absorbed"], lambda _layer: "F32")
         self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -254,7 +255,7 @@ class Recorded(logits._Both):
             self.attended.append((theirs, ours))
         state, own = (walk.embed(side, tokens) for side in (self.reference, self.candidate))
         for layer in range(self.reference.model.layers):
-            after, own, judged = self.run(layer, state, own, state, tokens)
+            after, own, judged = self.both(layer, state, own, state, tokens)
             self.added.append((judged - state, after - state))
             state = after
         ours, theirs = (walk.finish(side, each) for side, each in ((self.reference, state), (self.candidate, own)))

@@ -84,6 +84,10 @@ def _legacy(model: MlaModel) -> Keys:
     }
 
 
+# Files from before engines read these keys lack them, though their weights may be right.
+GROUPS = "groups limit which experts a token may choose; quantize COPY --override-kv gives a copy the right value"
+
+
 def _experts(model: Model, candidate: Model) -> Keys:
     routing = model.routing
     if not routing.experts:
@@ -100,7 +104,7 @@ def _experts(model: Model, candidate: Model) -> Keys:
     }
     # Where all groups may be chosen from, there is nothing that they limit.
     free = _all_groups(routing) and _all_groups(candidate.routing)
-    grade, note = (Grade.DIFFERS, "all experts may be chosen all the same") if free else (Grade.WRONG, "")
+    grade, note = (Grade.DIFFERS, "all experts may be chosen all the same") if free else (Grade.WRONG, GROUPS)
     return keys | {
         "expert_group_count": Expected(routing.groups, 1, grade, note),
         "expert_group_used_count": Expected(routing.groups_used, 1, grade, note),
