@@ -185,7 +185,7 @@ class CheckpointWeights:
 
     def _tensor(self, name: str) -> SourceTensor:
         if name not in self.checkpoint.tensors:
-            raise InputError("is missing", file=self.checkpoint.folder.path, tensor=name, remedy="Download it again")
+            raise InputError("is missing", file=self.checkpoint.folder.path, tensor=name)
         return self.checkpoint.tensors[name]
 
 
