@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import EXPERTS
+from gguf_mla.files.input import InputFile
 from gguf_mla.sources.checkpoint import Choices, open_checkpoint, open_partial
 from gguf_mla.sources.config import Config
+from gguf_mla.sources.folder import open_folder
 from gguf_mla.sources.hub_cache import model_name
 from gguf_mla.sources.recognise import architecture, compare, leftovers, settings
+from gguf_mla.sources.recognise.reading import Reading
+from gguf_mla.sources.safetensors import read_shard
 from tests.inputs.changes import LFS, single
 from tests.inputs.workshop import Model, base, change_json, fuse_experts, planned, shard
 from tests.support.command import gguf_mla
@@ -100,6 +105,19 @@ def test_weights_are_never_leftovers(name: str) -> None:
 def test_no_tensor_of_a_published_model_is_a_leftover() -> None:
     names = [name for kind in ("v2", "v3", "v32", "glm-dsa", "kimi") for name in base(kind).tensors]
     assert [name for name in names if leftovers.reason_of(name)] == []
+
+
+def test_names_are_looked_at_by_kind(tmp_path: Path) -> None:
+    """However many layers and experts there are, a recogniser that finds nothing looks at each kind of name once."""
+    model = base(n_routed_experts=8)
+    stored = read_shard(InputFile(model.write(tmp_path / "m") / shard(1, 2)))
+    reading = Reading(open_folder(tmp_path / "m"), {}, stored)
+    kinds = {re.sub(r"\.\d+\.", ".0.", re.sub(r"\.\d+\.", ".0.", name)) for name in stored}
+    assert reading.kinds == kinds
+    assert len(kinds) < len(stored) / 2
+    wanted = [name for name in stored if ".experts." in name and "up_proj" in name]
+    assert reading.named(re.compile(r"\.experts\.\d+\.up_proj")) == wanted
+    assert reading.named(re.compile("lora_A")) == []
 
 
 # ------------------------------------------------------------------------------------------------------ fused experts
