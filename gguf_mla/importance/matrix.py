@@ -25,6 +25,7 @@ from gguf_mla.files.input import InputFile
 from gguf_mla.files.stamp import stamp
 from gguf_mla.importance.dat import DatParser
 from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
+from gguf_mla.importance.exact import Exact, Sums
 from gguf_mla.importance.gguf import open_gguf_matrix
 from gguf_mla.importance.names import HEADS, STAND_INS, kind_of, others_for, plain_name
 
@@ -83,7 +84,8 @@ class Imatrix:
     """One or several importance files as one; made by `read_imatrix`, an Importance usable from any number of threads.
 
     `names` are the tensors it has, without those filtered out; `files` the paths, `datasets` and `chunk_count` what and
-    how much of it the matrix was computed on, `chunk_size` the tokens of a chunk.
+    how much of it the matrix was computed on, `chunk_size` the tokens of a chunk, `predictors` the number of layers of
+    multi-token prediction.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Imatrix:
         self.datasets = tuple(dataset for content in contents for dataset in content.datasets)
         self.chunk_count = sum(content.chunk_count for content in contents)
         self.chunk_size = next((size for c in contents if (size := c.chunk_size)), DEFAULT_CHUNK_SIZE)
+        self.predictors = max(content.predictors for content in contents)
         self._entries, self._selection = entries, selection
         self._lock, self._recent = threading.Lock(), lru_cache(maxsize=RECENT)(self._importance)
 
@@ -143,7 +146,7 @@ class Imatrix:
 
     def unseen(self, names: Iterable[str]) -> dict[str, int]:
         """Return how many rows (experts) saw no token and are taken as all 1, by tensor, where there are any."""
-        zeros = {name: int((self._counts(entry) == 0).sum()) for name in names if (entry := self._entry(name))}
+        zeros = {name: int((self.counts(entry) == 0).sum()) for name in names if (entry := self._entry(name))}
         return {name: count for name, count in zeros.items() if count}
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
@@ -176,8 +179,8 @@ class Imatrix:
             return None
         return next(others_for(name, self._entries, self._selection.stand_ins), None)
 
-    def _counts(self, entry: str) -> NDArray[np.float64]:
-        """Add up the counts of the files; one count stands for all rows."""
+    def counts(self, entry: str) -> NDArray[np.float64]:
+        """Return how many tokens each row of one of `names` was taken over, in all files; one stands for all rows."""
         stored = self._entries[entry]
         total = np.zeros(max(len(sums.counts) for sums in stored))
         for sums in stored:
@@ -193,8 +196,27 @@ class Imatrix:
                 values += other.read()
         if others:
             check_values(values, first.file.name, name, "merged importance value")
-        counts = self._counts(name).astype(np.float32)[:, None]
+        counts = self.counts(name).astype(np.float32)[:, None]
         return values.reshape(len(counts), -1), counts
+
+    def exact(self, name: str) -> Sums:
+        """Return the sums of one of `names` so that their order has no influence; plain ones are 0 if a file has none.
+
+        `has_plain` says whether all files have them.
+        """
+        total: Sums | None = None
+        for stored in self._entries[name]:
+            squares = Exact.of(stored.read().reshape(len(stored.counts), -1).astype(np.float64))
+            plain = stored.read_plain()
+            values = np.zeros(stored.length) if plain is None else plain.astype(np.float64) * stored.unit
+            found = Sums(squares, Exact.of(values.reshape(squares.whole.shape)), stored.counts * stored.unit)
+            total = found if total is None else total + found
+        assert total is not None  # noqa: S101 - a name has an entry in some file
+        return total
+
+    def has_plain(self, name: str) -> bool:
+        """Whether all files have the sums of the values themselves for one of `names`."""
+        return all(stored.plain is not None for stored in self._entries[name])
 
     def _importance(self, entry: str) -> NDArray[np.float32]:
         rows, counts = self.sums(entry)
