@@ -118,7 +118,7 @@ class DatFile:
             calls = -(-int(counts.max()) // self._chunk_size)
             text = name.encode()
             at = _put(file, _int32(len(text)) + text + _int32(calls) + _int32(squares.size), at)
-            at = _put(file, _values(squares, counts.reshape(-1, 1), calls).tobytes(), at)
+            at = _put(file, _values(squares.reshape(counts.size, -1), counts.reshape(-1, 1), calls).tobytes(), at)
         _put(file, self._tail, at)
 
 
