@@ -77,7 +77,7 @@ def test_other_tokens_do_not_go_on_with_it(made: Callable[..., bytes], monkeypat
 
 
 def test_a_full_disk_loses_nothing(made: Callable[..., bytes], undisturbed: bytes) -> None:
-    with crash.full_after(600_000), pytest.raises(MachineError, match="not enough free disk space|disk is full"):
+    with crash.full_after(600_000), pytest.raises(MachineError, match=r"not enough free disk space|disk is full"):
         made("m.gguf")
     assert made("m.gguf") == undisturbed
 
