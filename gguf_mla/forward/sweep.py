@@ -11,40 +11,46 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward import layers, prediction, walk
+from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.choice import Chooser
 from gguf_mla.forward.model import MlaModel
+from gguf_mla.forward.place import as_array
+from gguf_mla.forward.tensors import shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from gguf_mla.forward.arrays import Floats, Rows
     from gguf_mla.forward.indexer import Index
     from gguf_mla.forward.layers import Pass
     from gguf_mla.forward.model import Model
+    from gguf_mla.forward.place import Place
 
-    Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
 
 BLOCK_BYTES = 256 << 20  # of the activations of the tokens that are computed at a time
+KEPT_BYTES = 256 << 20  # of matrices that are kept for all blocks; larger ones are read for each
 
 
 class States(Protocol):
-    """Rows of float32 [N, hidden], one for every token of a text, wherever they lie."""
+    """Rows of float32 [N, hidden] on the host, one for every token of a text, wherever they lie."""
 
-    def read(self, start: int, stop: int) -> Floats:
+    def read(self, start: int, stop: int) -> Rows:
         """Return some rows, [stop-start, hidden]."""
 
-    def write(self, start: int, rows: Floats) -> None:
+    def write(self, start: int, rows: Rows) -> None:
         """Replace the rows from `start` on."""
 
-    def take(self, numbers: Numbers) -> Floats:
+    def take(self, numbers: Numbers) -> Rows:
         """Return the rows of these numbers, [len(numbers), hidden]."""
 
-    def add(self, numbers: Numbers, rows: Floats) -> None:
+    def add(self, numbers: Numbers, rows: Rows) -> None:
         """Add to the rows of these numbers, of which none is there twice."""
 
 
@@ -72,18 +78,19 @@ class Text:
         """Return where the rows of some sequences lie."""
         return slice(part.start * self.stride, part.stop * self.stride)
 
-    def read(self, states: States, part: slice) -> Floats:
+    def read(self, states: States, part: slice, place: Place) -> Floats:
         """Return the states of some sequences, [B, T, hidden]."""
         rows = self.rows(part)
-        found = states.read(rows.start, rows.stop).reshape(part.stop - part.start, self.stride, -1)
-        return found[:, : self.tokens.shape[1]]
+        found = place.tensor(states.read(rows.start, rows.stop))
+        shape = part.stop - part.start, self.stride, found.shape[-1]
+        return found.reshape(shape)[:, : self.tokens.shape[1]]
 
     def write(self, states: States, part: slice, hidden: Floats) -> None:
         """Replace the states of some sequences, [B, T, hidden]; what lies after a sequence's last token becomes 0."""
         missing = self.stride - hidden.shape[1]
         if missing:
-            hidden = np.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-        states.write(self.rows(part).start, hidden.reshape(-1, hidden.shape[-1]))
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
+        states.write(self.rows(part).start, as_array(hidden.flatten(0, 1)))
 
     def numbers(self) -> Numbers:
         """Return the number of every token's row, int64 [B·T]."""
@@ -108,7 +115,7 @@ def _widest(model: Model) -> int:
 class EveryToken(Chooser):
     """The choices over no more tokens than may be chosen: all of them, which needs no memory of the layer before."""
 
-    def take(self, indexes: Sequence[Index] | None, _top_k: int) -> Sequence[Numbers]:
+    def take(self, indexes: Sequence[Index] | None, _top_k: int) -> Sequence[torch.Tensor]:
         """Return that every sequence attends to all tokens."""
         del indexes
         return _Always()  # type: ignore[return-value]  # None for every sequence
@@ -155,32 +162,49 @@ class Layer:
 
     def run(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats] = lambda x: x) -> None:
         """Compute it: `before` gives the states [B, T, hidden] of some sequences, `after` what is made of the last."""
-        model, chosen = self.pass_.model, []
-        dense = model.is_dense(self.number)
+        if self.pass_.model.is_dense(self.number):
+            for part, hidden in self._attended(before, self._pass(self._attends)):
+                fed = layers.feed_forward(self.pass_, self.number, hidden)
+                self.text.write(self.target, part, after(hidden + fed))
+                self._told(part, 1.0)
+            return
+        chosen = []
+        for part, hidden in self._attended(before, self._pass(self._attends)):
+            found, shares = layers.routed(self.pass_, self._at, self._normed(hidden.flatten(0, 1)))
+            chosen.append((as_array(found).astype(np.int32), as_array(shares)))
+            self.text.write(self.spare, part, torch.zeros_like(hidden))
+            self.text.write(self.target, part, hidden)
+            self._told(part, 0.3)
+        self._experts(*map(np.concatenate, zip(*chosen, strict=True)))
+        self._add(after)
+
+    def _attended(self, before: Callable[[slice], Floats], pass_: Pass) -> Iterator[tuple[slice, Floats]]:
+        """Yield some sequences and their states after attention."""
         for part in self.text.blocks():
             hidden = before(part)
-            hidden = hidden + walk.attention(self._pass(), self.number, hidden, self.text.tokens[part])
-            if dense:
-                hidden = after(hidden + layers.feed_forward(self.pass_, self.number, hidden))
-            else:
-                chosen.append(self._routed(hidden))
-                self.text.write(self.spare, part, np.zeros_like(hidden))
-            self.text.write(self.target, part, hidden)
-            self._told(part, 1.0 if dense else 0.3)
-        if dense:
-            return
-        self._experts(*map(np.concatenate, zip(*chosen, strict=True)))
+            yield part, hidden + walk.attention(pass_, self.number, hidden, self.text.tokens[part])
+
+    def _add(self, after: Callable[[Floats], Floats]) -> None:
+        """Add to the states what the experts and the shared experts give."""
+        pass_, place = self._pass(f"ffn_{part}_shexp" for part in ("gate", "up", "down")), self.pass_.place
         for part in self.text.blocks():
-            hidden = self.text.read(self.target, part)
-            shared = self._mlp("_shexp", self._normed(hidden.reshape(-1, model.hidden))).reshape(hidden.shape)
-            added = self.text.read(self.spare, part) + shared
+            hidden = self.text.read(self.target, part, place)
+            shared = layers.mlp(pass_, self._at, "_shexp", self._normed(hidden.flatten(0, 1)))
+            added = self.text.read(self.spare, part, place) + shared.unflatten(0, hidden.shape[:2])
             self.text.write(self.target, part, after(hidden + added))
             self._told(part, 0.1)
 
-    def _pass(self) -> Pass:
-        indexer = self.pass_.model.indexer
+    @property
+    def _attends(self) -> tuple[str, ...]:
+        return architecture_of(self.pass_.model).attends
+
+    def _pass(self, names: Iterable[str]) -> Pass:
+        """Return the pass for all blocks, which keeps these matrices of the layer where they are not too large."""
+        indexer, sizes = self.pass_.model.indexer, shapes(self.pass_.model)
         every = indexer is not None and self.text.tokens.shape[1] <= indexer.top_k
-        return replace(self.pass_, chooser=EveryToken() if every else Chooser())
+        values = sum(int(np.prod(sizes.get(f"{self._at}{name}.weight", (0,)))) for name in names)
+        keeps = 4 * values <= KEPT_BYTES or self.pass_.place.device.type != "cpu"
+        return replace(self.pass_.keeping() if keeps else self.pass_, chooser=EveryToken() if every else Chooser())
 
     def _told(self, part: slice, share: float) -> None:
         self.tell(share * (part.stop - part.start) / len(self.text.tokens))
@@ -193,16 +217,9 @@ class Layer:
         """Return what the router, the experts and the shared experts read, of states [N, hidden]."""
         return layers.rms_norm(rows, self.pass_.vector(self._at + "ffn_norm.weight"), self.pass_.model.eps)
 
-    def _routed(self, hidden: Floats) -> tuple[Numbers, Floats]:
-        """Return every token's experts and their weights, [N, K]."""
-        routing = self.pass_.model.routing
-        logits = self.pass_.linear(self._normed(hidden.reshape(-1, hidden.shape[-1])), self._at + "ffn_gate_inp.weight")
-        bias = self.pass_.vector(self._at + "exp_probs_b.bias") if routing.corrected else np.float32(0)
-        return layers.route(logits, bias, routing)
-
-    def _experts(self, chosen: Numbers, shares: Floats) -> None:
+    def _experts(self, chosen: NDArray[np.int32], shares: Rows) -> None:
         """Add to the spare rows what experts chosen [N, K] give, weighted by shares [N, K]; each is read once."""
-        model, numbers = self.pass_.model, self.text.numbers()
+        model, place, numbers = self.pass_.model, self.pass_.place, self.text.numbers()
         step = max(1, BLOCK_BYTES // (16 * (model.hidden + model.expert_ffn)))
         flat = chosen.reshape(-1)
         order = np.argsort(flat, kind="stable")  # by expert, and by token
@@ -211,21 +228,16 @@ class Layer:
             for start in range(ends[expert], ends[expert + 1], step):
                 places = order[start : min(start + step, ends[expert + 1])]
                 rows = numbers[places // chosen.shape[1]]
-                x = self._normed(self.target.take(rows))
-                self.spare.add(rows, self._mlp("_exps", x, expert) * shares.reshape(-1)[places, None])
+                x = self._normed(place.tensor(self.target.take(rows)))
+                weights = place.tensor(shares.reshape(-1)[places])
+                self.spare.add(rows, as_array(layers.mlp(self.pass_, self._at, "_exps", x, expert) * weights[:, None]))
                 self.tell(0.6 * len(places) / flat.size)
-
-    def _mlp(self, suffix: str, x: Floats, index: int = 0) -> Floats:
-        """Return down(silu(gate x) · up x) of rows [N, hidden]."""
-        gate, up, down = (f"{self._at}ffn_{part}{suffix}.weight" for part in ("gate", "up", "down"))
-        opened = self.pass_.linear(x, gate, index)
-        return self.pass_.linear(opened * layers.sigmoid(opened) * self.pass_.linear(x, up, index), down, index)
 
 
 def predicting(pass_: Pass, number: int, text: Text, source: States) -> tuple[Callable[[slice], Floats], Text]:
     """Return what a prediction layer begins with, for final states of a text, and the text as that layer sees it."""
 
     def before(part: slice) -> Floats:
-        return prediction.enter(pass_, number, text.read(source, part), text.tokens[part])
+        return prediction.enter(pass_, number, text.read(source, part, pass_.place), text.tokens[part])
 
     return before, text.shorter()

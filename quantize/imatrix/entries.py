@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from gguf_mla.errors import InputError
+from gguf_mla.forward.place import as_array
 from gguf_mla.forward.tensors import shapes
 from gguf_mla.importance.exact import Exact, Sums
 from gguf_mla.layout.names import split_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from gguf_mla.forward.tensors import Weights
 
     Doubles = NDArray[np.float64]
+    Tensor = torch.Tensor
 
 TABLES = ("token_embd.weight", "nextn.embed_tokens.weight")  # are looked up, not multiplied
 OUTPUT, EMBEDDINGS, OWN_HEAD = "output.weight", "token_embd.weight", "nextn.shared_head_head.weight"
@@ -87,24 +88,23 @@ class Collector:
     """
 
     entries: dict[str, Entry]
-    _sums: dict[str, tuple[Doubles, Doubles, NDArray[np.int64]]] = field(default_factory=dict)
-    _last: tuple[Any, Doubles, Doubles] | None = None
+    _sums: dict[str, tuple[Tensor, Tensor, list[int]]] = field(default_factory=dict)
+    _last: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __call__(self, name: str, index: int, rows: Any) -> None:
+    def __call__(self, name: str, index: int, rows: Tensor) -> None:
         """Add rows [N, cols] that a matrix of a tensor is about to be multiplied with."""
         entry = self.entries.get(name)
         if entry is None:
             return
         if name not in self._sums:
-            shape = entry.matrices, entry.cols
-            self._sums[name] = np.zeros(shape), np.zeros(shape), np.zeros(entry.matrices, np.int64)
+            self._sums[name] = (*(_zeros(entry, rows.device) for _ in range(2)), [0] * entry.matrices)  # type: ignore[assignment]  # two
         squares, plain, counts = self._sums[name]
         added = self._added(rows)
         squares[index] += added[0]
         plain[index] += added[1]
         counts[index] += len(rows)
 
-    def _added(self, rows: Any) -> tuple[Doubles, Doubles]:
+    def _added(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums over rows; several matrices in turn are multiplied with the same ones."""
         if self._last is None or not _same(rows, self._last[0]):
             self._last = (rows, *sums_of(rows))
@@ -112,15 +112,18 @@ class Collector:
 
     def done(self, entry: Entry) -> Sums:
         """Return the sums of an entry, and forget them; InputError where a value was not finite."""
-        shape = entry.matrices, entry.cols
-        empty = np.zeros(shape), np.zeros(shape), np.zeros(entry.matrices, np.int64)
+        empty = _zeros(entry), _zeros(entry), [0] * entry.matrices
         squares, plain, counts = self._sums.pop(entry.asked, empty)
         self._last = None
-        _check(entry, squares)
-        tokens = counts if entry.of_experts else counts[:1]
-        return Sums(
-            Exact.of(squares.reshape(entry.shape)), Exact.of(plain.reshape(entry.shape)), tokens.astype(np.float64)
-        )
+        found = as_array(squares)
+        _check(entry, found)
+        tokens = np.array(counts if entry.of_experts else counts[:1], np.float64)
+        shape = entry.shape
+        return Sums(Exact.of(found.reshape(shape)), Exact.of(as_array(plain).reshape(shape)), tokens)
+
+
+def _zeros(entry: Entry, device: torch.device | None = None) -> Tensor:
+    return torch.zeros(entry.matrices, entry.cols, dtype=torch.float64, device=device)
 
 
 def _check(entry: Entry, squares: Doubles) -> None:
@@ -137,25 +140,16 @@ def _check(entry: Entry, squares: Doubles) -> None:
     )
 
 
-def _same(rows: Any, other: Any) -> bool:
-    """Whether two arrays are the same memory; the other one is held, so nothing else can lie there."""
-    return rows.shape == other.shape and _place(rows) == _place(other)
+def _same(rows: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same memory; the other one is held, so nothing else can lie there."""
+    return rows.shape == other.shape and rows.data_ptr() == other.data_ptr() and rows.stride() == other.stride()
 
 
-def _place(rows: Any) -> tuple[Any, ...]:
-    return rows.ctypes.data, rows.strides
-
-
-def sums_of(rows: Any) -> tuple[Doubles, Doubles]:
+def sums_of(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of squares and of values over rows [N, cols], float64 [cols]."""
-    squares, plain = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
-    for piece in _pieces(rows):
-        plain += piece.sum(axis=0)
-        squares += np.einsum("ij,ij->j", piece, piece)
+    squares, plain = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for piece in rows.split(max(1, PIECE // rows.shape[1])):
+        exact = piece.double()
+        plain += exact.sum(dim=0)
+        squares += exact.square_().sum(dim=0)
     return squares, plain
-
-
-def _pieces(rows: Any) -> Iterator[Doubles]:
-    step = max(1, PIECE // rows.shape[1])
-    for start in range(0, len(rows), step):
-        yield np.asarray(rows[start : start + step], np.float64)

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from gguf_mla.forward.place import as_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gguf_mla.forward.arrays import Floats
     from gguf_mla.forward.layers import Pass
 
-    Floats = NDArray[np.float32]
     Doubles = NDArray[np.float64]
     Numbers = NDArray[np.int64]
 
@@ -30,7 +33,7 @@ class Perplexity:
         """Score normed states [B, T, hidden] of chunks [B, T], each for the token after its own."""
         half = tokens.shape[1] // 2
         scored, targets = states[:, half:-1], tokens[:, half + 1 :]
-        found = surprise(pass_, scored.reshape(-1, states.shape[-1]), targets.reshape(-1))
+        found = surprise(pass_, scored.flatten(0, 1), targets.reshape(-1))
         self.chunks += list(found.reshape(targets.shape))
 
     def running(self) -> list[float]:
@@ -54,13 +57,15 @@ def _power(x: float) -> float:
 
 def surprise(pass_: Pass, states: Floats, targets: Numbers) -> Doubles:
     """Return -ln of the probability of targets [N] after states [N, hidden]; the vocabulary comes in pieces."""
-    peak, total = np.full(len(targets), -np.inf), np.zeros(len(targets))
-    hit = np.zeros(len(targets))
+    wanted = pass_.place.ids(targets)
+    peak = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=states.device)
+    total, hit = torch.zeros_like(peak), torch.zeros_like(peak)
     for first, logits in pass_.pieces(states, HEAD):
-        largest = np.maximum(peak, logits.max(axis=1))
-        total = total * np.exp(peak - largest) + np.exp(logits - largest[:, None]).sum(axis=1)
-        peak = largest
-        inside = np.nonzero((targets >= first) & (targets < first + logits.shape[1]))[0]
-        hit[inside] = logits[inside, targets[inside] - first]
-    found: Doubles = peak + np.log(total) - hit
+        largest = torch.maximum(peak, logits.max(dim=1).values)
+        total = total * torch.exp(peak - largest) + torch.exp(logits - largest[:, None]).sum(dim=1)
+        peak, column = largest, wanted - first
+        inside = (column >= 0) & (column < logits.shape[1])
+        picked = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        hit = torch.where(inside, picked, hit)
+    found: Doubles = as_array(peak + torch.log(total) - hit)
     return found

@@ -24,8 +24,9 @@ from gguf_mla.files.guard import check_apart, check_free, partial_path
 from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
 from gguf_mla.files.stamp import ChangedError, Watch, stamp
 from gguf_mla.forward import prediction, sweep, walk
-from gguf_mla.forward.attention import FORMS
+from gguf_mla.forward.attention import FORMS, Form
 from gguf_mla.forward.layers import Pass
+from gguf_mla.forward.place import CPU, Place, enough_memory
 from gguf_mla.importance.gguf import matrix_specs
 from gguf_mla.importance.partial import About, part_specs
 from gguf_mla.stream.engine import Done
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.writer import FileLayout, TensorSpec
+    from gguf_mla.forward.arrays import Floats
     from gguf_mla.forward.tensors import Weights
     from gguf_mla.importance.exact import Sums
 
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     States = FileStates | MemoryStates
 
 BESIDE = (".states-0", ".states-1", ".experts")  # files beside the output while it is made
-FORM = FORMS["absorbed"]
 Progress = Callable[[float], object]
 
 
@@ -103,11 +104,14 @@ class How:
     """How a run is done, which has no influence on what comes out.
 
     inputs     the files that are read
+    place      where the forward pass computes, and how it attends there (`form`)
     in_memory  whether the states are kept in memory; then nothing is left to go on from
     fresh      whether what an earlier run has left is thrown away
     """
 
     inputs: Sequence[Path] = ()
+    place: Place = CPU
+    form: Form = FORMS["absorbed"]
     in_memory: bool = False
     fresh: bool = False
     overwrite: bool = False
@@ -192,7 +196,8 @@ def _advance(run: _Run, journal: Journal) -> None:
     run.how.progress(float(run.layers_before(run.done)))
     while run.done < len(run.stages):
         number = run.done
-        run.stages[number]()
+        with enough_memory():
+            run.stages[number]()
         sums = run.store(number)
         if not run.how.in_memory:
             run.sync()
@@ -250,7 +255,9 @@ class _Run:
         self.states: tuple[States, States] = (first, second)
         self._spare: States = spare
         self._collector = Collector(dict(work.entries))
-        self._observed, self._alone = (Pass(work.weights, FORM, observe=observe) for observe in (self._collector, None))
+        self._observed, self._alone = (
+            Pass(work.weights, how.form, observe=observe, place=how.place) for observe in (self._collector, None)
+        )
         self._text = sweep.Text.of(work.chunks, model)
         layers = [partial(self._layer, number) for number in range(model.layers)]
         predictors = [partial(self._predict, number) for number in range(model.layers, work.layers)]
@@ -306,7 +313,7 @@ class _Run:
     def _layer(self, number: int) -> None:
         source, target = self.states[number % 2], self.states[(number + 1) % 2]
         layer = sweep.Layer(self._observed, number, self._text, target, self._spare, self.how.progress)
-        layer.run(lambda part: self._text.read(source, part))
+        layer.run(lambda part: self._text.read(source, part, self.how.place))
 
     def _finish(self) -> None:
         """Norm the last states, for what reads them: the output head, and multi-token prediction."""
@@ -314,9 +321,9 @@ class _Run:
         layers = work.weights.model.layers
         source, target = self.states[layers % 2], self.states[(layers + 1) % 2]
         for part in text.blocks():
-            normed = walk.finish(self._alone, text.read(source, part))
+            normed = walk.finish(self._alone, text.read(source, part, self.how.place))
             if OUTPUT in work.entries:
-                self._collector(OUTPUT, 0, normed.reshape(-1, normed.shape[-1]))
+                self._collector(OUTPUT, 0, normed.flatten(0, 1))
             if work.perplexity:
                 self.outcome.perplexity.add(self._alone, normed, text.tokens[part])
             if work.prediction:
@@ -328,9 +335,9 @@ class _Run:
         before, text = sweep.predicting(self._observed, number, seen, source)
         head, asked = f"blk.{number}.{OWN_HEAD}", self._collector
 
-        def after(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        def after(hidden: Floats) -> Floats:
             left = prediction.leave(self._alone, number, hidden)
-            asked(head, 0, left.reshape(-1, left.shape[-1]))
+            asked(head, 0, left.flatten(0, 1))
             return left
 
         sweep.Layer(self._observed, number, text, target, self._spare, self.how.progress).run(before, after)

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from gguf_mla import units
 from gguf_mla.cli.failures import Interrupted
 from gguf_mla.cli.printing import as_json as json_text
-from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
+from gguf_mla.files import platform
+from gguf_mla.forward.on_device import form_on, place_on
 from gguf_mla.forward.opening import open_weights
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.importance.partial import About, is_part, open_part
@@ -81,8 +82,7 @@ def make(
     as_json: bool,
 ) -> None:
     """Make an importance matrix, or a part of one."""
-    open_device(device)
-    del threads
+    place, attend = place_on(device, threads or platform.cores()), form_on(device, "absorbed")
     _check(split_work, wanted, more_text, form)
     opened = open_weights(model, Choices(weights, prefix, settings.parse(set_keys)))
     if mtp and not opened.model.predictors:
@@ -95,7 +95,7 @@ def make(
     work = work_of(opened, found, asked, names, split_work)
     read = [path for path in (*texts, *more_text, tokens) if path and path.is_file()]
     in_memory = memory is not None and 3 * work.state_bytes <= units.parse_size(memory)
-    how = How([*files_of(opened), *read], in_memory, no_resume, overwrite)
+    how = How([*files_of(opened), *read], place, attend, in_memory, no_resume, overwrite)
     path = out or Path(f"{name_of(model)}.imatrix.{form}")
     if wanted is None and form == "gguf":
         outcome = _run(work, path, how, quiet=quiet)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from gguf_mla.forward.opening import open_weights
 from quantize.imatrix.job import How, collect
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     Make = Callable[..., Work]
 
 CONTEXT = 24
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small are computed in less time than threads take to meet."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
