@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLANK = 16  # columns; the smallest group that shares a scale in any type
+ONES, LAYER_MEAN = "ones", "layer-mean"  # what is taken for the importance of an expert that saw no token
 RECENT = 4  # tensors kept, so that threads on chunks of the same tensor read it once
 
 
@@ -46,6 +47,7 @@ def read_imatrix(
     exclude: Sequence[str] = (),
     stand_ins: Mapping[str, str] = STAND_INS,
     literal: bool = False,
+    unseen: str = ONES,
 ) -> Imatrix:
     """Open importance files and find the tensors in them; the sums stay on the disk until they are asked for.
 
@@ -55,6 +57,7 @@ def read_imatrix(
     stand_ins  which tensor's importance serves one that has none, by the part of the name between two dots; empty:
                none does, not even that of a weight with the same input
     literal    as llama.cpp takes them: names as they are, sizes as they must be, and zeros as importance
+    unseen     what an expert that saw no token gets: all 1 (ONES), or the mean of those that saw some (LAYER_MEAN)
 
     Raises InputError for a file that is not sound, or when files disagree about a tensor's size.
     """
@@ -66,7 +69,9 @@ def read_imatrix(
     entries = _merged(contents, plain=not literal)
     kept = [name for name in entries if not _matches(name, exclude) and (not include or _matches(name, include))]
     return Imatrix(
-        contents, {name: entries[name] for name in kept}, Selection((*include,), (*exclude,), {**stand_ins}, literal)
+        contents,
+        {name: entries[name] for name in kept},
+        Selection((*include,), (*exclude,), {**stand_ins}, literal, unseen),
     )
 
 
@@ -78,6 +83,7 @@ class Selection:
     exclude: tuple[str, ...]
     stand_ins: Mapping[str, str]
     literal: bool = False
+    unseen: str = ONES
 
 
 class Imatrix:
@@ -108,6 +114,11 @@ class Imatrix:
         return {"files": [stamp(path) for path in self.files], **asdict(self._selection)}
 
     @property
+    def fills_in(self) -> bool:
+        """Whether an expert that saw no token gets the mean importance of its layer's others."""
+        return self._selection.unseen == LAYER_MEAN
+
+    @property
     def literal(self) -> bool:
         """Whether zeros are taken as importance, as llama.cpp does."""
         return self._selection.literal
@@ -116,7 +127,8 @@ class Imatrix:
         """Return the importance of a tensor as float32 [n, cols], one row per expert or head, or None if there is none.
 
         `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n. A row that saw no token is all
-        1. The array is shared: do not change it. InputError for another number of values, or an invalid one.
+        1, or the mean of the others. The array is shared: do not change it. InputError for another number of values, or
+        an invalid one.
         """
         entry = self._entry(name)
         if entry is None:
@@ -169,6 +181,8 @@ class Imatrix:
         values["quantize.imatrix.entries_count"] = u32(len(self.names))
         if self.chunk_count:
             values["quantize.imatrix.chunks_count"] = u32(self.chunk_count)
+        if self.fills_in:
+            values["quantize.imatrix.unseen"] = string(LAYER_MEAN)
         return values
 
     def _entry(self, name: str) -> str | None:
@@ -221,7 +235,8 @@ class Imatrix:
     def _importance(self, entry: str) -> NDArray[np.float32]:
         rows, counts = self.sums(entry)
         np.divide(rows, counts, out=rows, where=counts > 0)
-        rows[counts[:, 0] == 0] = 1
+        seen = counts[:, 0] > 0
+        rows[~seen] = rows[seen].mean(axis=0, dtype=np.float64) if self.fills_in and seen.any() else 1
         return rows.reshape(-1)
 
 
