@@ -7,7 +7,10 @@ that of a block. What is added to what, and in which order, is that of `layers.f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -151,6 +154,7 @@ class Layer:
     target  receives the states after it; between the passes, those after attention
     spare   rows of the same size for what experts add; what is in it is lost
     tell    is called with the share of the layer's work that was done since the last call
+    spent   gets the seconds of each pass: "attention" with a dense layer's MLP, "experts", "shared experts"
     """
 
     pass_: Pass
@@ -159,24 +163,44 @@ class Layer:
     target: States
     spare: States
     tell: Callable[[float], object] = lambda _: None
+    spent: Counter[str] = field(default_factory=Counter)
 
     def run(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats] = lambda x: x) -> None:
         """Compute it: `before` gives the states [B, T, hidden] of some sequences, `after` what is made of the last."""
         if self.pass_.model.is_dense(self.number):
-            for part, hidden in self._attended(before, self._pass(self._attends)):
-                fed = layers.feed_forward(self.pass_, self.number, hidden)
-                self.text.write(self.target, part, after(hidden + fed))
-                self._told(part, 1.0)
+            with self._timed("attention"):
+                self._dense(before, after)
             return
-        chosen = []
+        with self._timed("attention"):
+            chosen, shares = self._choose(before)
+        with self._timed("experts"):
+            self._experts(chosen, shares)
+        with self._timed("shared experts"):
+            self._add(after)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.spent[name] += time.perf_counter() - begin
+
+    def _dense(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats]) -> None:
         for part, hidden in self._attended(before, self._pass(self._attends)):
-            found, shares = layers.routed(self.pass_, self._at, self._normed(hidden.flatten(0, 1)))
-            chosen.append((as_array(found).astype(np.int32), as_array(shares)))
+            fed = layers.feed_forward(self.pass_, self.number, hidden)
+            self.text.write(self.target, part, after(hidden + fed))
+            self._told(part, 1.0)
+
+    def _choose(self, before: Callable[[slice], Floats]) -> tuple[NDArray[np.int32], Rows]:
+        """Write the states after attention, and return every token's experts and their weights, [N, K]."""
+        chosen, shares = [], []
+        for part, hidden in self._attended(before, self._pass(self._attends)):
+            found, weights = layers.routed(self.pass_, self._at, self._normed(hidden.flatten(0, 1)))
+            chosen.append(as_array(found).astype(np.int32))
+            shares.append(as_array(weights))
             self.text.write(self.spare, part, torch.zeros_like(hidden))
             self.text.write(self.target, part, hidden)
             self._told(part, 0.3)
-        self._experts(*map(np.concatenate, zip(*chosen, strict=True)))
-        self._add(after)
+        return np.concatenate(chosen), np.concatenate(shares)
 
     def _attended(self, before: Callable[[slice], Floats], pass_: Pass) -> Iterator[tuple[slice, Floats]]:
         """Yield some sequences and their states after attention."""

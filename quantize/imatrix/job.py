@@ -9,7 +9,9 @@ while the next one is computed, so a kill costs one stage.
 from __future__ import annotations
 
 import hashlib
+import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -120,11 +122,12 @@ class How:
 
 @dataclass
 class Outcome:
-    """What came of it: how many stages an earlier run had done, and what the text was scored with."""
+    """What came of it: how many stages an earlier run had done, what the text was scored with, and seconds by pass."""
 
     path: Path
     taken_over: int = 0
     perplexity: Perplexity = field(default_factory=Perplexity)
+    seconds: Counter[str] = field(default_factory=Counter)
 
 
 class RunStopped(KeyboardInterrupt):
@@ -196,8 +199,10 @@ def _advance(run: _Run, journal: Journal) -> None:
     run.how.progress(float(run.layers_before(run.done)))
     while run.done < len(run.stages):
         number = run.done
+        begin = time.perf_counter() - run.outcome.seconds.total()
         with enough_memory():
             run.stages[number]()
+        run.outcome.seconds["the rest"] += time.perf_counter() - run.outcome.seconds.total() - begin
         sums = run.store(number)
         if not run.how.in_memory:
             run.sync()
@@ -259,6 +264,7 @@ class _Run:
             Pass(work.weights, how.form, observe=observe, place=how.place) for observe in (self._collector, None)
         )
         self._text = sweep.Text.of(work.chunks, model)
+        self._told = how.progress, outcome.seconds
         layers = [partial(self._layer, number) for number in range(model.layers)]
         predictors = [partial(self._predict, number) for number in range(model.layers, work.layers)]
         self.stages: list[Callable[[], object]] = [self._embed, *layers, self._finish, *predictors]
@@ -312,7 +318,7 @@ class _Run:
 
     def _layer(self, number: int) -> None:
         source, target = self.states[number % 2], self.states[(number + 1) % 2]
-        layer = sweep.Layer(self._observed, number, self._text, target, self._spare, self.how.progress)
+        layer = sweep.Layer(self._observed, number, self._text, target, self._spare, *self._told)
         layer.run(lambda part: self._text.read(source, part, self.how.place))
 
     def _finish(self) -> None:
@@ -340,7 +346,7 @@ class _Run:
             asked(head, 0, left.flatten(0, 1))
             return left
 
-        sweep.Layer(self._observed, number, text, target, self._spare, self.how.progress).run(before, after)
+        sweep.Layer(self._observed, number, text, target, self._spare, *self._told).run(before, after)
 
 
 def _memory(work: Work) -> list[MemoryStates]:

@@ -228,4 +228,6 @@ def result(work: Work, outcome: Outcome, covered: Coverage) -> dict[str, Any]:
         "stages_taken_over": outcome.taken_over,
         "perplexity": estimate and {"value": estimate[0], "error": estimate[1], "chunks": outcome.perplexity.running()},
         "experts": coverage.as_data(covered),
+        "stages": dict(outcome.seconds),
+        "state_bytes": work.state_bytes,
     }
