@@ -1,8 +1,8 @@
 """`gguf-mla bench imatrix`: the matrix of a large model, rehearsed.
 
-A fraction of the model with random weights, its matrices as wide as the whole one's, is run over random tokens. Products
-are proportional to the weights that a token meets, so the rate of the fraction gives the time of the whole; memory and
-the states on the disk depend on neither.
+A fraction of the model with random weights, its matrices as wide as the whole one's, is run over random tokens. The
+work is proportional to the weights that a token meets, so the rate of the fraction gives the time of the whole; memory
+and the states on the disk depend on neither.
 """
 
 from __future__ import annotations
@@ -107,26 +107,25 @@ def rehearse(directory: Path, shape: str, fraction: float, tokens: int, threads:
 
 
 def report(shape: str, threads: int, device: str, done: Rehearsal) -> str:
-    """Return the rehearsal as tables."""
-    rows = [
-        (name, f"{seconds:.1f} s", f"{seconds / sum(done.stages.values()):.0%}")
-        for name, seconds in done.stages.items()
-    ]
-    rate = f"{done.rate / 1e9:.0f} GFLOP/s, in experts {done.experts / 1e9:.0f}, the machine's sgemm {done.sgemm / 1e9:.0f}"
+    """Return the rehearsal as a table and sentences."""
+    total = sum(done.stages.values())
+    rows = [(name, f"{seconds:.1f} s", f"{seconds / total:.0%}") for name, seconds in done.stages.items()]
+    giga = [round(rate / 1e9) for rate in (done.rate, done.experts, done.sgemm)]
     size = f"{units.count(done.fraction_parameters)} of {units.count(done.parameters)} parameters"
-    whole = (
-        f"{done.whole_seconds / 3600:.1f} h of computing at this rate, {done.whole_reading / 3600:.1f} h of reading at "
-        f"1 GB/s, {units.size(done.peak)} of memory, {units.size(done.whole_spill)} of states on the disk"
-    )
-    return "\n".join(
-        [
-            f"{shape}: {size}, {done.tokens} tokens, {threads} threads on {device}: {done.seconds:.1f} s, "
-            f"{units.size(done.peak)} of memory, {units.size(done.spill)} of states on the disk",
-            table(("pass", "time", "share"), rows, right="time,share"),
-            f"\nArithmetic: {rate}",
-            f"The whole, over as many tokens: {whole}",
-        ]
-    )
+    lines = [
+        f"{shape}: {size}, {done.tokens} tokens, {threads} threads on {device}:",
+        f"{_sizes(done, done.seconds, done.spill)}\n",
+        table(("pass", "time", "share"), rows, right="time,share"),
+        "\nArithmetic: {} GFLOP/s in all, {} in the products of experts; the machine's sgemm has {}.".format(*giga),
+        f"The whole, over as many tokens: {_sizes(done, done.whole_seconds, done.whole_spill)}",
+        f"and {done.whole_reading / 60:.0f} min of reading at 1 GB/s.",
+    ]
+    return "\n".join(lines)
+
+
+def _sizes(done: Rehearsal, seconds: float, spill: int) -> str:
+    took = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"
+    return f"{took}, {units.size(done.peak)} of memory, {units.size(spill)} of states on the disk"
 
 
 def run(shape: str, fraction: str, tokens: int, threads: int | None, device: str, parent: Path, as_json: bool) -> None:

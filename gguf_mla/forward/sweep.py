@@ -8,7 +8,6 @@ that of a block. What is added to what, and in which order, is that of `layers.f
 from __future__ import annotations
 
 import time
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -163,7 +162,7 @@ class Layer:
     target: States
     spare: States
     tell: Callable[[float], object] = lambda _: None
-    spent: Counter[str] = field(default_factory=Counter)
+    spent: dict[str, float] = field(default_factory=dict)
 
     def run(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats] = lambda x: x) -> None:
         """Compute it: `before` gives the states [B, T, hidden] of some sequences, `after` what is made of the last."""
@@ -182,7 +181,7 @@ class Layer:
     def _timed(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.spent[name] += time.perf_counter() - begin
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
 
     def _dense(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats]) -> None:
         for part, hidden in self._attended(before, self._pass(self._attends)):

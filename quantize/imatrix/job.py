@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -127,7 +126,7 @@ class Outcome:
     path: Path
     taken_over: int = 0
     perplexity: Perplexity = field(default_factory=Perplexity)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class RunStopped(KeyboardInterrupt):
@@ -199,10 +198,11 @@ def _advance(run: _Run, journal: Journal) -> None:
     run.how.progress(float(run.layers_before(run.done)))
     while run.done < len(run.stages):
         number = run.done
-        begin = time.perf_counter() - run.outcome.seconds.total()
+        begin, known = time.perf_counter(), sum(run.outcome.seconds.values())
         with enough_memory():
             run.stages[number]()
-        run.outcome.seconds["the rest"] += time.perf_counter() - run.outcome.seconds.total() - begin
+        rest = time.perf_counter() - begin - (sum(run.outcome.seconds.values()) - known)
+        run.outcome.seconds["the rest"] = run.outcome.seconds.get("the rest", 0.0) + rest
         sums = run.store(number)
         if not run.how.in_memory:
             run.sync()
