@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gguf_mla.forward.tensors import Weights
 
 Observer = Callable[[str, int, "Floats"], object]
-"""Is told of a product: the tensor's name, which of its matrices (head or expert), the rows [N, cols] it multiplies."""
+"""Is told of a product: the tensor's name, which matrix of it (head or expert), the rows [N, cols], where they lie."""
 
 
 @dataclass(frozen=True)
