@@ -121,9 +121,16 @@ class How:
 
 @dataclass
 class Outcome:
-    """What came of it: how many stages an earlier run had done, what the text was scored with, and seconds by pass."""
+    """What came of it.
+
+    chunks      that were computed, all rounds together
+    taken_over  stages that an earlier run had done
+    perplexity  what the text was scored with
+    seconds     by pass over the tokens
+    """
 
     path: Path
+    chunks: int = 0
     taken_over: int = 0
     perplexity: Perplexity = field(default_factory=Perplexity)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -151,7 +158,7 @@ def collect(work: Work, out: Path, how: How) -> Outcome:
     check_apart([out], [*map(partial_path, sizes), journal_path(out)], how.inputs)
     named = {} if how.fresh else finished(out, 2)
     check_free(out, overwrite=how.overwrite or is_named_by(named, out))
-    outcome = Outcome(out)
+    outcome = Outcome(out, len(work.chunks))
     with ExitStack() as stack:
         watch = Watch(how.inputs)
         names = [path.name for path in sizes]

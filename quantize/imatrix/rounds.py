@@ -55,6 +55,7 @@ def in_rounds(works: Iterable[Work], goal: Goal, collect: Collect, say: Callable
         if covered.least >= goal.tokens or not covered.layers:
             break
         say(f"round {number}: {coverage.summary(covered)}")
+    outcome.chunks = sum(part.about.chunks for part in parts)
     write_matrix(goal.out, summed(parts, goal.form), overwrite=goal.overwrite)
     for part in parts:
         platform.remove(part.path)

@@ -207,7 +207,7 @@ def _covered(work: Work, path: Path) -> Coverage:
 
 
 def _sentences(work: Work, outcome: Outcome, covered: Coverage) -> Iterator[str]:
-    estimate, (chunks, context) = outcome.perplexity.estimate(), work.chunks.shape
+    estimate, chunks, context = outcome.perplexity.estimate(), outcome.chunks, work.chunks.shape[1]
     scored = "" if estimate is None else f"; perplexity {estimate[0]:.4f} ± {estimate[1]:.2g}"
     yield f"{outcome.path}: {len(work.entries)} tensors, {chunks} chunks of {context} tokens{scored}"
     if covered.layers:
@@ -221,7 +221,7 @@ def result(work: Work, outcome: Outcome, covered: Coverage) -> dict[str, Any]:
     estimate = outcome.perplexity.estimate()
     return {
         "file": str(outcome.path),
-        "chunks": len(work.chunks),
+        "chunks": outcome.chunks,
         "context": work.chunks.shape[1],
         "tensors": len(work.entries),
         "layers": work.layers,

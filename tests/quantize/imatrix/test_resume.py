@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def test_killed_at_any_instant_a_run_goes_on_to_the_same_bytes(predicting: Path, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "tests.quantize.imatrix.kills", str(predicting), str(tmp_path), "8"]
+    line = [sys.executable, "-m", "tests.quantize.imatrix.kills", str(predicting), str(tmp_path), "4"]
     done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) >= 8
+    assert int(done.stdout.split()[0]) >= 4
 
 
 def test_in_memory_gives_the_same_bytes(made: Callable[..., bytes], undisturbed: bytes) -> None:
