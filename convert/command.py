@@ -25,6 +25,11 @@ convert = Command(
         help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, keeps what the checkpoint has (FP8 as "
         "BF16, INT4 as Q4_0). Repeat it for several files.",
     ),
+    Option(
+        ["--calibrate"], type=PATH, multiple=True, metavar="FILE",
+        help="First run the model over this text, and use the importance matrix that comes of it, NAME.imatrix.gguf "
+        "beside OUT. Repeatable; `gguf-mla imatrix` has more options.",
+    ),
     Option(["--pre"], metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."),
     Option(
         ["--light"],
@@ -38,7 +43,7 @@ convert = Command(
     Option(["--no-mtp"], is_flag=True, help="Leave out multi-token prediction, which V3.2 and GLM keep."),
     types=TypeOptions,
     options=RunOptions,
-)
+)  # fmt: skip
 
 demo = Command(
     "convert.demo:demo",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convert.calibrate import MATRIX, calibrated
 from convert.plan import plan_conversion
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
@@ -23,6 +24,7 @@ def convert(
     checkpoint: Path,
     out: Path | None,
     type_names: tuple[str, ...],
+    calibrate: tuple[Path, ...],
     pre: str | None,
     light: bool,
     no_mtp: bool,
@@ -36,6 +38,10 @@ def convert(
     """Write the GGUF files of a checkpoint, one per type, or show their plans."""
     open_device(options.device)  # one that cannot be used is the first thing to say
     source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
+    name = hub_cache.model_name(Path(source.folder.path))
+    if calibrate:
+        how = [("--weights", weights), ("--prefix", prefix), *(("--set", setting) for setting in set_keys)]
+        types = calibrated(checkpoint, resolve.destination(out, name, MATRIX), calibrate, how, types, options)
     imatrix = resolve.importance(types)
     names = (*type_names, *types.budgets) or ("auto",)
     measure = resolve.measure(source.tensors, imatrix, options)
@@ -50,7 +56,6 @@ def convert(
         keep_prediction=not no_mtp,
         pad_vocabulary=pad_vocab,
     )
-    name = hub_cache.model_name(Path(source.folder.path))
     outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
     inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
     others = (*(Path(source.folder.path, name) for name in source.folder.names()), *types.files)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla.container.reader import CutOffError
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
-from gguf_mla.forward.architecture import read_config, read_gguf
+from gguf_mla.forward.architecture import read_gguf
 from gguf_mla.forward.of_gguf import KeyRefusedError
+from gguf_mla.forward.opening import checkpoint_weights, gguf_weights
+from gguf_mla.forward.sound import check_tensors
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import Choices, open_partial
 from gguf_mla.sources.config import Config
@@ -23,7 +25,6 @@ from verify.keys.model import of_model
 from verify.keys.statements import OfCheckpoint, OfFile, Statement
 from verify.levels import structure
 from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_differences
-from verify.sound import check_model, check_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,23 +98,15 @@ def open_reference(path: Path, choices: Choices | None = None) -> Reference:
         config = Config(checkpoint.config, path / "config.json")
         name = _class_of(config)
         _check("class", tuple(CLASSES), name, path)
-        model = read_config(config, checkpoint.names)
-        check_model(model, config.file)
-        if model.layers > len(checkpoint.tensors):
-            raise config.refuse(
-                "num_hidden_layers", f"at most {len(checkpoint.tensors)}, the number of tensors", model.layers
-            )
-        weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
-        warnings = (*checkpoint.notes, *engine_differences(model))
+        weights, published = checkpoint_weights(checkpoint, config), CLASSES[name]
+        warnings = (*checkpoint.notes, *engine_differences(weights.model))
         return Reference(weights, published.architecture, checkpoint.folder, None, warnings)
     if choices != Choices():
         raise InputError("--weights, --prefix and --set are for a checkpoint as reference", file=path)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)
-    model = read_gguf(file)
-    check_model(model, path)
-    return Reference(GgufWeights(file, model), architecture, None, file)
+    return Reference(gguf_weights(file), architecture, None, file)
 
 
 def _class_of(config: Config) -> str:

@@ -12,7 +12,8 @@ inspect = Command(
     "gguf_mla.cli.inspect:inspect",
     """Show what is in the GGUF file FILE: family, layout, parameters, bytes by type, metadata, what an upgrade changes.
 
-    With --context or --fit, show the size of the key-value cache for each layout of the attention and cache type.
+    With --context or --fit, show the size of the key-value cache for each layout of the attention and cache type. Of
+    an importance matrix, show what it was made from.
     """,
     Argument(["file"], type=PATH),
     Option(["--tensors"], is_flag=True, help="List every tensor."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import cache_report, printing
+from gguf_mla.cli import cache_report, matrix_report, printing
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.splits import SPLIT_COUNT, SPLIT_NO, GgufParts, is_split, open_gguf_parts
@@ -34,6 +34,10 @@ def inspect(
     """Print what is in a file, or how large its key-value cache is."""
     if verify:
         _verify(file)
+    if matrix_report.is_matrix(file) and not tensors:
+        known = matrix_report.summary(file)
+        click.echo(printing.as_json(known) if as_json else matrix_report.text(known))
+        return
     if context is None and fit is None:
         opened = open_inspected(file)
         click.echo(printing.as_json(summary(opened)) if as_json else text(opened, tensors=tensors))

@@ -107,17 +107,21 @@ def feed_forward(pass_: Pass, layer: int, hidden: Floats) -> Floats:
     x = rms_norm(hidden, pass_.vector(at + "ffn_norm.weight"), model.eps)
     flat = x.reshape(-1, model.hidden)
     if model.is_dense(layer):
-        return _mlp(pass_, at, "", flat).reshape(x.shape)
-    return (_experts(pass_, at, flat) + _mlp(pass_, at, "_shexp", flat)).reshape(x.shape)
+        return mlp(pass_, at, "", flat).reshape(x.shape)
+    return (_experts(pass_, at, flat) + mlp(pass_, at, "_shexp", flat)).reshape(x.shape)
 
 
 def _experts(pass_: Pass, at: str, x: Floats) -> Floats:
     """Return the weighted sum of every token's experts, [N, hidden]; every expert is read once."""
+    return mixed(pass_, at, x, *routed(pass_, at, x))
+
+
+def routed(pass_: Pass, at: str, x: Floats) -> tuple[Numbers, Floats]:
+    """Return the experts that a layer's router chooses for tokens x [N, hidden], and their weights, [N, K]."""
     routing = pass_.model.routing
     logits = pass_.linear(x, at + "ffn_gate_inp.weight")
     bias = pass_.vector(at + "exp_probs_b.bias") if routing.corrected else torch.zeros((), device=x.device)
-    chosen, shares = route(logits, bias, routing)
-    return mixed(pass_, at, x, chosen, shares)
+    return route(logits, bias, routing)
 
 
 def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats) -> Floats:
@@ -130,7 +134,7 @@ def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats) -> F
     for expert, of_it in enumerate(places):
         if len(of_it):
             tokens = of_it // used
-            out[tokens] += _mlp(pass_, at, "_exps", x[tokens], expert) * weights[of_it, None]
+            out[tokens] += mlp(pass_, at, "_exps", x[tokens], expert) * weights[of_it, None]
     return out
 
 
@@ -165,7 +169,7 @@ def largest(x: Floats, count: int) -> Numbers:
     return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def _mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0) -> Floats:
+def mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0) -> Floats:
     """Return down(silu(gate x) · up x) of rows [N, hidden]; suffix: "", "_exps" or "_shexp"."""
     gate, up, down = (f"{at}ffn_{part}{suffix}.weight" for part in ("gate", "up", "down"))
     opened = silu(pass_.linear(x, gate, index), inplace=True)

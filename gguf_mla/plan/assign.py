@@ -109,10 +109,11 @@ def _report_importance(known: Sequence[Tensor], choices: Sequence[Choice], imatr
     if absent:
         warnings.append(f"{len(absent)} tensors have no importance and are encoded without: {', '.join(absent)}.")
     if unseen := imatrix.unseen(shapes):
+        how = "by the mean of the others" if imatrix.fills_in else "without"
         most, count = max(unseen.items(), key=lambda entry: entry[1])
         warnings.append(
             f"In {len(unseen)} tensors some experts saw no token when the importance was measured, and are encoded "
-            f"without: {sum(unseen.values())} in all, {count} of them in {most}."
+            f"{how}: {sum(unseen.values())} in all, {count} of them in {most}."
         )
     return warnings
 
