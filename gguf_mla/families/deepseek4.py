@@ -136,18 +136,17 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
 def ratios(config: Config) -> list[int]:
     """Return how many tokens each layer compresses to one, 0 for none; it may go on with those of prediction layers."""
     layers = config.positive("num_hidden_layers")
-    kinds = config.content.get("layer_types")
-    if not config.has("compress_ratios") and isinstance(kinds, list):
-        found = [LAYER_TYPES.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
-        key, known = "layer_types", tuple(LAYER_TYPES)
-    else:
-        found, key, known = config.content.get("compress_ratios"), "compress_ratios", tuple(LAYER_TYPES.values())
-    sound = isinstance(found, list) and len(found) >= layers
-    if not sound or any(type(ratio) is not int or ratio not in LAYER_TYPES.values() for ratio in found):
-        strange = next((ratio for ratio in found if ratio not in LAYER_TYPES.values()), found) if sound else found
-        raise config.refuse(key, f"for each of {layers} layers one of {', '.join(map(str, known))}", strange)
+    by_name = not config.has("compress_ratios") and config.has("layer_types")
+    key = "layer_types" if by_name else "compress_ratios"
+    known = LAYER_TYPES if by_name else {ratio: ratio for ratio in LAYER_TYPES.values()}
+    stated = config.content.get(key)
+    listed = stated if isinstance(stated, list) else []
+    strange = [one for one in listed if type(one) not in (int, str) or one not in known]
+    if strange or len(listed) < layers:
+        expected = f"for each of {layers} layers one of {', '.join(map(str, known))}"
+        raise config.refuse(key, expected, strange[0] if strange else stated)
     _check_rates(config)
-    return found
+    return [known[one] for one in listed]
 
 
 def _check_rates(config: Config) -> None:
@@ -301,5 +300,6 @@ FAMILY = Family(
     warnings=warnings,
     # It ships no chat template: the published prompt script writes the bos, and some of its files say there is none.
     bos_first=NAME,
+    template="deepseek4.jinja",
     fixed={"FP8": "Q8_0", "BF16": "BF16", "F32": "F32", "MXFP4": "MXFP4"},
 )

@@ -48,6 +48,7 @@ PRO: Config = {
 }  # fmt: skip
 BASE: Config = {key: value for key, value in FLASH.items() if key != "expert_dtype"}
 PLAIN: Config = {key: value for key, value in FLASH.items() if key not in {"expert_dtype", "quantization_config"}}
+KINDS = {"v4-flash": FLASH, "v4-pro": PRO, "v4-base": BASE, "v4-plain": PLAIN}
 
 FP8 = ("attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "attn.indexer.wq_b")
 EXPERTS = (".w1", ".w2", ".w3")
@@ -177,9 +178,9 @@ def packed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat[:, ::2] | flat[:, 1::2] << 4, (exponents + 127).astype(np.uint8)
 
 
-def write(directory: Path, config: Config, *, seed: int = 7, tokenizer: str = "bundled", **changes: Any) -> Path:
+def write(directory: Path, kind: str, *, seed: int = 7, tokenizer: str = "bundled", **changes: Any) -> Path:
     """Write a checkpoint in the published form."""
-    config = {**config, **changes}
+    config = {**KINDS[kind], **changes}
     tensors = [part for weight in weights(config) for part in stored(weight, config, seed)]
     for layer in range(config["num_hash_layers"]):
         ids = table(config, layer)
@@ -215,6 +216,46 @@ def _decoded(first: tuple[str, np.ndarray], scales: np.ndarray | None) -> np.nda
     return (values * spread).astype(np.float32)
 
 
+def as_gguf(values: dict[str, np.ndarray], config: Config) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a GGUF file, but for the tables, from those of a checkpoint by published name."""
+    experts: dict[str, list[np.ndarray]] = {}
+    for name, content in values.items():
+        layer = re.match(r"layers\.(\d+)\.(.+)", name)
+        if name.startswith("mtp."):
+            continue
+        if layer is None:
+            yield IN_GGUF.get(name, name.replace("hc_head", "output_hc") + ".weight"), content
+        elif ".experts." in name:
+            part = {"w1": "gate", "w2": "down", "w3": "up"}[name.split(".")[-2]]
+            experts.setdefault(f"blk.{layer[1]}.ffn_{part}_exps.weight", []).append(content)
+        else:
+            yield f"blk.{layer[1]}.{_in_gguf(layer[2])}", content
+    yield from ((name, np.stack(parts)) for name, parts in experts.items())
+    assert len(experts) == 3 * config["num_hidden_layers"]
+
+
+IN_GGUF = {
+    "embed.weight": "token_embd.weight", "head.weight": "output.weight", "norm.weight": "output_norm.weight",
+    "attn.attn_sink": "attn_sinks.weight", "attn.wq_a.weight": "attn_q_a.weight",
+    "attn.q_norm.weight": "attn_q_a_norm.weight", "attn.wq_b.weight": "attn_q_b.weight",
+    "attn.wkv.weight": "attn_kv.weight", "attn.kv_norm.weight": "attn_kv_a_norm.weight",
+    "attn.wo_a.weight": "attn_output_a.weight", "attn.wo_b.weight": "attn_output_b.weight",
+    "attn.indexer.wq_b.weight": "indexer.attn_q_b.weight", "attn.indexer.weights_proj.weight": "indexer.proj.weight",
+    "ffn.gate.weight": "ffn_gate_inp.weight", "ffn.gate.bias": "exp_probs_b.bias",
+    "ffn.shared_experts.w1.weight": "ffn_gate_shexp.weight", "ffn.shared_experts.w2.weight": "ffn_down_shexp.weight",
+    "ffn.shared_experts.w3.weight": "ffn_up_shexp.weight",
+}  # fmt: skip
+
+
+def _in_gguf(name: str) -> str:
+    if name in IN_GGUF:
+        return IN_GGUF[name]
+    name = name.removesuffix(".weight") + ".weight"
+    for of, to in (("attn.indexer.compressor.", "indexer_compressor_"), ("attn.compressor.", "attn_compressor_")):
+        name = name.replace(of, to)
+    return name.replace("_wkv.", "_kv.").replace("_wgate.", "_gate.")
+
+
 def hf_model(config: Config, seed: int = 7) -> Any:
     """The model in transformers with the values that the checkpoint holds, float32."""
     import torch
@@ -244,7 +285,8 @@ _RENAMED = (
     (r"^embed\.", "model.embed_tokens."), (r"^head\.", "lm_head."), (r"^norm\.", "model.norm."),
     (r"^hc_head_(\w+)$", r"model.hc_head.hc_\1"), (r"^layers\.", "model.layers."),
     (r"\.hc_(attn|ffn)_(\w+)$", r".\1_hc.\2"), (r"\.attn_norm\.", ".input_layernorm."),
-    (r"\.ffn_norm\.", ".post_attention_layernorm."), (r"\.ffn\.", ".mlp."), (r"\.gate\.bias$", ".gate.e_score_correction_bias"),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."), (r"\.ffn\.", ".mlp."),
+    (r"gate\.bias$", "gate.e_score_correction_bias"),
     (r"shared_experts\.w1\.", "shared_experts.gate_proj."), (r"shared_experts\.w2\.", "shared_experts.down_proj."),
     (r"shared_experts\.w3\.", "shared_experts.up_proj."), (r"\.attn\.attn_sink$", ".self_attn.sinks"),
     (r"\.attn\.indexer\.weights_proj\.", ".self_attn.compressor.indexer.scorer.weights_proj."),

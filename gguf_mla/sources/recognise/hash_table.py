@@ -36,7 +36,7 @@ class Table(StoredTensor):
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Return rows `start:stop` as bytes of I32 [rows, row_bytes]; InputError for a number that is no expert."""
-        ids = self.stored.read(start, stop).view(_TYPES[self.stored.dtype])
+        ids: NDArray[np.int64] = self.stored.read(start, stop).view(_TYPES[self.stored.dtype])
         wrong = (ids < 0) | (ids >= self.experts)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]

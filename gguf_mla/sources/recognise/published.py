@@ -1,7 +1,8 @@
 """The names that DeepSeek-V4 is published under, read as those of transformers, which every other model here has.
 
-The scales of a weight lie beside it as X.scale: those of FP8 become X.weight_scale_inv, those of 4-bit floats
-X.weight_scale, so that one format reads them under whatever name a model came. Source: the published shards.
+transformers' save_pretrained gives most of these names back after "model.", has its own for the rest, and calls kv_norm
+attn.norm. The scales of a weight lie beside it as X.scale: those of FP8 become X.weight_scale_inv, those of 4-bit
+floats X.weight_scale, so that one format reads them under whatever name a model came. Source: the published shards.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ LAYER = {
     "attn.wq_b.weight": _ATTENTION + "q_b_proj.weight",
     "attn.wkv.weight": _ATTENTION + "kv_proj.weight",
     "attn.kv_norm.weight": _ATTENTION + "kv_norm.weight",
+    "attn.norm.weight": _ATTENTION + "kv_norm.weight",
     "attn.wo_a.weight": _ATTENTION + "o_a_proj.weight",
     "attn.wo_b.weight": _ATTENTION + "o_b_proj.weight",
     "attn.compressor.wkv.weight": _COMPRESSOR + "kv_proj.weight",
@@ -53,8 +55,8 @@ LAYER = {
     "ffn.gate.tid2eid": "mlp.gate.tid2eid",
 }
 EXPERT = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}
-_PLACE = re.compile(r"layers\.(\d{1,9})\.(?:ffn\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
-_MARK = re.compile(r"layers\.\d{1,9}\.hc_attn_fn")
+_PLACE = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.(?:ffn\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
+_MARK = re.compile(r"(?:model\.)?layers\.\d{1,9}\.hc_attn_fn")
 WEIGHT, SCALE = ".weight", ".scale"
 
 
@@ -81,7 +83,7 @@ def standard(name: str, scales: Callable[[str], str]) -> str:
 
 def _standard(name: str) -> str | None:
     if (place := _PLACE.fullmatch(name)) is None:
-        return MODEL.get(name)
+        return MODEL.get(name.removeprefix("model."))
     layer, expert, rest = place.groups()
     part = LAYER.get(rest) if expert is None else EXPERT.get(rest)
     return None if part is None else f"{_LAYER.format(layer)}{'mlp.' + expert if expert else ''}{part}"
@@ -89,7 +91,7 @@ def _standard(name: str) -> str | None:
 
 _PUBLISHED = {
     **{other: name for name, other in MODEL.items()},
-    **{other: name for name, other in LAYER.items()},
+    **{other: name for name, other in LAYER.items() if name != "attn.norm.weight"},
     **{other: name for name, other in EXPERT.items()},
 }
 _OTHER_PLACE = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
