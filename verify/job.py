@@ -11,7 +11,8 @@ import numpy as np
 
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.architecture import architecture_of
-from gguf_mla.forward.on_device import form_on
+from gguf_mla.forward.on_device import form_on, place_on
+from gguf_mla.forward.place import enough_memory
 from gguf_mla.forward.tensors import LEGACY
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import Choices
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.place import Place
     from gguf_mla.importance.matrix import Imatrix
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
@@ -77,6 +79,7 @@ class Proof:
     """
 
     request: Request
+    place: Place
     form: Form
     warnings: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
@@ -126,7 +129,8 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
     reference = open_reference(request.reference, request.choices)
     if request.pad_vocabulary:
         reference = reference.padded()
-    proof = Proof(request, form_on(request.device, request.form), reference.warnings)
+    place = place_on(request.device, request.threads)
+    proof = Proof(request, place, form_on(request.device, request.form), reference.warnings)
     ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
     levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
     proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
@@ -147,9 +151,10 @@ def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None)
 
 def _run(level: str, proof: Proof, reference: Reference, bar: Bar) -> None:
     begin = time.monotonic()
-    for finding in _RUN[level](proof, reference, bar):
-        if finding is not None:
-            proof.findings.append(finding)
+    with enough_memory():
+        for finding in _RUN[level](proof, reference, bar):
+            if finding is not None:
+                proof.findings.append(finding)
     proof.seconds[level] = round(time.monotonic() - begin, 3)
 
 
@@ -204,7 +209,8 @@ def _attention(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding
         names = [f"blk.{layer}.{name}.weight" for name in attends] + [f"blk.{layer}.{LEGACY}"]
         return candidate.coarsest(names, limits)
 
-    for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):
+    sides = reference.weights, candidate.weights
+    for result in attention.compare_attention(*sides, tokens, proof.form, types, proof.place):
         proof.attention.append(result)
         step(1)
         yield attention.judge(result, limits)
@@ -220,7 +226,8 @@ def _logits(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | 
             [name for name in candidate.weights.file.tensors if name.startswith(f"blk.{layer}.")], limits
         )
 
-    proof.layers, scores = logits.compare_logits(reference.weights, candidate.weights, tokens, proof.form, types, step)
+    sides = reference.weights, candidate.weights
+    proof.layers, scores = logits.compare_logits(*sides, tokens, proof.form, types, step, proof.place)
     proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
     for result in proof.layers:
         yield attention.judge(result, limits, logits.LEVEL, "layer")
@@ -237,7 +244,7 @@ def _exact(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding]:
 def _engine(proof: Proof, _reference: Reference, _bar: Bar) -> Iterator[Finding | None]:
     candidate, request = _opened(proof), proof.request
     tokens = _taken(proof)[0]
-    proof.engine, exact = engine.compare_engine(request.candidate, candidate.weights, tokens, request.threads)
+    proof.engine, exact = engine.compare_engine(request.candidate, candidate.weights, tokens, proof.place)
     yield engine.judge(proof.engine, exact if set(candidate.shares()) == {"F32"} else None)
 
 

@@ -44,6 +44,8 @@ from verify.measures import agreement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
+
 LEGACY_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
 REQUANTIZED = (
     ("Q4_K_M", "Q8_0"), ("Q4_0", "Q8_0"), ("MXFP4_MOE", "Q8_0"), ("Q4_K_M", "Q6_K"), ("Q4_K_M", "Q5_K_M"),
@@ -220,10 +222,11 @@ class Recorded(logits._Both):
 
     def __init__(self, reference: Any, candidate: Any) -> None:
         super().__init__(reference, candidate, FORMS["absorbed"])
-        self.added: list[tuple[np.ndarray, np.ndarray]] = []
-        self.attended: list[tuple[np.ndarray, np.ndarray]] = []
+        self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def over(self, tokens: np.ndarray) -> Callable[[int, np.ndarray], logits.Scores]:
+        tokens = self.reference.place.ids(tokens)
         first = tokens[:, : attention.TOKENS]
         hidden = lookup(self.reference, "token_embd.weight", first)
         for layer in range(self.reference.model.layers):
@@ -238,7 +241,7 @@ class Recorded(logits._Both):
 
         def scores(number: int, each: np.ndarray) -> logits.Scores:
             part = np.s_[number : number + 1, : len(each)]
-            return self.score(ours[part], theirs[part], each[None])
+            return self.score(ours[part], theirs[part], self.reference.place.ids(each)[None])
 
         return scores
 

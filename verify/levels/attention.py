@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.forward import walk
 from gguf_mla.forward.layers import Pass, lookup
+from gguf_mla.forward.place import CPU
 from verify.findings import Finding
 from verify.levels.choice import ChoiceAgreement, Follower
 from verify.limits import exceeds
@@ -20,10 +21,9 @@ from verify.measures import Agreement, agreement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Ids
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
     from verify.limits import Limits
 
@@ -45,12 +45,12 @@ class LayerAgreement:
 
 
 def compare_attention(
-    reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: Form, types: Callable[[int], str]
+    reference: Weights, candidate: Weights, tokens: Ids, form: Form, types: Callable[[int], str], place: Place = CPU
 ) -> Iterator[LayerAgreement]:
     """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
-    ours = Pass(reference)
+    ours = Pass(reference, place=place)
     follower = Follower(ours.chooser)
-    theirs = Pass(candidate, form, follower)
+    theirs = Pass(candidate, form, follower, place=place)
     hidden = lookup(ours, "token_embd.weight", tokens)
     for layer in range(reference.model.blocks):
         expected = walk.attention(ours, layer, hidden, tokens)

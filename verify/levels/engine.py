@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.model import Yarn
+    from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
 
 LEVEL = "engine"
@@ -58,15 +59,15 @@ def require() -> None:
 
 
 def compare_engine(
-    path: Path, candidate: Weights, tokens: NDArray[np.int64], threads: int
+    path: Path, candidate: Weights, tokens: NDArray[np.int64], place: Place
 ) -> tuple[list[EngineAgreement], float]:
     """Ask llama.cpp for what follows prefixes of one token sequence [T]; MachineError when it cannot load the file.
 
     The number is the largest |Δ log-probability| that float32 explains, if the file is in F32.
     """
     lengths = [length for length in LENGTHS if length <= tokens.size] or [tokens.size]
-    engine = _Engine(path, threads, max(lengths) + 8, candidate.model.yarn)
-    ours = _log_probabilities(candidate, tokens[: max(lengths)], lengths)
+    engine = _Engine(path, place.threads, max(lengths) + 8, candidate.model.yarn)
+    ours = _log_probabilities(candidate, tokens[: max(lengths)], lengths, place)
     count = min(LISTED, candidate.model.vocab)
     results = [
         _compare(length, expected, *engine.next_tokens(tokens[:length].tolist(), count))
@@ -76,12 +77,13 @@ def compare_engine(
     return results, rounding.largest(candidate.model, max(lengths), spread, count * len(lengths))
 
 
-def _log_probabilities(weights: Weights, tokens: NDArray[np.int64], lengths: Sequence[int]) -> NDArray[Any]:
+def _log_probabilities(
+    weights: Weights, tokens: NDArray[np.int64], lengths: Sequence[int], place: Place
+) -> NDArray[Any]:
     """Return our log-probabilities after prefixes, float64 [prefixes, vocabulary]."""
-    pass_ = Pass(weights)
-    last = walk.hidden_states(pass_, tokens[None])[0, np.array(lengths) - 1]
-    logits = pass_.linear(last, "output.weight").astype(np.float64)
-    normalised: NDArray[Any] = logits - _log_sum_exp(logits)
+    pass_ = Pass(weights, place=place)
+    last = walk.hidden_states(pass_, tokens[None])[0, [length - 1 for length in lengths]]
+    normalised: NDArray[Any] = pass_.linear(last, "output.weight").double().log_softmax(dim=1).numpy(force=True)
     return normalised
 
 
