@@ -107,8 +107,8 @@ def feed_forward(pass_: Pass, layer: int, hidden: Floats) -> Floats:
     x = rms_norm(hidden, pass_.vector(at + "ffn_norm.weight"), model.eps)
     flat = x.reshape(-1, model.hidden)
     if model.is_dense(layer):
-        return _mlp(pass_, at, "", flat).reshape(x.shape)
-    return (_experts(pass_, at, flat) + _mlp(pass_, at, "_shexp", flat)).reshape(x.shape)
+        return mlp(pass_, at, "", flat).reshape(x.shape)
+    return (_experts(pass_, at, flat) + mlp(pass_, at, "_shexp", flat)).reshape(x.shape)
 
 
 def _experts(pass_: Pass, at: str, x: Floats) -> Floats:
@@ -120,17 +120,17 @@ def _experts(pass_: Pass, at: str, x: Floats) -> Floats:
     return mixed(pass_, at, x, chosen, shares)
 
 
-def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats) -> Floats:
+def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats, limit: float | None = None) -> Floats:
     """Return the sum of the experts that tokens x [N, hidden] have chosen, weighted by shares [N, K], [N, hidden].
 
-    Every expert is read once, for all tokens that have chosen it.
+    Every expert is read once, for all tokens that have chosen it; `limit` is explained at `mlp`.
     """
     out, used, weights = torch.zeros_like(x), chosen.shape[1], shares.flatten()
     places = chosen.flatten().argsort(stable=True).split(chosen.flatten().bincount().tolist())
     for expert, of_it in enumerate(places):
         if len(of_it):
             tokens = of_it // used
-            out[tokens] += _mlp(pass_, at, "_exps", x[tokens], expert) * weights[of_it, None]
+            out[tokens] += mlp(pass_, at, "_exps", x[tokens], expert, limit) * weights[of_it, None]
     return out
 
 
@@ -165,11 +165,16 @@ def largest(x: Floats, count: int) -> Numbers:
     return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def _mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0) -> Floats:
-    """Return down(silu(gate x) · up x) of rows [N, hidden]; suffix: "", "_exps" or "_shexp"."""
+def mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0, limit: float | None = None) -> Floats:
+    """Return down(silu(gate x) · up x) of rows [N, hidden]; suffix: "", "_exps" or "_shexp".
+
+    `limit` is the largest that gate x may be, and up x on both sides of zero; larger values are cut.
+    """
     gate, up, down = (f"{at}ffn_{part}{suffix}.weight" for part in ("gate", "up", "down"))
-    opened = silu(pass_.linear(x, gate, index), inplace=True)
-    return pass_.linear(opened.mul_(pass_.linear(x, up, index)), down, index)
+    opened, passed = pass_.linear(x, gate, index), pass_.linear(x, up, index)
+    if limit is not None:
+        opened, passed = opened.clamp_(max=limit), passed.clamp_(-limit, limit)
+    return pass_.linear(silu(opened, inplace=True).mul_(passed), down, index)
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
