@@ -53,9 +53,8 @@ def importance(path: Path, source: Path, *, collected: bool = False) -> Path:
     sums = dict(_sums(source))
     if collected:
         sums = {name: values for name, values in sums.items() if not ("_ape." in name or "output_hc_fn" in name)}
-        for name in [name for name in sums if "attn_output_a" in name]:
-            shape = (1, 2 * sums[name].shape[1]) if name.endswith("in_sum2") else (1, 1)
-            sums[name] = numbers.bell(name, 4, shape) ** 2 + np.float32(0.1)
+        for name in [name for name in sums if name.endswith("attn_output_a.weight.in_sum2")]:
+            sums[name] = numbers.bell(name, 4, (1, 2 * sums[name].shape[1])) ** 2 + np.float32(0.1)
     layout = lay_out(HEAD, [TensorSpec(name, values.shape, "F32") for name, values in sums.items()])
     with path.open("wb") as file:
         file.write(layout.head)
