@@ -7,7 +7,7 @@ from click import Argument, Choice, Option
 from gguf_mla.cli.main import Command
 from gguf_mla.cli.options import PAD_VOCAB, PATH, PREFIX, SET, WEIGHTS, RunOptions, TypeOptions
 
-FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2")  # as in gguf_mla.synthetic.shapes
+FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
 
 convert = Command(
     "convert.run:convert",

@@ -61,6 +61,9 @@ TABLE: Mapping[str, TypeLimit] = {
     "Q1_0": TypeLimit(0.93, 0.96, 1.2, 1.9, 6.0),
 }
 
+# Tables of whole numbers, as which experts a token takes: another number is another expert.
+NUMBERS: Mapping[str, TypeLimit] = {"I32": TypeLimit(0.0, 0.0, 0.0, 1e-4, 1e-7)}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -71,6 +74,8 @@ class Limits:
 
     def of(self, type_name: str) -> TypeLimit:
         """Return the limits of a type; InputError for one that is not a type of weights."""
+        if type_name in NUMBERS:
+            return NUMBERS[type_name]
         if type_name not in self.table:
             raise InputError(f"{type_name} is not a type of weights", expected=", ".join(self.table))
         return self.table[type_name]

@@ -183,7 +183,8 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
         return Finding(structure.LEVEL, error.key, "cannot be used", error.expected, error.found)
     reference, left_out = _without_predictors(reference, model)
     check_tensors(reference.weights)
-    keys = of_model(reference.weights.model, model, file.tensors)
+    ratios = file.metadata.get(f"{architecture}.attention.compress_ratios")
+    keys = of_model(reference.weights.model, model, file.tensors, ratios)
     findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
     findings += structure.check_tensors(file, reference.weights)
     return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))

@@ -69,7 +69,7 @@ def tokenizer_metadata(
     ]
     special = _Special(files, tokenizer, vocabulary, vocab_size, splitter, family.bos_first if family else "", warnings)
     ids = special.metadata()
-    templates, found = chat_templates(files)
+    templates, found = chat_templates(files, family.template if family else "")
     metadata = table | ids | templates | (_named_by(family, table["tokenizer.ggml.tokens"].data) if family else {})
     _check_text(metadata, files.path.parent)
     return metadata, warnings + found

@@ -105,8 +105,8 @@ class Model:
     indexer: Indexer | None = None
     predictors: int = 0
 
-    def size(self, name: str) -> int:
-        """Return a tensor dimension by the name it has in the architecture's `Roles`."""
+    def size(self, name: str, _layer: int | None = None) -> int:
+        """Return a tensor dimension by the name it has in the architecture's `Roles`; some are a layer's own."""
         derived = self.derived_sizes()
         return derived[name] if name in derived else int(getattr(self, name))
 

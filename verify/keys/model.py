@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gguf_mla.forward.deepseek4 import GATE, SCORE, V4Model
 from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.of_gguf import GATES
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Grade
+from verify.keys.compressed import of_compressed
 from verify.keys.expected import REQUIRED, Expected
 
 if TYPE_CHECKING:
@@ -24,16 +26,19 @@ TYPES_KEY = "attention.indexer.types"
 NOTHING = 1e-9  # what is left of a multiplier of 0
 
 
-def of_model(reference: Model, candidate: Model, names: Iterable[str]) -> Keys:
+def of_model(reference: Model, candidate: Model, names: Iterable[str], ratios: object = None) -> Keys:
     """Return what each key, without the architecture's prefix, must say in a file of these tensors.
 
     `candidate` is the model that the file is read as: it holds what readers take for the keys that the file lacks.
+    `ratios` is what it says of compression.
     """
     is_sparse = candidate.indexer is not None
     keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference, is_sparse=is_sparse)
     keys |= _indexer(reference, candidate)
     if isinstance(reference, MlaModel):
         keys |= _legacy(reference) if attention_layout(names) == "legacy" else _latent(reference)
+    if isinstance(reference, V4Model):
+        keys |= of_compressed(reference, ratios)
     return keys
 
 
@@ -92,7 +97,7 @@ def _experts(model: Model, candidate: Model) -> Keys:
     routing = model.routing
     if not routing.experts:
         return _no_experts(model)
-    numbers = {word: number for number, word in GATES.items()}
+    numbers = {word: number for number, word in {**GATES, GATE: SCORE}.items()}
     keys = {
         "expert_count": Expected(routing.experts),
         "expert_used_count": Expected(routing.used),
