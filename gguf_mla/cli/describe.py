@@ -30,7 +30,7 @@ def plans_json(job: Job) -> dict[str, Any]:
 
 def plan_text(plan: Plan, output: Output, threads: int) -> str:
     """Return a plan for people: every tensor with its type and why, what is left out, what it takes."""
-    parent = output[0].path.parent
+    parent = next((place for place in output[0].path.absolute().parents if place.is_dir()), output[0].path.parent)
     free = units.size(free_bytes(parent)) if parent.is_dir() else f"{parent} does not exist"
     memory = BASE_MEMORY + threads * CHUNK_MEMORY
     files = f"{output[0].path} and {len(output) - 1} more" if output[1:] else str(output[0].path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,7 @@ from gguf_mla.stream.execute import Resumption, execute
 from gguf_mla.stream.journal import finished, is_named_by, journal_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions
@@ -45,6 +47,7 @@ def launch(job: Job, options: RunOptions) -> None:
     if options.verify_source:
         _verify_source(job, options)
     result = _run(job, options)
+    _remove(job.consumed)
     for remark in job.remarks(result.remarks):
         warn(remark)
     if options.as_json:
@@ -66,7 +69,7 @@ def _check_names(job: Job, options: RunOptions) -> None:
     paths = _paths(job)
     finals = [*paths, *(extra.path for extra in job.extras)]
     for directory in dict.fromkeys(path.parent for path in finals):
-        if not directory.is_dir():
+        if not directory.is_dir() and directory not in job.directories:
             remedy = "Create it or choose another place"
             raise InputError("the output's directory does not exist", file=directory, remedy=remedy)
     notes = [checksums.beside(path) for path in paths]
@@ -99,7 +102,11 @@ def _run(job: Job, options: RunOptions) -> Result:
     outputs, paths = [output for _, output in job.outputs], _paths(job)
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
-        with _bar(total, outputs[0][0].path.name, options) as bar, compiling.heard_by(lambda told: _aside(bar, told)):
+        with (
+            _created(job.directories),
+            _bar(total, outputs[0][0].path.name, options) as bar,
+            compiling.heard_by(lambda told: _aside(bar, told)),
+        ):
             return execute(
                 outputs,
                 job.sources,
@@ -114,6 +121,28 @@ def _run(job: Job, options: RunOptions) -> Result:
             )
     except executor.RunInterrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None
+
+
+@contextmanager
+def _created(directories: Sequence[Path]) -> Iterator[None]:
+    """Create directories of outputs; one that stays empty because the run fails goes again."""
+    missing = [directory for directory in directories if not directory.is_dir()]
+    for directory in missing:
+        directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for directory in missing:
+            with suppress(OSError):  # not empty: a rerun goes on from there
+                directory.rmdir()
+        raise
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Delete inputs, now that everything that was made of them is on the disk, and the notes with their checksums."""
+    for path in paths:
+        platform.remove(path)
+        checksums.remove(checksums.beside(path))
 
 
 def _aside(bar: tqdm[Any], sentence: str) -> None:

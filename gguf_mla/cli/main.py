@@ -42,6 +42,17 @@ class Command(click.Command):
         pkgutil.resolve_name(self.run)(**arguments)
 
 
+def instead(flag: str, run: str, about: str) -> click.Option:
+    """Return an option in whose place the function `run`, "module:name", is called; then the command ends."""
+
+    def call(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            pkgutil.resolve_name(run)()
+            ctx.exit()
+
+    return click.Option([flag], is_flag=True, is_eager=True, expose_value=False, callback=call, help=about)
+
+
 class Installed(click.Group):
     """A group to whose commands the entry points `group` add those of other packages."""
 

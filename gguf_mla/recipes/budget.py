@@ -41,11 +41,11 @@ class Budget:
 
 
 def budget(name: str) -> Budget | None:
-    """Read "3.5bpw" or "200G" (decimal, as sizes of splits are); None for anything else."""
+    """Read "3.5bpw" or a size with its unit, "200G"; None for anything else."""
     if found := re.fullmatch(r"([0-9.]+)bpw", name, re.IGNORECASE):
         return Budget(name, bits=_bits(found[1]))
-    if re.fullmatch(r"[0-9]+[KMG]", name, re.IGNORECASE):
-        return Budget(name, nbytes=units.parse_size(name))
+    if units.has_unit(name):
+        return Budget(name.replace(" ", ""), nbytes=units.parse_size(name))
     return None
 
 

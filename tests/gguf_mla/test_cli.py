@@ -82,7 +82,7 @@ def test_a_command_gives_its_function_what_it_takes(name: str, command: Command)
     """They meet only when the command runs: what one has and the other lacks would be a traceback then."""
     del name
     shared = {field for group in command.groups.values() for field in group.__dataclass_fields__}
-    given = [str(param.name) for param in command.params if param.name not in shared]
+    given = [str(param.name) for param in command.params if param.name not in shared and param.expose_value]
     function = pkgutil.resolve_name(command.run)
     assert sorted([*given, *command.groups]) == sorted(inspect.signature(function).parameters)
     types = {name: type_.__name__ for name, type_ in command.groups.items()}
