@@ -51,6 +51,14 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.2f} TiB"
 
 
+def span(seconds: float) -> str:
+    """Return a time as people read it: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def count(number: int) -> str:
     """Return a number of parameters in the field's units: 8.4M, 671.0B."""
     for limit, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):

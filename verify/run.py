@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
+from gguf_mla.cli.document import answer
+from gguf_mla.cli.progress import BYTES, Stages
 from gguf_mla.files import platform
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.sources.recognise import settings
@@ -18,9 +20,10 @@ from verify.report import terminal
 from verify.report.page import report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from verify.job import Bar, Proof
+    from verify.job import Proof
 
 
 def verify(
@@ -70,39 +73,40 @@ def verify(
         imatrix=imatrix,
     )
     proof = _proven(request, report, quiet=quiet)
-    _show(proof, as_json=as_json, quiet=quiet)
+    _show(proof, as_json=as_json, quiet=quiet, strict=strict)
     if proof.failure is not None:
         raise proof.failure
     if proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS):
         raise click.exceptions.Exit(1)
 
 
-def _bar(*, quiet: bool) -> Bar:
-    def bar(name: str, total: int) -> tqdm[None]:
-        scaled = (
-            {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-            if name in ("weights", "exact")
-            else {"unit": "layer"}
-        )
-        # disable=None: only where standard error is a terminal
-        return tqdm(total=total, desc=name, leave=False, disable=quiet or None, **scaled)
-
-    return lambda name, total: bar(name, total).update
-
-
 def _proven(request: Request, page: Path | None, *, quiet: bool) -> Proof:
     """Prove, and write the page of it if one is wanted."""
-    if page is None:
-        return prove(request, _bar(quiet=quiet))
-    read = (request.reference, request.candidate, request.text, request.tokens)
-    with report(page, [path for path in read if path is not None]) as write:
-        proof = prove(request, _bar(quiet=quiet))
-        write(proof)
-    return proof
+    stages = Stages(quiet=quiet)
+
+    def bar(name: str, total: int) -> Callable[[int], object]:
+        return stages(name, total, BYTES if name in ("weights", "exact") else "layers")
+
+    with closing(stages):
+        if page is None:
+            return prove(request, bar)
+        read = (request.reference, request.candidate, request.text, request.tokens)
+        with report(page, [path for path in read if path is not None]) as write:
+            proof = prove(request, bar)
+            write(proof)
+        return proof
 
 
-def _show(proof: Proof, *, as_json: bool, quiet: bool) -> None:
+def _show(proof: Proof, *, as_json: bool, quiet: bool, strict: bool) -> None:
     if as_json:
-        click.echo(terminal.as_json(proof))
+        failures = [] if proof.failure is None else [proof.failure]
+        wrong = proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS)
+        answer(
+            inputs=(proof.request.reference, proof.request.candidate),
+            stages=proof.seconds,
+            errors=failures,
+            status=None if failures else int(wrong),
+            **terminal.content(proof),
+        )
     else:
         click.echo(terminal.verdict(proof) if quiet else terminal.text(proof))

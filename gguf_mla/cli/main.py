@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import discovery
-from gguf_mla.cli.failures import explained
+from gguf_mla.cli import document, speech
+from gguf_mla.cli.failures import Failure, explained
 from gguf_mla.cli.options import click_options
 from gguf_mla.version import __version__
 
@@ -31,10 +32,15 @@ class Command(click.Command):
     """
 
     def __init__(self, run: str, about: str, *params: click.Parameter, **groups: type[Any]) -> None:
-        shared = [option for group in groups.values() for option in click_options(group)]
+        shared = [*(option for group in groups.values() for option in click_options(group)), speech.option()]
         name = run.partition(":")[2]
         super().__init__(name, params=[*params, *shared], help=about, callback=self._call)
         self.run, self.groups = run, groups
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options, once it is known how an error in them is to be told."""
+        speech.note(ctx, self, args)
+        return super().parse_args(ctx, args)
 
     def _call(self, **arguments: Any) -> None:
         for name, group in self.groups.items():
@@ -78,7 +84,10 @@ class Commands(Installed):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:  # the last handler there is
-            raise explained(error) from None
+            end = explained(error)
+            if isinstance(end, Failure) and speech.is_unanswered():
+                document.answer(errors=[end.error], status=end.exit_code)
+            raise end from None
 
     def main(  # type: ignore[override]  # click overloads by standalone_mode
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from gguf_mla import units
+from gguf_mla.cli.progress import progress
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
 from gguf_mla.importance.matrix import read_imatrix
@@ -57,7 +56,10 @@ def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, option
 
     def measured(tensors: Sequence[Untyped], types: Sequence[Sequence[str]]) -> Iterator[Mapping[str, float]]:
         found = errors(tensors, types, sources, imatrix, options.threads)
-        yield from tqdm(found, "measuring", len(tensors), unit=" tensors", disable=options.quiet or None)
+        with progress("measuring", len(tensors), "tensors", quiet=options.quiet) as bar:
+            for measured_errors in found:
+                yield measured_errors
+                bar.update(1)
 
     return measured
 

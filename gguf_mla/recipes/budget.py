@@ -124,14 +124,20 @@ def spend(offers: Sequence[Mapping[str, Offer]], allowed: int) -> list[Offer]:
     return chosen
 
 
-def check_enough(least: int, allowed: int) -> None:
-    """Raise InputError where the smallest that everything can be, `least` bytes, is more than what is allowed."""
+def check_enough(
+    least: int, allowed: int, name: str = "the wanted size", more: str = "", *, has_importance: bool = False
+) -> None:
+    """Raise InputError where the smallest that everything can be, `least` bytes, is more than what is allowed.
+
+    `name` is the budget's, `more` says the same of the whole model in its unit.
+    """
     if least > allowed:
+        others = "" if has_importance else ", or give --imatrix, which allows types of fewer bits"
         raise InputError(
-            "the wanted size is too small for this model",
-            expected=f"at least {units.size(least)} for what can be chosen",
+            f"{name} is too small for this model",
+            expected=f"at least {units.size(least)} for what can be chosen{more}",
             found=units.size(max(allowed, 0)),
-            remedy="Ask for more, or give --imatrix, which allows types of fewer bits",
+            remedy=f"Ask for more{others}",
         )
 
 
