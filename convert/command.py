@@ -62,13 +62,14 @@ demo = Command(
     "convert.demo:demo",
     """Convert the bundled trained FP8 checkpoint into DIRECTORY and let llama.cpp continue a line of Python.
 
-    The engine is used when it is installed: pip install 'gguf-mla[engine]'.
+    The engine is used when it is installed: pip install xllamacpp.
 
     With --family a checkpoint is written into DIRECTORY instead: the published model in small, with random weights, but
     heads, names, shards and number formats (FP8, INT4) as they are, and a tokenizer. The same command gives the same
     bytes.
     """,
     Argument(["directory"], type=PATH, required=False),
+    Option(["--copy"], is_flag=True, help="Only copy the bundled checkpoint into DIRECTORY, to try the jobs on."),
     Option(["--family"], type=Choice(FAMILIES), help="Write a small model of this family, to convert and to run."),
     Option(["--size"], metavar="SIZE", help="With --family: about how many parameters, 50M or 1.5B.  [default: 50M]"),
 )

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import click
+
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
 from gguf_mla.cli.numbers import THREADS
@@ -90,6 +92,8 @@ def upgrade(
     open_device(options.device)
     matrix = mla_imatrix(imatrix, source, place(out, splits.model_name(source))) if imatrix else None
     _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split, matrix=matrix)
+    if matrix and options.dry_run and not options.as_json:
+        click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")
 
 
 def downgrade(source: Path, out: str, kv_b_type: str | None, keep_split: bool, options: RunOptions) -> None:

@@ -75,9 +75,8 @@ def memory(threads: int) -> int:
 
 
 def job_text(job: Job, threads: int, lacking: Sequence[str]) -> str:
-    """Return the plans of a run for people, and what else it would write and remove."""
+    """Return the plans of a run for people, and what it would remove."""
     lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
-    lines += [f"beside it: {extra.path}" for extra in job.extras]
     lines += [f"removed in the end: {path}" for path in job.consumed]
     lines += [f"warning: {sentence}" for sentence in lacking]
     return "\n".join(lines)

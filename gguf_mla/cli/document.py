@@ -54,7 +54,10 @@ def answer(
         "errors": [error(failure) for failure in failures],
     }
     speech.answered()
-    click.echo(as_json(common | content))
+    if (hearer := speech.current().hearer) is not None:
+        hearer.document = common | content
+    else:
+        click.echo(as_json(common | content))
 
 
 def error(failure: BaseException) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Installed(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one command; None if there is none of that name."""
         found = discovery.plugins(self._group, cmd_name)
-        return next(iter(found)).load() if found else super().get_command(ctx, cmd_name)
+        return discovery.load(next(iter(found))) if found else super().get_command(ctx, cmd_name)
 
 
 class Commands(Installed):

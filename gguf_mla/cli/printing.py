@@ -23,6 +23,8 @@ def log(event: str, text: str, style: str | None = None, /, **fields: Any) -> No
 
     `style` is the form where the thread does not know what its command was asked.
     """
+    if speech.current().hearer is not None:
+        return  # what counts is in the document
     if (style or speech.current().log) == speech.TEXT:
         click.echo(text, err=True)
     else:

@@ -47,7 +47,10 @@ def progress(
 
     A bar stays on the terminal afterwards if `leave`.
     """
-    style = speech.current().log
+    style, hearer = speech.current().log, speech.current().hearer
+    if hearer is not None:
+        yield _Told(name, total, hearer.progress)
+        return
     if quiet or (style == speech.TEXT and sys.stderr.isatty()):
         with _bar(name, total, unit, quiet=quiet, leave=leave) as bar:
             yield bar
@@ -75,6 +78,24 @@ class Stages:
         if self._open is not None:
             self._open.__exit__(None, None, None)
             self._open = None
+
+
+@dataclass
+class _Told:
+    """Progress that the caller of a library function hears of."""
+
+    name: str
+    total: int
+    tell: Callable[[str, float, float], object] | None
+    done: float = 0
+
+    def update(self, n: float = 1, /) -> None:
+        self.done += n
+        if self.tell is not None:
+            self.tell(self.name, self.done, self.total)
+
+    def aside(self, sentence: str) -> None:
+        """Say nothing: a callback hears of numbers."""
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]

@@ -5,15 +5,23 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 TEXT, JSON = "text", "json"
-_KEY, _ANSWERED = "gguf_mla.speech", "gguf_mla.answered"
+_KEY, _ANSWERED, _HEARER = "gguf_mla.speech", "gguf_mla.answered", "gguf_mla.hearer"
+
+
+@dataclass
+class Hearer:
+    """A caller who gets what a command says: progress by its callback, and at the end the document."""
+
+    progress: Callable[[str, float, float], object] | None = None
+    document: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,14 @@ class Speech:
     as_json  whether standard output is JSON, errors included
     log      "text" or "json": what a line on standard error is
     begin    when the command began, by `time.monotonic`
+    hearer   the caller of a library function, who hears everything instead of standard output and error
     """
 
     command: str = ""
     as_json: bool = False
     log: str = TEXT
     begin: float = field(default_factory=time.monotonic)
+    hearer: Hearer | None = None
 
 
 def note(ctx: click.Context, command: click.Command, words: Sequence[str]) -> None:
@@ -38,7 +48,12 @@ def note(ctx: click.Context, command: click.Command, words: Sequence[str]) -> No
     as_json = knows_json and "--json" in words
     pairs = itertools.pairwise(words)
     log = JSON if f"--log-format={JSON}" in words or ("--log-format", JSON) in pairs else TEXT
-    ctx.meta[_KEY] = Speech(ctx.command_path.partition(" ")[2], as_json, log)
+    ctx.meta[_KEY] = Speech(ctx.command_path.partition(" ")[2], as_json, log, hearer=ctx.meta.get(_HEARER))
+
+
+def heard_by(ctx: click.Context, hearer: Hearer) -> None:
+    """Have all that commands in this context say heard by a caller alone."""
+    ctx.meta[_HEARER] = hearer
 
 
 def current() -> Speech:
