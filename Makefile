@@ -12,6 +12,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n log
 
 demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp speak
 	$(BIN)/gguf-mla demo
+	@echo; echo "To go on:  . $(BIN)/activate  and then  gguf-mla --help"
 
 test: $(VENV)/test.stamp ## run the whole test suite
 	$(PYTEST)

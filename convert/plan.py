@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert.general import count_parameters, general_metadata
+from convert.stated import Stated
 from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla import ggtypes
 from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
@@ -15,6 +16,7 @@ from gguf_mla.families import family_of, vocabulary
 from gguf_mla.families.base import Layers, outputs
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan
+from gguf_mla.plan.override_kv import override
 from gguf_mla.plan.scales import leaves_out, with_scales
 from gguf_mla.recipes import FILE_TYPES, Choice, FileType, Overrides, target
 from gguf_mla.recipes.file_types import PLAIN
@@ -56,15 +58,18 @@ def plan_conversion(
     imatrix: Imatrix | None = None,
     measure: Measure | None = None,
     *,
+    stated: Stated | None = None,
     light: bool = False,
     keep_prediction: bool = True,
     pad_vocabulary: bool = False,
+    vocabulary_only: bool = False,
 ) -> list[tuple[Plan, FileType]]:
     """Return the whole plan of each file type; `pre` overrides the recognised pre-tokenizer.
 
     `measure` is what a type name that is a size ("3.5bpw", "200G") needs. `light` writes the family's light form;
     `keep_prediction` keeps multi-token prediction layers in files that can hold them; `pad_vocabulary` takes rows of
-    the embeddings beyond the vocabulary for tokens that are never used.
+    the embeddings beyond the vocabulary for tokens that are never used. `stated` is what the user says of the model;
+    `vocabulary_only` leaves out all tensors.
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
@@ -76,11 +81,13 @@ def plan_conversion(
         config = vocabulary.padded(config, checkpoint, layers)
     vocabulary.check(config, checkpoint)
     wishes = [_wish(name, checkpoint) for name in type_names]
-    described = describe(checkpoint, family, config, layers, pre)
-    overrides = overrides or Overrides()
+    stated, overrides = stated or Stated(), overrides or Overrides()
+    described = describe(checkpoint, family, config, layers, pre, stated.general)
+    if vocabulary_only:
+        described = replace(described, tensors=(), dropped={})
     plans = [plan_for(described, wish, overrides, imatrix, measure) for wish in wishes]
     fixed = family.fixed if overrides.compat else {}
-    return [(_scaled(_fixed(plan, got, fixed), checkpoint), got) for plan, got in plans]
+    return [(_settled(_scaled(_fixed(plan, got, fixed), checkpoint), stated), got) for plan, got in plans]
 
 
 def _fixed(plan: Plan, got: FileType, fixed: Mapping[str, str]) -> Plan:
@@ -98,14 +105,28 @@ def _fixed_job(job: TensorJob, fixed: Mapping[str, str]) -> TensorJob:
     return job if kind is None else replace(job, type=kind, reason="as llama.cpp's converter has it")
 
 
-def describe(checkpoint: Checkpoint, family: Family, config: Config, layers: Layers, pre: str | None) -> Described:
-    """Return what every file of a checkpoint with these layers holds; InputError as `plan_conversion`."""
+def _settled(plan: Plan, stated: Stated) -> Plan:
+    return replace(plan, metadata=override(plan.metadata, stated.settings))
+
+
+def describe(
+    checkpoint: Checkpoint,
+    family: Family,
+    config: Config,
+    layers: Layers,
+    pre: str | None,
+    stated: Mapping[str, Any] | None = None,
+) -> Described:
+    """Return what every file of a checkpoint with these layers holds; InputError as `plan_conversion`.
+
+    `stated` are `general.*` values that count instead of those found.
+    """
     architecture = family.metadata(config, layers)
     tensors, dropped = outputs(family, config, checkpoint, layers)
     files = read_tokenizer(checkpoint.folder)
     tokens, token_warnings = tokenizer_metadata(files, config.positive("vocab_size"), pre, family)
     parameters = count_parameters((tensor.name, tensor.shape) for tensor in tensors)
-    general, general_warnings = general_metadata(checkpoint.folder, family.architecture, parameters)
+    general, general_warnings = general_metadata(checkpoint.folder, family.architecture, parameters, stated)
     metadata: dict[str, Value] = {
         **general,
         **architecture,

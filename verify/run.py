@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from gguf_mla import units
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.progress import progress
 from gguf_mla.files import platform
-from gguf_mla.quoting import quoted
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.sources.recognise import settings
 from verify.course import ProofInterrupted
@@ -79,7 +79,7 @@ def verify(
         resume=resume,
     )
     proof = _proven(request, report, quiet=quiet)
-    _show(proof, as_json=as_json, quiet=quiet)
+    _show(proof, as_json=as_json, quiet=quiet, strict=strict)
     if proof.failure is not None:
         raise proof.failure
     if proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS):
@@ -89,11 +89,7 @@ def verify(
 def _bar(name: str, *, quiet: bool) -> Bar:
     @contextmanager
     def bar(total: int, done: int) -> Iterator[Callable[[int], object]]:
-        shown: tqdm[Any] = tqdm(
-            total=total, initial=done, unit="B", unit_scale=True, unit_divisor=1024, desc=quoted(name), leave=False,
-            disable=quiet or None,  # None: only where standard error is a terminal
-        )  # fmt: skip
-        with shown:
+        with progress(name, total, done=done, quiet=quiet, leave=False) as shown:
             yield shown.update
 
     return bar
@@ -122,8 +118,16 @@ def _interrupted(stop: ProofInterrupted, request: Request) -> tuple[str, str]:
     return done, "Run it with --resume DIR to be able to go on; without, it starts over"
 
 
-def _show(proof: Proof, *, as_json: bool, quiet: bool) -> None:
+def _show(proof: Proof, *, as_json: bool, quiet: bool, strict: bool) -> None:
     if as_json:
-        click.echo(terminal.as_json(proof))
+        failures = [] if proof.failure is None else [proof.failure]
+        wrong = proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS)
+        answer(
+            inputs=(proof.request.reference, proof.request.candidate),
+            stages=proof.seconds,
+            errors=failures,
+            status=None if failures else int(wrong),
+            **terminal.content(proof),
+        )
     else:
         click.echo(terminal.verdict(proof) if quiet else terminal.text(proof))

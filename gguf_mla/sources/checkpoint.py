@@ -17,6 +17,7 @@ from gguf_mla.sources.recognise.reading import Choices, Reading, examples
 from gguf_mla.sources.recognise.settings import changed
 from gguf_mla.sources.recognise.shards import INDEX, find
 from gguf_mla.sources.safetensors import read_shard
+from gguf_mla.sources.views import view
 
 __all__ = ["INDEX", "Checkpoint", "Choices", "open_checkpoint", "open_partial"]
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from gguf_mla.container.view import Tensor
     from gguf_mla.sources.folder import Readable
     from gguf_mla.sources.tensor import SourceTensor
 
@@ -61,6 +63,14 @@ class Checkpoint:
     def names(self) -> frozenset[str]:
         """The names of all tensors that the checkpoint has, were it complete."""
         return frozenset(self.tensors) | frozenset(self.absent)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor to read numbers or bytes of; KeyError if there is none of that name."""
+        return view(self.tensors[name])
+
+    def __repr__(self) -> str:
+        kind = ", ".join(map(str, self.config.get("architectures") or ["no architecture"]))
+        return f"<Checkpoint {self.folder.path.name}: {kind}, {len(self.tensors)} tensors in {len(self.files)} files>"
 
     def incomplete(self, wanted: Iterable[str]) -> InputError:
         """Return the error for tensors that are wanted and absent."""

@@ -43,7 +43,7 @@ def truth(kimi: Path) -> dict[str, np.ndarray]:
 def plan(checkpoint: Path, *options: Any) -> dict[str, dict[str, Any]]:
     answer = gguf_mla("convert", checkpoint, "out.gguf", "--dry-run", "--json", *options)
     assert answer.status == 0, answer.output
-    return {tensor["name"]: tensor for tensor in json.loads(answer.output)["tensors"]}
+    return {tensor["name"]: tensor for tensor in json.loads(answer.output)["outputs"][0]["plan"]["tensors"]}
 
 
 def read(path: Path) -> dict[str, Any]:

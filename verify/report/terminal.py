@@ -162,8 +162,13 @@ def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
 
 def as_json(proof: Proof) -> str:
     """Return everything as JSON; docs/verification.md lists every field."""
+    return printing.as_json(content(proof))
+
+
+def content(proof: Proof) -> dict[str, Any]:
+    """Return everything as JSON-ready data."""
     request = proof.request
-    content: dict[str, Any] = {
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
         "request": _request_json(request),
@@ -183,8 +188,8 @@ def as_json(proof: Proof) -> str:
         "predicted": [scores_json(scores) for scores in proof.predicted],
     }
     if proof.failure is not None:
-        content["error"] = str(proof.failure) or type(proof.failure).__name__
-    return printing.as_json(content)
+        found["error"] = str(proof.failure) or type(proof.failure).__name__
+    return found
 
 
 def _request_json(request: Request) -> dict[str, Any]:
