@@ -126,6 +126,8 @@ def _wish(name: str, checkpoint: Checkpoint) -> FileType | Budget:
 
 def _scaled(plan: Plan, checkpoint: Checkpoint) -> Plan:
     """Return the plan with the scales that its blocks leave out, and a warning on who reads them."""
+    if not any(hasattr(source, "factor") for source in checkpoint.tensors.values()):
+        return plan
     tensors = tuple(with_scales(plan.tensors, checkpoint.tensors))
     if len(tensors) == len(plan.tensors):
         lost = sum(source.stored == SCALED and leaves_out(source) for source in checkpoint.tensors.values())

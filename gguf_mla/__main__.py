@@ -13,13 +13,13 @@ def run() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         # An interrupt while these are imported must not print a traceback, and a failure must not be a status of 1.
-        from gguf_mla.cli import streams  # noqa: PLC0415 - see above
+        from gguf_mla.cli import interrupts, streams  # noqa: PLC0415 - see above
         from gguf_mla.cli.main import main  # noqa: PLC0415 - see above
     except Exception as error:  # whatever it is, it ends here
         _cannot_start(error)
     streams.set_up()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(prog_name="gguf-mla")
+    with interrupts.raised():
+        main(prog_name="gguf-mla")
 
 
 def _cannot_start(error: Exception) -> NoReturn:

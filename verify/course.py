@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import GgufMlaError
+from gguf_mla.forward.place import enough_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,7 +84,8 @@ class Course:
         for stage in self._running():
             begin = time.monotonic()
             try:
-                self._run(stage, section, step)
+                with enough_memory():
+                    self._run(stage, section, step)
             except (GgufMlaError, MemoryError) as error:
                 self._failed = stage, error
                 del self._stages[self._stages.index(stage) :]

@@ -11,7 +11,7 @@ import numpy as np
 
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import GgufMlaError, InputError
-from gguf_mla.forward.on_device import form_on
+from gguf_mla.forward.on_device import form_on, place_on
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.text import encoders
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.place import Place
     from gguf_mla.importance.matrix import Imatrix
     from gguf_mla.text.encoders import Encode
     from verify.course import Bar
@@ -86,6 +87,7 @@ class Proof:
     """
 
     request: Request
+    place: Place
     form: Form
     warnings: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
@@ -133,7 +135,8 @@ def prove(request: Request, bar: Bar = lambda _total, _done: nullcontext(lambda 
     reference = open_reference(request.reference, request.choices)
     if request.pad_vocabulary:
         reference = reference.padded()
-    proof = Proof(request, form_on(request.device, request.form), reference.warnings)
+    place = place_on(request.device, request.threads)
+    proof = Proof(request, place, form_on(request.device, request.form), reference.warnings)
     ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
     levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
     proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None

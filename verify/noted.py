@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from verify.levels.attention import LayerAgreement
 from verify.levels.choice import ChoiceAgreement
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.choice import Chooser
+    from gguf_mla.forward.place import Place
     from verify.comparison import Pair
     from verify.levels.judging import Judged
 
@@ -83,10 +85,11 @@ def scores_of(arrays: Arrays, vocabulary: int) -> list[Scores]:
 
 def of_choosers(choosers: Mapping[str, Chooser]) -> dict[str, NDArray[Any]]:
     """Return what sequences attend to, [B, T, K], of the choosers that have chosen."""
-    return {f"chosen.{name}": np.stack(chooser.chosen) for name, chooser in choosers.items() if len(chooser.chosen)}
+    held = {name: list(chooser.chosen) for name, chooser in choosers.items() if len(chooser.chosen)}
+    return {f"chosen.{name}": torch.stack(chosen).numpy(force=True) for name, chosen in held.items()}
 
 
-def put_back(arrays: Arrays, choosers: Mapping[str, Chooser]) -> None:
+def put_back(arrays: Arrays, choosers: Mapping[str, Chooser], place: Place) -> None:
     """Give choosers the choices that were noted."""
     for name, chooser in choosers.items():
-        chooser.chosen = list(arrays.get(f"chosen.{name}", ()))
+        chooser.chosen = [place.ids(each) for each in arrays.get(f"chosen.{name}", ())]

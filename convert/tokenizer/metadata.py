@@ -15,7 +15,7 @@ from convert.tokenizer.chat_templates import chat_templates
 from convert.tokenizer.tiktoken import tokenizer_of_ranks
 from convert.tokenizer.vocabulary import token_table
 from gguf_mla.container.values import Kind, Value, array, boolean, string, u32
-from gguf_mla.errors import InputError
+from gguf_mla.errors import EDITED, InputError
 from gguf_mla.sources.vocabulary import Vocabulary, content_of, read_vocabulary
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _check_text(metadata: dict[str, Value], place: PurePath) -> None:
                 raise InputError(
                     f"{key} would hold a character that is not Unicode text (a lone surrogate)",
                     file=place,
-                    remedy="Download the tokenizer again",
+                    remedy=EDITED,
                 )
 
 

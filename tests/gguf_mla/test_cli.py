@@ -114,6 +114,34 @@ def test_an_interrupt_that_python_wraps_is_one(monkeypatch: pytest.MonkeyPatch) 
     assert "interrupted" in said
 
 
+DROPPED = """
+import signal, time, weakref
+import click
+from gguf_mla import __main__
+from gguf_mla.cli import main
+
+class Held: ...
+
+@click.command()
+def wait():
+    held = Held()
+    noticed = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGINT))
+    del held
+    time.sleep(30)
+    print("the interrupt was lost", noticed)
+
+main.Commands.get_command = lambda *_: wait
+__main__.run()
+"""
+
+
+def test_an_interrupt_in_a_callback_is_neither_lost_nor_a_traceback() -> None:
+    """Python prints what is raised in a finaliser or a callback of weakref, and goes on."""
+    done = subprocess.run([sys.executable, "-c", DROPPED, "wait"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("gguf-mla: error: interrupted")
+
+
 def wait_until_our_code_runs(pid: int) -> None:
     """Python catches SIGINT as soon as it starts; the first thing the command does is to stop that for a moment."""
 

@@ -1,8 +1,10 @@
 """False alarms, looked for exhaustively: right files of every kind, of which none may be called wrong. Run by hand:
 
     python -m tests.verify.alarms types legacy requantized families texts
+    python -m tests.verify.alarms peer --quantizer llama-quantize
 
 types        the bundled checkpoint in every type, with and without importance
+peer         the same from a real llama-quantize, which nothing here installs; also --pure; through all levels
 legacy       legacy files of many types, and their upgrades, for 4, 8 and 16 experts, against their checkpoints
 requantized  files made finer or coarser than they were, and GGUF references coarser and finer than the file
 families     a small random model of every family in Q8_0 and Q4_K_M, through all levels
@@ -15,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import email
+import functools
 import math
+import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -43,6 +47,8 @@ from verify.measures import agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import torch
 
 LEGACY_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
 REQUANTIZED = (
@@ -83,6 +89,23 @@ def types(count: Count, directory: Path) -> None:
             if gguf_mla("convert", hub.BUNDLED, out, "--type", name, "--quiet", *options).status == 0:
                 count.prove(hub.BUNDLED, out)
                 out.unlink()
+
+
+def peer(count: Count, directory: Path, quantizer: str) -> None:
+    """Every file type as another program makes it."""
+    plain = directory / "F32.gguf"
+    convert(hub.BUNDLED, plain, "F32")
+    imatrix = importance(plain, directory / "imatrix.gguf")
+    for name in file_types.FILE_TYPES:
+        for options in ((), ("--pure",), ("--imatrix", imatrix), ("--pure", "--imatrix", imatrix)):
+            words = [str(option) for option in options if option != imatrix]
+            out = directory / f"{'-'.join(['peer', name, *words])}.gguf"
+            done = subprocess.run([quantizer, *options, plain, out, name], capture_output=True, check=False)
+            if done.returncode == 0:
+                count.prove(hub.BUNDLED, out, "logits", chunks=1)
+            else:
+                print(f"{'not made':12}{out.name}  {done.stderr.splitlines()[-1:]}", flush=True)
+            out.unlink(missing_ok=True)
 
 
 def importance(file: Path, out: Path) -> Path:
@@ -190,8 +213,7 @@ def samples(directory: Path) -> Iterator[tuple[str, list[np.ndarray]]]:
 def ids(text: str, directory: Path) -> np.ndarray:
     path = directory / "text.txt"
     path.write_text(text, encoding="utf-8")
-    folder: Any = opening.open_reference(hub.BUNDLED).folder
-    tokens = read_tokens(path, None, folder, 2048, 0)
+    tokens = read_tokens(path, None, opening.open_reference(hub.BUNDLED).encode, 2048)
     return np.append(0, tokens[1:512])
 
 
@@ -220,10 +242,11 @@ class Recorded(logits.Passes):
 
     def __init__(self, reference: Any, candidate: Any) -> None:
         super().__init__(reference, candidate, np.zeros((0, 0), np.int64), FORMS["absorbed"], lambda _layer: "F32")
-        self.added: list[tuple[np.ndarray, np.ndarray]] = []
-        self.attended: list[tuple[np.ndarray, np.ndarray]] = []
+        self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def over(self, tokens: np.ndarray) -> Callable[[int, np.ndarray], logits.Scores]:
+        tokens = self.reference.place.ids(tokens)
         first = tokens[:, : attention.TOKENS]
         hidden = lookup(self.reference, "token_embd.weight", first)
         for layer in range(self.reference.model.layers):
@@ -238,7 +261,7 @@ class Recorded(logits.Passes):
 
         def scores(number: int, each: np.ndarray) -> logits.Scores:
             part = np.s_[number : number + 1, : len(each)]
-            return self.score(ours[part], theirs[part], each[None])
+            return self.score(ours[part], theirs[part], self.reference.place.ids(each)[None])
 
         return scores
 
@@ -253,14 +276,19 @@ class Recorded(logits.Passes):
         return found
 
 
-PARTS = {part.__name__: part for part in (types, legacy, requantized, families, texts)}
+PARTS: dict[str, Callable[[Count, Path], None]] = {
+    part.__name__: part for part in (types, legacy, requantized, families, texts)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
-    count = Count()
-    for part in parser.parse_args().parts:
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "peer"], default=list(PARTS))
+    parser.add_argument("--quantizer", help="a llama-quantize, for `peer`")
+    count, given = Count(), parser.parse_args()
+    if given.quantizer:
+        PARTS["peer"] = functools.partial(peer, quantizer=given.quantizer)
+    for part in given.parts:
         with tempfile.TemporaryDirectory() as directory:
             PARTS[part](count, Path(directory))
     print(dict(count.grades))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Keys = dict[str, Expected]
 TYPES_KEY = "attention.indexer.types"
+NOTHING = 1e-9  # what is left of a multiplier of 0
 
 
 def of_model(reference: Model, candidate: Model, names: Iterable[str]) -> Keys:
@@ -28,7 +29,9 @@ def of_model(reference: Model, candidate: Model, names: Iterable[str]) -> Keys:
 
     `candidate` is the model that the file is read as: it holds what readers take for the keys that the file lacks.
     """
-    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference) | _indexer(reference, candidate)
+    is_sparse = candidate.indexer is not None
+    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference, is_sparse=is_sparse)
+    keys |= _indexer(reference, candidate)
     if isinstance(reference, MlaModel):
         keys |= _legacy(reference) if attention_layout(names) == "legacy" else _latent(reference)
     return keys
@@ -127,19 +130,30 @@ def _all_groups(routing: Routing) -> bool:
     return routing.groups <= 1 or routing.groups_used >= routing.groups
 
 
-def _rope(model: Model) -> Keys:
+def _rope(model: Model, *, is_sparse: bool) -> Keys:
     keys = {"rope.dimension_count": Expected(model.rope), "rope.freq_base": Expected(model.theta, 10000.0)}
     if model.linear is not None:
         return keys | _linear(model.linear)
-    return keys | (_straight() if model.yarn is None else _yarn(model.yarn))
+    return keys | (_straight() if model.yarn is None else _yarn(model.yarn, takes_one=is_sparse))
 
 
-def _yarn(yarn: Yarn) -> Keys:
+def _yarn(yarn: Yarn, *, takes_one: bool) -> Keys:
+    """Return YaRN's keys, for readers that take mscale for 1, or, as deepseek2's, for mscale_all_dim.
+
+    With m = yarn_log_multiplier and a = attn_factor the ones multiply the softmax's scale by k², k = a·(1 + 0.1·ln s),
+    and what is rotated by k / (1 + m·ln s), the others what is rotated by a, and k = a·(1 + m·ln s).
+    """
+    root, stretch = math.sqrt(yarn.softmax), math.log(max(1.0, yarn.factor))
+    multiplier = (root / yarn.rotated - 1) / stretch if stretch else 0.0
+    if abs(multiplier) < NOTHING:  # then both take mscale for 1
+        multiplier, takes_one = 0.0, True
+    factor = root / (1 + 0.1 * stretch) if takes_one else yarn.rotated
     return {
         "rope.scaling.type": Expected("yarn", "linear"),
         "rope.scaling.factor": Expected(yarn.factor, 1.0),
         "rope.scaling.original_context_length": Expected(yarn.original),
-        "rope.scaling.yarn_log_multiplier": Expected(0.1 * yarn.all_dim, 0.0),
+        "rope.scaling.yarn_log_multiplier": Expected(multiplier, 0.0),
+        "rope.scaling.attn_factor": Expected(factor, 1.0, optional=True, note="what is rotated is multiplied by it"),
         "rope.scaling.yarn_beta_fast": Expected(yarn.fast, 32.0, optional=True),
         "rope.scaling.yarn_beta_slow": Expected(yarn.slow, 1.0, optional=True),
     }

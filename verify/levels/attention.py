@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.forward import walk
 from gguf_mla.forward.layers import Pass, lookup
+from gguf_mla.forward.place import CPU
 from verify.findings import Finding
 from verify.levels.choice import ChoiceAgreement, Follower
 from verify.limits import exceeds
@@ -21,16 +22,12 @@ from verify.measures import Agreement, agreement
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Ids
     from gguf_mla.forward.attention import Form
     from gguf_mla.forward.choice import Chooser
+    from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
     from verify.limits import Limits
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 LEVEL = "attention"
 TOKENS = 64
@@ -53,12 +50,18 @@ class Attentions:
     """The attention of both sides over token sequences [B, T]; `types` names a layer's coarsest attention type."""
 
     def __init__(
-        self, reference: Weights, candidate: Weights, tokens: Numbers, form: Form, types: Callable[[int], str]
+        self,
+        reference: Weights,
+        candidate: Weights,
+        tokens: Ids,
+        form: Form,
+        types: Callable[[int], str],
+        place: Place = CPU,
     ) -> None:
-        self._ours = Pass(reference)
+        self._ours = Pass(reference, place=place)
         self._follower = Follower(self._ours.chooser)
-        self._theirs = Pass(candidate, form, self._follower)
-        self._tokens, self._types = tokens, types
+        self._theirs = Pass(candidate, form, self._follower, place=place)
+        self._tokens, self._types = place.ids(tokens), types
 
     @functools.cached_property
     def _hidden(self) -> Floats:

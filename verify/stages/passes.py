@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.tensors import LEGACY
 from verify import noted
@@ -31,7 +29,7 @@ class Attention(Layers):
         super().__init__(proof, journal)
         tokens, weights = self.tokens[:1, : attention.TOKENS], self.candidate.weights
         self._attends = (*(f"{name}.weight" for name in architecture_of(weights.model).attends), LEGACY)
-        self._sides = attention.Attentions(self.reference, weights, tokens, proof.form, self._type)
+        self._sides = attention.Attentions(self.reference, weights, tokens, proof.form, self._type, proof.place)
 
     def _names(self, layer: int) -> list[str]:
         return [f"blk.{layer}.{name}" for name in self._attends]
@@ -57,7 +55,7 @@ class Attention(Layers):
 
     def restore(self, state: Arrays) -> None:
         """Take over what was chosen."""
-        noted.put_back(state, self._sides.choosers)
+        noted.put_back(state, self._sides.choosers, self.proof.place)
 
     def judged(self) -> Iterator[Finding | None]:
         """Yield what is wrong with the attention of the layers."""
@@ -77,7 +75,7 @@ class Logits(Layers):
     def __init__(self, proof: Proof, journal: Notes) -> None:
         super().__init__(proof, journal)
         weights = self.candidate.weights
-        self._passes = logits.Passes(self.reference, weights, self.tokens, proof.form, self._type)
+        self._passes = logits.Passes(self.reference, weights, self.tokens, proof.form, self._type, proof.place)
         self.compared = self._passes.layers
 
     def _type(self, layer: int) -> str:
@@ -94,13 +92,14 @@ class Logits(Layers):
         """Return the hidden states of both models, what was chosen, and the scores of heads that are through."""
         ours, theirs = self._passes.before()
         kept = noted.of_choosers(self._passes.choosers) | noted.of_scores(self._passes.scores)
-        return {"ours": np.asarray(ours), "theirs": np.asarray(theirs)} | kept
+        return {"ours": ours.numpy(force=True), "theirs": theirs.numpy(force=True)} | kept
 
     def restore(self, state: Arrays) -> None:
         """Take over states, choices and scores."""
-        self._passes.states = state["ours"], state["theirs"]
+        place = self.proof.place
+        self._passes.states = place.tensor(state["ours"]), place.tensor(state["theirs"])
         self._passes.scores += noted.scores_of(state, self.reference.model.vocab)
-        noted.put_back(state, self._passes.choosers)
+        noted.put_back(state, self._passes.choosers, place)
 
     def judged(self) -> Iterator[Finding | None]:
         """Yield what is wrong with the layers."""
@@ -122,7 +121,7 @@ class Engine(Stage):
 
     def __init__(self, proof: Proof, journal: Notes) -> None:
         super().__init__(proof, journal)
-        self._ours = engine.Ours(self.candidate.weights, self.tokens[0])
+        self._ours = engine.Ours(self.candidate.weights, self.tokens[0], proof.place)
 
     def run(self, section: Section) -> Iterator[int]:
         """Take our states through a section."""
@@ -131,15 +130,16 @@ class Engine(Stage):
 
     def state(self) -> Arrays:
         """Return the hidden states, and what was chosen."""
-        return {"ours": np.asarray(self._ours.state)} | noted.of_choosers({"ours": self._ours.pass_.chooser})
+        kept = {"ours": self._ours.state.numpy(force=True), "log": self._ours.log}
+        return kept | noted.of_choosers({"ours": self._ours.pass_.chooser})
 
     def restore(self, state: Arrays) -> None:
         """Take over states and choices."""
-        self._ours.state = state["ours"]
-        noted.put_back(state, {"ours": self._ours.pass_.chooser})
+        self._ours.state, self._ours.log = self.proof.place.tensor(state["ours"]), state["log"]
+        noted.put_back(state, {"ours": self._ours.pass_.chooser}, self.proof.place)
 
     def end(self) -> Iterator[Finding | None]:
         """Ask the engine."""
         request = self.proof.request
-        self.proof.engine, explained = self._ours.ask(request.candidate, request.threads)
+        self.proof.engine, explained = self._ours.ask(request.candidate)
         yield engine.judge(self.proof.engine, explained if set(self.candidate.shares()) == {"F32"} else None)
