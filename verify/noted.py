@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gguf_mla.forward.place import as_array
 from verify.levels.attention import LayerAgreement
@@ -85,14 +86,11 @@ def scores_of(arrays: Arrays, vocabulary: int) -> list[Scores]:
 
 def of_choosers(choosers: Mapping[str, Chooser]) -> dict[str, NDArray[Any]]:
     """Return what sequences attend to, [B, T, K], of the choosers that have chosen."""
-    return {
-        f"chosen.{name}": np.stack([as_array(chosen) for chosen in chooser.chosen])
-        for name, chooser in choosers.items()
-        if len(chooser.chosen)
-    }
+    held = {name: list(chooser.chosen) for name, chooser in choosers.items() if len(chooser.chosen)}
+    return {f"chosen.{name}": torch.stack(chosen).numpy(force=True) for name, chosen in held.items()}
 
 
 def put_back(arrays: Arrays, choosers: Mapping[str, Chooser], place: Place) -> None:
     """Give choosers the choices that were noted."""
     for name, chooser in choosers.items():
-        chooser.chosen = [place.ids(chosen) for chosen in arrays.get(f"chosen.{name}", ())]
+        chooser.chosen = [place.ids(each) for each in arrays.get(f"chosen.{name}", ())]

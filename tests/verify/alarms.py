@@ -241,8 +241,7 @@ class Recorded(logits.Passes):
     """Both models, with what every layer adds kept, so that each text can be judged by itself."""
 
     def __init__(self, reference: Any, candidate: Any) -> None:
-        none = np.zeros((0, 0), np.int64)
-        super().__init__(reference, candidate, none, FORMS["absorbed"], lambda _layer: "F32")
+        super().__init__(reference, candidate, np.zeros((0, 0), np.int64), FORMS["absorbed"], lambda _layer: "F32")
         self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 

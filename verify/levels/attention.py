@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gguf_mla.forward.tensors import Weights
     from verify.limits import Limits
 
-
 LEVEL = "attention"
 TOKENS = 64
 
@@ -62,7 +61,7 @@ class Attentions:
         self._ours = Pass(reference, place=place)
         self._follower = Follower(self._ours.chooser)
         self._theirs = Pass(candidate, form, self._follower, place=place)
-        self._tokens, self._types = tokens, types
+        self._tokens, self._types = place.ids(tokens), types
 
     @functools.cached_property
     def _hidden(self) -> Floats:

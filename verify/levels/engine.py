@@ -65,14 +65,16 @@ def require() -> None:
 class Ours:
     """Our forward pass over prefixes of one token sequence [T], a section after the other.
 
-    state  what goes on to the next section; after the head, log-probabilities, float64 [prefixes, vocabulary]
+    state  what goes on to the next section
+    log    log-probabilities after the prefixes, float64 [prefixes, vocabulary], once the head is through
     """
 
-    def __init__(self, candidate: Weights, tokens: NDArray[np.int64], place: Place = CPU) -> None:
+    def __init__(self, candidate: Weights, tokens: NDArray[np.int64], place: Place) -> None:
         self.pass_ = Pass(candidate, place=place)
         self.lengths = [length for length in LENGTHS if length <= tokens.size] or [tokens.size]
         self.tokens = tokens[: max(self.lengths)]
         self.state: State = None
+        self.log: NDArray[Any] = np.empty((0, 0))
 
     def run(self, section: Section) -> None:
         """Go through the next section; layers that predict are not asked."""
@@ -82,21 +84,21 @@ class Ours:
             self.state = walk.run_layer(self.pass_, section.layer, self.state, self.tokens[None])
         elif section.kind is Kind.HEAD:
             last = walk.finish(self.pass_, self.state)[0, [length - 1 for length in self.lengths]]
-            self.state = self.pass_.linear(last, "output.weight").double().log_softmax(dim=1)
+            self.log = self.pass_.linear(last, "output.weight").double().log_softmax(dim=1).numpy(force=True)
 
-    def ask(self, path: Path, threads: int) -> tuple[list[EngineAgreement], float]:
+    def ask(self, path: Path) -> tuple[list[EngineAgreement], float]:
         """Ask llama.cpp for what follows these prefixes; MachineError when it cannot load the file.
 
         The number is the largest |Δ log-probability| that float32 explains, if the file is in F32.
         """
-        model, longest, said = self.pass_.model, max(self.lengths), as_array(self.state)
-        engine = _Engine(path, threads, longest + 8, model.yarn)
+        model, longest = self.pass_.model, max(self.lengths)
+        engine = _Engine(path, self.pass_.place.threads, longest + 8, model.yarn)
         count = min(LISTED, model.vocab)
         results = [
             _compare(length, expected, *engine.next_tokens(self.tokens[:length].tolist(), count))
-            for length, expected in zip(self.lengths, said, strict=True)
+            for length, expected in zip(self.lengths, self.log, strict=True)
         ]
-        spread = float(said.std(axis=1).max())
+        spread = float(self.log.std(axis=1).max())
         return results, rounding.largest(model, longest, spread, count * len(self.lengths))
 
 

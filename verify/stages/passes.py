@@ -93,7 +93,7 @@ class Logits(Layers):
         """Return the hidden states of both models, what was chosen, and the scores of heads that are through."""
         ours, theirs = self._passes.before()
         kept = noted.of_choosers(self._passes.choosers) | noted.of_scores(self._passes.scores)
-        return {"ours": as_array(ours), "theirs": as_array(theirs)} | kept
+        return {"ours": ours.numpy(force=True), "theirs": theirs.numpy(force=True)} | kept
 
     def restore(self, state: Arrays) -> None:
         """Take over states, choices and scores."""
@@ -131,15 +131,16 @@ class Engine(Stage):
 
     def state(self) -> Arrays:
         """Return the hidden states, and what was chosen."""
-        return {"ours": as_array(self._ours.state)} | noted.of_choosers({"ours": self._ours.pass_.chooser})
+        kept = {"ours": self._ours.state.numpy(force=True), "log": self._ours.log}
+        return kept | noted.of_choosers({"ours": self._ours.pass_.chooser})
 
     def restore(self, state: Arrays) -> None:
         """Take over states and choices."""
-        self._ours.state = self.proof.place.tensor(state["ours"])
+        self._ours.state, self._ours.log = self.proof.place.tensor(state["ours"]), state["log"]
         noted.put_back(state, {"ours": self._ours.pass_.chooser}, self.proof.place)
 
     def end(self) -> Iterator[Finding | None]:
         """Ask the engine."""
         request = self.proof.request
-        self.proof.engine, explained = self._ours.ask(request.candidate, request.threads)
+        self.proof.engine, explained = self._ours.ask(request.candidate)
         yield engine.judge(self.proof.engine, explained if set(self.candidate.shares()) == {"F32"} else None)
