@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gguf_mla.forward.place import as_array
 from verify.levels.attention import LayerAgreement
 from verify.levels.choice import ChoiceAgreement
 from verify.levels.exact import Sameness, Way

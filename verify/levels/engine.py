@@ -16,7 +16,6 @@ import numpy as np
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.forward import walk
 from gguf_mla.forward.layers import Pass
-from gguf_mla.forward.place import CPU, as_array
 from verify import rounding
 from verify.findings import Finding
 from verify.limits import exceeds

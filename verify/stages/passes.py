@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla.forward.architecture import architecture_of
-from gguf_mla.forward.place import as_array
 from gguf_mla.forward.tensors import LEGACY
 from verify import noted
 from verify.levels import attention, engine, logits
