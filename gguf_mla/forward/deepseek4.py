@@ -294,7 +294,7 @@ def _config_yarn(section: Config) -> Yarn | None:
     return Yarn(
         factor=section.number("factor"),
         original=section.positive("original_max_position_embeddings"),
-        all_dim=0.0,
+        softmax=1.0,
         fast=section.number("beta_fast", BETA_FAST),
         slow=section.number("beta_slow", BETA_SLOW),
     )
@@ -366,7 +366,7 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
     return Yarn(
         factor=keys.number("rope.scaling.factor"),
         original=keys.integer("rope.scaling.original_context_length"),
-        all_dim=0.0,
+        softmax=1.0,
         fast=keys.number("rope.scaling.yarn_beta_fast", BETA_FAST),
         slow=keys.number("rope.scaling.yarn_beta_slow", BETA_SLOW),
     )
