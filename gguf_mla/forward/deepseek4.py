@@ -42,6 +42,7 @@ class V4Model(Model):
     by_id           how many layers, the first ones, choose experts by a token's id
     limit           of the gate, and of what it multiplies on both sides
     floor, rounds   of the mixing of streams
+    sees            whether it is the text of a model that also sees: images have a bias that text does not use
     """
 
     architecture: ClassVar[str] = "deepseek4"
@@ -60,6 +61,7 @@ class V4Model(Model):
     floor: float
     rounds: int
     limit: float
+    sees: bool = False
 
     def size(self, name: str, layer: int | None = None) -> int:
         """Return a tensor dimension by its name; `ratio` and those made of it are a layer's."""
@@ -137,6 +139,7 @@ LAYER = {
     "ffn_gate_inp.weight": Role("mlp.gate.weight", ("experts", "hidden")),
     "ffn_gate_tid2eid.weight": Role("mlp.gate.tid2eid", ("vocab", "used"), "by id"),
     "exp_probs_b.bias": Role("mlp.gate.e_score_correction_bias", ("experts",), "by score"),
+    "exp_probs_b_vl.bias": Role("mlp.gate.e_score_correction_bias_vl", ("experts",), "sees"),
     "ffn_gate_exps.weight": Role(_EXPERT + "gate_proj.weight", ("experts", "expert_ffn", "hidden")),
     "ffn_up_exps.weight": Role(_EXPERT + "up_proj.weight", ("experts", "expert_ffn", "hidden")),
     "ffn_down_exps.weight": Role(_EXPERT + "down_proj.weight", ("experts", "hidden", "expert_ffn")),
@@ -158,6 +161,7 @@ def conditions(model: V4Model, layer: int | None) -> set[str]:
         return {"always"} if model.tied else {"always", "untied"}
     ratio = model.ratios[layer]
     held = {"always", "by id" if layer < model.by_id else "by score"}
+    held |= {"sees"} if model.sees else set()
     return held | ({"compressed"} if ratio else set()) | ({"chosen"} if ratio == CSA else set())
 
 
@@ -222,7 +226,7 @@ def _model(pass_: Pass) -> V4Model:
     return pass_.model
 
 
-def of_config(config: Config, _names: Container[str] = ()) -> V4Model:
+def of_config(config: Config, names: Container[str] = ()) -> V4Model:
     """Return the model that a config.json describes, as DeepSeek writes it or transformers 5."""
     layers, hidden = config.positive("num_hidden_layers"), config.positive("hidden_size")
     if layers > MOST_LAYERS:
@@ -264,6 +268,7 @@ def of_config(config: Config, _names: Container[str] = ()) -> V4Model:
         floor=config.number("hc_eps"),
         rounds=config.positive("hc_sinkhorn_iters"),
         limit=config.number("swiglu_limit"),
+        sees="model.layers.0.mlp.gate.e_score_correction_bias_vl" in names,
     )  # fmt: skip
 
 
@@ -341,6 +346,7 @@ def of_gguf(file: GgufFile) -> V4Model:
         floor=keys.number("hyper_connection.epsilon"),
         rounds=keys.integer("hyper_connection.sinkhorn_iterations"),
         limit=_gguf_limit(keys),
+        sees="blk.0.exp_probs_b_vl.bias" in file.tensors,
     )  # fmt: skip
 
 

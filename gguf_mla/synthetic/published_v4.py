@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MODEL_TYPE = "deepseek_v4"
 FP8 = tuple(f".self_attn.{name}.weight" for name in ("q_a_proj", "q_b_proj", "kv_proj", "o_a_proj", "o_b_proj"))
 FP8_INDEXER, SHARED, EXPERTS, TABLE = ".indexer.q_b_proj.weight", ".shared_experts.", ".experts.", ".tid2eid"
+VISION = ".e_score_correction_bias_vl"
 F32 = (".fn", ".base", ".scale", ".hc_fn", ".hc_base", ".hc_scale", ".sinks", ".position_bias", "correction_bias")
 
 
@@ -25,6 +26,8 @@ def tensors(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -
     """Yield every tensor that is stored of weights under transformers' names."""
     packed = config.get("expert_dtype") == "fp4"
     for name, shape in weights.items():
+        if name.endswith(VISION):
+            continue  # only a model that also sees has it
         own = published(name)
         if name.endswith(TABLE):
             yield StoredForm(own, "I64", shape, name, shape, "table", experts=config["n_routed_experts"])

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def test_every_file_is_an_architecture_under_its_own_name() -> None:
-    assert list(architectures()) == ["mla"]
-    assert len(set(classes())) == len(classes()) == 7
-    assert gguf_names() == ("deepseek2", "deepseek32", "glm-dsa")
+    assert list(architectures()) == ["deepseek4", "mla"]
+    assert len(set(classes())) == len(classes()) == 8
+    assert gguf_names() == ("deepseek4", "deepseek2", "deepseek32", "glm-dsa")
     with pytest.raises(TypeError):
         architectures()["other"] = architectures()["mla"]
 
@@ -67,7 +67,7 @@ def one_more(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_more")
 def test_one_more_file_is_one_more_architecture(tmp_path: Path) -> None:
-    assert sorted(architectures()) == ["mla", "twin"]
+    assert sorted(architectures()) == ["deepseek4", "mla", "twin"]
     directory = hub.write(tmp_path / "v3", "v3", num_hidden_layers=2, first_k_dense_replace=0, n_routed_experts=8)
     checkpoint = open_checkpoint(directory)
     config = Config({**checkpoint.config, "architectures": ["TwinForCausalLM"]}, directory / "config.json")

@@ -40,6 +40,7 @@ def of_compressed(model: V4Model, theirs: object) -> Keys:
         "embedding_length_out": Expected(model.streams * model.hidden, grade=Grade.DIFFERS),
         "feed_forward_length": Expected(model.ffn, model.ffn, optional=True),
         "rope.scaling.yarn_log_multiplier": Expected(0.0, 0.0, optional=True),
+        "rope.scaling.attn_factor": Expected(1.0, 1.0, optional=True),
         "expert_group_count": Expected(1, 1, optional=True),
         "expert_group_used_count": Expected(1, 1, optional=True),
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.sources.safetensors import StoredTensor
 
-METHODS = ()
+METHODS = ("fp8",)  # what else is in a checkpoint that has them
 NAMES = (".tid2eid",)
 
 
