@@ -120,6 +120,11 @@ assert_type(gguf_mla.open_checkpoint("a"), Checkpoint)
 assert_type(gguf_mla.types(), Mapping[str, TensorType])
 assert_type(gguf_mla.split_kv_b(rows, 1, 1), tuple[NDArray[Any], NDArray[Any]])
 assert_type(gguf_mla.join_kv_b(rows, rows), NDArray[Any])
+assert_type(gguf_mla.convert("a", "b.gguf", type=["Q8_0"], progress=print), dict[str, Any])
+assert_type(gguf_mla.verify("a", "b.gguf"), dict[str, Any])
+assert_type(gguf_mla.open_gguf("a.gguf")["t"].values(), NDArray[np.float32])
+assert_type(gguf_mla.open_checkpoint("a")["t"].raw(), NDArray[np.uint8])
+assert issubclass(gguf_mla.InputError, gguf_mla.GgufMlaError)
 gguf_mla.quantise  # type: ignore[attr-defined]
 """
 

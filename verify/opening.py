@@ -19,6 +19,7 @@ from gguf_mla.sources.config import Config
 from gguf_mla.sources.tokenizer_files import read_tokenizer
 from gguf_mla.text import encoders
 from verify.findings import Finding, by_grade
+from verify.keys import pieces
 from verify.keys.compare import compare_keys
 from verify.keys.model import of_model
 from verify.keys.statements import OfCheckpoint, OfFile, Statement
@@ -63,6 +64,10 @@ class Reference:
         table = self.weights.checkpoint.tensors.get(EMBEDDINGS)
         rows = self.weights.model.vocab if table is None else table.shape[0]
         return self.with_model(vocab=max(rows, self.weights.model.vocab))
+
+    def lost_cuts(self) -> bool:
+        """Whether the checkpoint's tokenizer.json has lost how it cuts texts, so that no text can be read with it."""
+        return self.folder is not None and pieces.has_lost_it(read_tokenizer(self.folder).tokenizer)
 
     def encode(self, text: str) -> Sequence[int]:
         """Return the ids of a text: by the checkpoint's tokenizer files, or by the tokens that the file holds."""
@@ -178,7 +183,8 @@ def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
         return Finding(structure.LEVEL, error.key, "cannot be used", error.expected, error.found)
     reference, left_out = _without_predictors(reference, model)
     check_tensors(reference.weights)
-    keys = of_model(reference.weights.model, model, file.tensors)
+    ratios = file.metadata.get(f"{architecture}.attention.compress_ratios")
+    keys = of_model(reference.weights.model, model, file.tensors, ratios)
     findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
     findings += structure.check_tensors(file, reference.weights)
     return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))

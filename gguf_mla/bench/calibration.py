@@ -19,7 +19,7 @@ import numpy as np
 
 from gguf_mla import units
 from gguf_mla.bench.rehearsal import measure
-from gguf_mla.cli import printing
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.table import table
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
@@ -142,4 +142,7 @@ def run(shape: str, fraction: str, tokens: int, threads: int | None, device: str
     count = threads or platform.cores()
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         done = rehearse(Path(directory), shape, part, tokens, count, device)
-    click.echo(printing.as_json(asdict(done), indent=1) if as_json else report(shape, count, device, done))
+    if as_json:
+        answer(measurements=[asdict(done)])
+    else:
+        click.echo(report(shape, count, device, done))

@@ -12,8 +12,8 @@ inspect = Command(
     "gguf_mla.cli.inspect:inspect",
     """Show what is in the GGUF file FILE: family, layout, parameters, bytes by type, metadata, what an upgrade changes.
 
-    With --context or --fit, show the size of the key-value cache for each layout of the attention and cache type. Of
-    an importance matrix, show what it was made from.
+    A split model is shown as one, by its first part. With --context or --fit, show the size of the key-value cache for
+    each layout of the attention and cache type. Of an importance matrix, show what it was made from.
     """,
     Argument(["file"], type=PATH),
     Option(["--tensors"], is_flag=True, help="List every tensor."),
@@ -32,6 +32,9 @@ inspect = Command(
         default=1,
         show_default=True,
         help="Sequences cached at the same time.",
+    ),
+    Option(
+        ["--html", "page"], type=PATH, metavar="OUT.html", help="Write a page, too: tensors and types as a treemap."
     ),
     Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON; long arrays as their length."),
     Option(["--verify"], is_flag=True, help="Compare with the checksum in FILE.sha256 first; status 1 if it differs."),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from gguf_mla.cli.document import answer
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.writer import MAGIC
 from gguf_mla.files.input import InputFile
@@ -42,6 +45,15 @@ def summary(file: Path) -> dict[str, Any]:
         "chunk_size": matrix.chunk_size, "datasets": list(matrix.datasets),
         "unseen": sum(matrix.unseen(matrix.names).values()),
     }  # fmt: skip
+
+
+def show(file: Path, *, as_json: bool) -> None:
+    """Print what is in it."""
+    known = summary(file)
+    if as_json:
+        answer(inputs=[file], matrix=known)
+    else:
+        click.echo(text(known))
 
 
 def text(known: dict[str, Any]) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from gguf_mla import units
+from gguf_mla.cli.progress import progress
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
 from gguf_mla.importance.matrix import ONES, read_imatrix
@@ -18,6 +16,7 @@ from gguf_mla.recipes import Overrides, parse_tensor_type, read_tensor_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions, TypeOptions
     from gguf_mla.importance.matrix import Imatrix
@@ -62,29 +61,32 @@ def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, option
 
     def measured(tensors: Sequence[Untyped], types: Sequence[Sequence[str]]) -> Iterator[Mapping[str, float]]:
         found = errors(tensors, types, sources, imatrix, options.threads)
-        yield from tqdm(found, "measuring", len(tensors), unit=" tensors", disable=options.quiet or None)
+        with progress("measuring", len(tensors), "tensors", quiet=options.quiet) as bar:
+            for measured_errors in found:
+                yield measured_errors
+                bar.update(1)
 
     return measured
-
-
-def destination(out: Path | None, name: str, file_type: str) -> Path:
-    """Return where an output goes: OUT with {type} filled in, NAME-TYPE.gguf in the directory OUT, or in this one."""
-    if out is None:
-        return Path(f"{name}-{file_type}.gguf")
-    if out.is_dir():
-        return out / f"{name}-{file_type}.gguf"
-    return out.with_name(out.name.replace("{type}", file_type))
 
 
 def files(plan: Plan, path: Path, options: RunOptions, groups: Sequence[slice] | None = None) -> Output:
     """Return the files a plan becomes: one, or the parts that `groups` or the split options ask for."""
     if groups is not None:
         return parts(plan, path, groups)
+    wanted = _groups(plan, options)
+    if options.no_tensor_first_split:
+        if wanted is None:
+            remedy = "Give --split-max-size or --split-max-tensors, too"
+            raise InputError("--no-tensor-first-split is about a model in several files", remedy=remedy)
+        wanted = [slice(0, 0), *wanted]
+    return single(plan, path) if wanted is None else parts(plan, path, wanted)
+
+
+def _groups(plan: Plan, options: RunOptions) -> list[slice] | None:
+    """Return which tensors go into which part, None where the options ask for one file."""
     specs = [job.spec for job in plan.tensors]
     if options.split_max_size and options.split_max_tensors:
         raise InputError("--split-max-size and --split-max-tensors exclude each other")
     if options.split_max_size:
-        return parts(plan, path, splits.groups_by_size(specs, units.parse_size(options.split_max_size)))
-    if options.split_max_tensors:
-        return parts(plan, path, splits.groups_by_count(specs, options.split_max_tensors))
-    return single(plan, path)
+        return splits.groups_by_size(specs, units.parse_size(options.split_max_size))
+    return splits.groups_by_count(specs, options.split_max_tensors) if options.split_max_tensors else None

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gguf_mla import ggtypes
+from gguf_mla import ggtypes, units
 from gguf_mla.container.lists import Numbers, Strings, not_text
 from gguf_mla.container.pieces import LFS, joined, not_whole
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
+from gguf_mla.container.view import Tensor
 from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, Foreign, alignment_of
 from gguf_mla.errors import InputError
 from gguf_mla.files import bounds, impostors
@@ -102,6 +103,12 @@ class GgufTensor:
 
         return codec.decode(self.read(), self.type).reshape(self.shape)
 
+    def decoded(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return the values of rows `start:stop` as float32 [rows, cols]."""
+        from gguf_mla import codec  # noqa: PLC0415 - as above
+
+        return codec.decode(self.read(start, stop), self.type)
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -121,6 +128,15 @@ class GgufFile:
     def metadata(self) -> Mapping[str, Any]:
         """Content by key, without the type tags."""
         return {key: value.data for key, value in self.values.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor to read numbers or bytes of; KeyError if there is none of that name."""
+        tensor = self.tensors[name]
+        return Tensor(tensor.name, tensor.shape, tensor.type, tensor.decoded, tensor.read)
+
+    def __repr__(self) -> str:
+        kind = self.metadata.get("general.architecture")
+        return f"<{type(self).__name__} {self.path.name}: {kind}, {len(self.tensors)} tensors, {units.size(self.size)}>"
 
 
 def open_gguf(path: Path | str) -> GgufFile:

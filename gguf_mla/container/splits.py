@@ -56,9 +56,13 @@ def open_gguf_parts(path: Path | str) -> GgufParts:
 
 def part_paths(path: Path, count: int) -> list[Path]:
     """Return the names of `count` parts of an output; `path` is NAME.gguf, NAME or the name of such a part."""
+    return [path.with_name(f"{model_name(path)}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def model_name(path: Path) -> str:
+    """Return what the model in a file is called: the file's name without .gguf and the number of a part."""
     named = _PART_NAME.fullmatch(path.name)
-    prefix = named["prefix"] if named else path.name.removesuffix(".gguf")
-    return [path.with_name(f"{prefix}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    return named["prefix"] if named else path.name.removesuffix(".gguf")
 
 
 def part_metadata(metadata: Mapping[str, Value], number: int, count: int, tensors: int) -> dict[str, Value]:
@@ -166,7 +170,7 @@ def _foreign(part: GgufFile, first: GgufFile, expected: str, found: object) -> I
         file=part.path,
         expected=expected,
         found=found,
-        remedy="Download or copy it again",
+        remedy="Parts of two models lie in one place: put those of one model together",
     )
 
 

@@ -73,7 +73,7 @@ def _turned(x: Floats, positions: Numbers, model: Indexed) -> Floats:
 
 def _rotated(x: Floats, positions: Numbers, model: Indexed) -> Floats:
     turn = rope.rotate if _of(model).interleaved else rope.rotate_halves
-    return torch.cat([turn(x[..., : model.rope], positions, model), x[..., model.rope :]], dim=-1)
+    return torch.cat([rope.place(x[..., : model.rope], positions, model, turn), x[..., model.rope :]], dim=-1)
 
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:

@@ -124,17 +124,17 @@ def routed(pass_: Pass, at: str, x: Floats) -> tuple[Numbers, Floats]:
     return route(logits, bias, routing)
 
 
-def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats) -> Floats:
+def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats, limit: float | None = None) -> Floats:
     """Return the sum of the experts that tokens x [N, hidden] have chosen, weighted by shares [N, K], [N, hidden].
 
-    Every expert is read once, for all tokens that have chosen it.
+    Every expert is read once, for all tokens that have chosen it; `limit` is explained at `mlp`.
     """
     out, used, weights = torch.zeros_like(x), chosen.shape[1], shares.flatten()
     places = chosen.flatten().argsort(stable=True).split(chosen.flatten().bincount().tolist())
     for expert, of_it in enumerate(places):
         if len(of_it):
             tokens = of_it // used
-            out[tokens] += mlp(pass_, at, "_exps", x[tokens], expert) * weights[of_it, None]
+            out[tokens] += mlp(pass_, at, "_exps", x[tokens], expert, limit) * weights[of_it, None]
     return out
 
 
@@ -169,11 +169,16 @@ def largest(x: Floats, count: int) -> Numbers:
     return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0) -> Floats:
-    """Return down(silu(gate x) · up x) of rows [N, hidden]; suffix: "", "_exps" or "_shexp"."""
+def mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0, limit: float | None = None) -> Floats:
+    """Return down(silu(gate x) · up x) of rows [N, hidden]; suffix: "", "_exps" or "_shexp".
+
+    `limit` is the largest that gate x may be, and up x on both sides of zero; larger values are cut.
+    """
     gate, up, down = (f"{at}ffn_{part}{suffix}.weight" for part in ("gate", "up", "down"))
-    opened = silu(pass_.linear(x, gate, index), inplace=True)
-    return pass_.linear(opened.mul_(pass_.linear(x, up, index)), down, index)
+    opened, passed = pass_.linear(x, gate, index), pass_.linear(x, up, index)
+    if limit is not None:
+        opened, passed = opened.clamp_(max=limit), passed.clamp_(-limit, limit)
+    return pass_.linear(silu(opened, inplace=True).mul_(passed), down, index)
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:

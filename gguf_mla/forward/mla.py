@@ -167,7 +167,7 @@ def _indexes(pass_: Pass, at: str, x: Floats, low: Floats) -> list[indexer.Index
 def _turned(x: Floats, model: Model) -> Floats:
     """Rotate x [B, T, ..., p] to the positions 0 … T-1."""
     positions = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
-    return rope.rotate(x.reshape(len(positions), -1, model.rope), positions, model).reshape(x.shape)
+    return rope.place(x.reshape(len(positions), -1, model.rope), positions, model).reshape(x.shape)
 
 
 ARCHITECTURE = Architecture(

@@ -75,7 +75,10 @@ class Place:
         if self.device.type != "cpu":
             return torch.as_tensor(np.require(rows, requirements="W"), device=self.device)
         aligned = rows.ctypes.data % CACHE_LINE == 0 and rows.flags.c_contiguous and rows.flags.writeable
-        return torch.from_numpy(rows) if aligned else torch.empty(rows.shape).copy_(_wrapped(rows))
+        if aligned:
+            return torch.from_numpy(rows)
+        wrapped = _wrapped(rows)
+        return torch.empty_like(wrapped).copy_(wrapped)
 
     def ids(self, ids: Ids) -> Numbers:
         """Return token ids there."""

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.model import Linear, Yarn
+
+    Turn = Callable[[Floats, Numbers, "Rotary"], Floats]
 
 
 class Rotary(Protocol):
@@ -69,6 +73,12 @@ def rotate_halves(x: Floats, positions: Numbers, model: Rotary) -> Floats:
     """Return x [N, H, p] or [N, p] with its pairs (i, i+p/2) turned to their positions [N]."""
     pairs = x.reshape(len(x), -1, 2, model.rope // 2)
     return _turned(pairs, positions, model, -2).reshape(x.shape)
+
+
+def place(x: Floats, positions: Numbers, model: Rotary, turn: Turn = rotate) -> Floats:
+    """Return x rotated to its positions by `turn`, with the scale that YaRN gives to what is rotated."""
+    turned = turn(x, positions, model)
+    return turned if model.yarn is None or model.yarn.rotated == 1 else turned * model.yarn.rotated
 
 
 def _turned(pairs: Floats, positions: Numbers, model: Rotary, axis: int) -> Floats:

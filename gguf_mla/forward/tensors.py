@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gguf_mla import codec
+from gguf_mla import codec, ggtypes
 from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.ggtypes.shared import floats
@@ -70,7 +70,7 @@ class Roles:
         prefix, held = "" if layer is None else f"blk.{layer}.", self.conditions(model, layer)
         for name, role in roles.items():
             if role.where in held:
-                yield prefix + name, tuple(model.size(size) for size in role.shape)
+                yield prefix + name, tuple(model.size(size, layer) for size in role.shape)
 
 
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
@@ -161,7 +161,7 @@ class CheckpointWeights:
         prefix = "" if layer is None else roles.prefix.format(layer=layer)
         if rest in SHARED and prefix + role.checkpoint not in self.checkpoint.tensors:
             return replace(self.stack(SHARED[rest]), name=name)
-        count, rows, cols = _three([self.model.size(size) for size in role.shape])
+        count, rows, cols = _three([self.model.size(size, layer) for size in role.shape])
         template = prefix + role.checkpoint
         first = self._tensor(template.format(expert=0))
         if rest in LEGACY_HALVES:
@@ -185,7 +185,7 @@ class CheckpointWeights:
 
     def _tensor(self, name: str) -> SourceTensor:
         if name not in self.checkpoint.tensors:
-            raise InputError("is missing", file=self.checkpoint.folder.path, tensor=name, remedy="Download it again")
+            raise InputError("is missing", file=self.checkpoint.folder.path, tensor=name)
         return self.checkpoint.tensors[name]
 
 
@@ -294,7 +294,7 @@ def _of_blocks(
         values: Rows = codec.decode(found.data, found.type)
         return values if found.scale == 1 else values * np.float32(found.scale)
 
-    return Stack(name, count, rows, cols, stored, read, blocks)
+    return Stack(name, count, rows, cols, stored, read, blocks if stored in ggtypes.types() else None)
 
 
 def _three(shape: Any) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from gguf_mla.importance.dat import DatParser
 from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
 from gguf_mla.importance.exact import Exact, Sums
 from gguf_mla.importance.gguf import open_gguf_matrix
-from gguf_mla.importance.names import HEADS, STAND_INS, kind_of, others_for, plain_name
+from gguf_mla.importance.names import GROUPED, HEADS, STAND_INS, kind_of, others_for, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -126,9 +126,9 @@ class Imatrix:
     def rows(self, name: str, shape: Sequence[int], /) -> NDArray[np.float32] | None:
         """Return the importance of a tensor as float32 [n, cols], one row per expert or head, or None if there is none.
 
-        `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n. A row that saw no token is all
-        1, or the mean of the others. The array is shared: do not change it. InputError for another number of values, or
-        an invalid one.
+        `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n; of a grouped one n are its
+        groups of rows. A row that saw no token is all 1, or the mean of the others. The array is shared: do not change
+        it. InputError for another number of values, or an invalid one.
         """
         entry = self._entry(name)
         if entry is None:
@@ -141,6 +141,8 @@ class Imatrix:
             return np.tile(values, (count, 1))
         if count == 1 and kind_of(entry) in HEADS and not self.literal and values.size % cols == 0:
             return np.asarray(values.reshape(-1, cols).mean(axis=0, keepdims=True, dtype=np.float64), np.float32)
+        if kind_of(name) in GROUPED and not self.literal and count == 1 and values.size % cols == 0:
+            return values.reshape(-1, cols)
         if values.size != count * cols:
             raise InputError(
                 f"the importance{'' if entry == name else ' of ' + entry} does not fit the tensor",

@@ -5,7 +5,7 @@
 
 from gguf_mla.recipes.budget import Budget, Offer, candidates, check_enough, sensitivity, spend, target
 from gguf_mla.recipes.choose import Choice, Tensor, choose, needing_importance, needs_importance, undecided
-from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type
+from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type, without_type
 from gguf_mla.recipes.model import RecipeModel
 from gguf_mla.recipes.overrides import Overrides, parse_tensor_type, read_tensor_types
 
@@ -31,4 +31,5 @@ __all__ = [
     "spend",
     "target",
     "undecided",
+    "without_type",
 ]

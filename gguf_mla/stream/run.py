@@ -24,6 +24,8 @@ class Job:
     protected  further files that no output may replace
     remarks    turns what reading the sources has shown into sentences, when all is written
     extras     files that are written and named together with the outputs
+    directories  those of outputs that are created where they are missing
+    consumed   inputs that are removed when all is written
     """
 
     outputs: Sequence[tuple[Plan, Output]]
@@ -33,3 +35,5 @@ class Job:
     protected: Iterable[Path] = ()
     remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()
     extras: Sequence[Extra] = ()
+    directories: Sequence[Path] = ()
+    consumed: Sequence[Path] = ()

@@ -64,7 +64,7 @@ def _encoder(build: Callable[[], Tokenizer], file: PurePath, *, special: bool) -
             raise
         except BaseException as error:  # the library raises bare Exceptions, and panics, which are no Exceptions
             what = f"the package tokenizers cannot read a text with it ({error!s:.200})"
-            raise InputError(what, file=file, remedy="Download it again, or give --tokens") from None
+            raise InputError(what, file=file, remedy="Take that of the original model, or give --tokens") from None
 
     return encode
 

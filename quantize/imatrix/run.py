@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from gguf_mla import units
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
-from gguf_mla.cli.printing import as_json as json_text
+from gguf_mla.cli.progress import progress
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.forward.on_device import form_on, place_on
@@ -106,7 +106,7 @@ def make(
         works = (replace(w, partial=True) for w in (work, *(work_of(opened, r, asked, more) for r in rest)))
         goal = Goal(path, form, wanted or 0, overwrite)
         outcome = in_rounds(works, goal, lambda w, to: _run(w, to, how, quiet=quiet), lambda said: _say(said, quiet))
-    _tell(work, outcome, report, quiet=quiet, as_json=as_json)
+    _tell(work, outcome, report, how.inputs, quiet=quiet, as_json=as_json)
 
 
 def _check(split_work: str | None, wanted: int | None, more_text: tuple[Path, ...], form: str) -> None:
@@ -173,14 +173,10 @@ def _share(split_work: str | None, count: int) -> tuple[int, int]:
 
 def _run(work: Work, out: Path, how: How, *, quiet: bool) -> Outcome:
     try:
-        # disable=None: only where standard error is a terminal
-        with tqdm(total=work.layers, unit="layer", desc=out.name, disable=quiet or None, bar_format=BAR) as bar:
+        with progress(out.name, work.layers, "layers", quiet=quiet) as bar:
             return collect(work, out, replace(how, progress=bar.update))
     except RunStopped as stop:
         raise Interrupted(*_stopped(stop)) from None
-
-
-BAR = "{desc}: {percentage:3.0f}% of {total} layers [{elapsed}<{remaining}]"
 
 
 def _stopped(stop: RunStopped) -> tuple[str, ...]:
@@ -189,13 +185,15 @@ def _stopped(stop: RunStopped) -> tuple[str, ...]:
     return f"{stop.done} of {stop.total} layers are on the disk", "Run the same command again to go on from there"
 
 
-def _tell(work: Work, outcome: Outcome, report: Path | None, *, quiet: bool, as_json: bool) -> None:
+def _tell(
+    work: Work, outcome: Outcome, report: Path | None, read: Sequence[Path], *, quiet: bool, as_json: bool
+) -> None:
     """Say what was done, and what the experts have seen."""
     covered = _covered(work, outcome.path)
     if report is not None:
         coverage.write_page(report, covered, outcome.path.name, [outcome.path])
     if as_json:
-        click.echo(json_text(result(work, outcome, covered)))
+        answer(inputs=read, stages=outcome.seconds, matrix=result(work, outcome, covered))
     elif not quiet:
         click.echo("\n".join(_sentences(work, outcome, covered)))
 
@@ -220,7 +218,7 @@ def result(work: Work, outcome: Outcome, covered: Coverage) -> dict[str, Any]:
     """Return what was done, as JSON has it."""
     estimate = outcome.perplexity.estimate()
     return {
-        "file": str(outcome.path),
+        "path": str(outcome.path),
         "chunks": outcome.chunks,
         "context": work.chunks.shape[1],
         "tensors": len(work.entries),
@@ -228,6 +226,5 @@ def result(work: Work, outcome: Outcome, covered: Coverage) -> dict[str, Any]:
         "stages_taken_over": outcome.taken_over,
         "perplexity": estimate and {"value": estimate[0], "error": estimate[1], "chunks": outcome.perplexity.running()},
         "experts": coverage.as_data(covered),
-        "stages": dict(outcome.seconds),
         "state_bytes": work.state_bytes,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from gguf_mla.cli.printing import as_json as json_text
+from gguf_mla.cli.document import answer
 from gguf_mla.container.writer import MAGIC
 from gguf_mla.errors import InputError
 from gguf_mla.files.guard import check_apart
@@ -42,7 +42,7 @@ def show(files: tuple[Path, ...], tensors: bool, report: Path | None, as_json: b
     if report is not None:
         coverage.write_page(report, covered, ", ".join(file.name for file in files), files)
     if as_json:
-        click.echo(json_text(_summary(matrix, covered, found)))
+        answer(inputs=files, matrix=_summary(matrix, covered, found))
         return
     click.echo(_head(matrix))
     if covered.layers:
@@ -62,7 +62,6 @@ def _head(matrix: Imatrix) -> str:
 
 def _summary(matrix: Imatrix, covered: coverage.Coverage, found: Sequence[statistics.Statistics]) -> dict[str, Any]:
     return {
-        "files": [str(path) for path in matrix.files],
         "datasets": list(matrix.datasets),
         "chunks": matrix.chunk_count,
         "chunk_size": matrix.chunk_size,

@@ -1,8 +1,10 @@
 """False alarms, looked for exhaustively: right files of every kind, of which none may be called wrong. Run by hand:
 
     python -m tests.verify.alarms types legacy requantized families texts
+    python -m tests.verify.alarms peer --quantizer llama-quantize
 
 types        the bundled checkpoint in every type, with and without importance
+peer         the same from a real llama-quantize, which nothing here installs; also --pure; through all levels
 legacy       legacy files of many types, and their upgrades, for 4, 8 and 16 experts, against their checkpoints
 requantized  files made finer or coarser than they were, and GGUF references coarser and finer than the file
 families     a small random model of every family in Q8_0 and Q4_K_M, through all levels
@@ -15,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import email
+import functools
 import math
+import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -85,6 +89,23 @@ def types(count: Count, directory: Path) -> None:
             if gguf_mla("convert", hub.BUNDLED, out, "--type", name, "--quiet", *options).status == 0:
                 count.prove(hub.BUNDLED, out)
                 out.unlink()
+
+
+def peer(count: Count, directory: Path, quantizer: str) -> None:
+    """Every file type as another program makes it."""
+    plain = directory / "F32.gguf"
+    convert(hub.BUNDLED, plain, "F32")
+    imatrix = importance(plain, directory / "imatrix.gguf")
+    for name in file_types.FILE_TYPES:
+        for options in ((), ("--pure",), ("--imatrix", imatrix), ("--pure", "--imatrix", imatrix)):
+            words = [str(option) for option in options if option != imatrix]
+            out = directory / f"{'-'.join(['peer', name, *words])}.gguf"
+            done = subprocess.run([quantizer, *options, plain, out, name], capture_output=True, check=False)
+            if done.returncode == 0:
+                count.prove(hub.BUNDLED, out, "logits", chunks=1)
+            else:
+                print(f"{'not made':12}{out.name}  {done.stderr.splitlines()[-1:]}", flush=True)
+            out.unlink(missing_ok=True)
 
 
 def importance(file: Path, out: Path) -> Path:
@@ -192,8 +213,7 @@ def samples(directory: Path) -> Iterator[tuple[str, list[np.ndarray]]]:
 def ids(text: str, directory: Path) -> np.ndarray:
     path = directory / "text.txt"
     path.write_text(text, encoding="utf-8")
-    folder: Any = opening.open_reference(hub.BUNDLED).folder
-    tokens = read_tokens(path, None, folder, 2048, 0)
+    tokens = read_tokens(path, None, opening.open_reference(hub.BUNDLED).encode, 2048)
     return np.append(0, tokens[1:512])
 
 
@@ -217,11 +237,11 @@ def judge(count: Count, kind: str, reference: Any, candidate: Any, tokens: list[
     print(kind, dict(said), flush=True)
 
 
-class Recorded(logits._Both):
+class Recorded(logits.Passes):
     """Both models, with what every layer adds kept, so that each text can be judged by itself."""
 
     def __init__(self, reference: Any, candidate: Any) -> None:
-        super().__init__(reference, candidate, FORMS["absorbed"])
+        super().__init__(reference, candidate, np.zeros((0, 0), np.int64), FORMS["absorbed"], lambda _layer: "F32")
         self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -234,7 +254,7 @@ class Recorded(logits._Both):
             self.attended.append((theirs, ours))
         state, own = (walk.embed(side, tokens) for side in (self.reference, self.candidate))
         for layer in range(self.reference.model.layers):
-            after, own, judged = self.run(layer, state, own, state, tokens)
+            after, own, judged = self.both(layer, state, own, state, tokens)
             self.added.append((judged - state, after - state))
             state = after
         ours, theirs = (walk.finish(side, each) for side, each in ((self.reference, state), (self.candidate, own)))
@@ -256,14 +276,19 @@ class Recorded(logits._Both):
         return found
 
 
-PARTS = {part.__name__: part for part in (types, legacy, requantized, families, texts)}
+PARTS: dict[str, Callable[[Count, Path], None]] = {
+    part.__name__: part for part in (types, legacy, requantized, families, texts)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
-    count = Count()
-    for part in parser.parse_args().parts:
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "peer"], default=list(PARTS))
+    parser.add_argument("--quantizer", help="a llama-quantize, for `peer`")
+    count, given = Count(), parser.parse_args()
+    if given.quantizer:
+        PARTS["peer"] = functools.partial(peer, quantizer=given.quantizer)
+    for part in given.parts:
         with tempfile.TemporaryDirectory() as directory:
             PARTS[part](count, Path(directory))
     print(dict(count.grades))

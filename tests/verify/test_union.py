@@ -69,7 +69,7 @@ def test_the_command_prints_synthetic_texts() -> None:
     sizes = "--cached", 2304, "--queries", 1, "--queries", 8
     table = bench(*sizes)
     assert table.splitlines()[0].split("  ")[0] == "chosen by"
-    lines: list[dict[str, Any]] = json.loads(bench(*sizes, "--json"))
+    lines: list[dict[str, Any]] = json.loads(bench(*sizes, "--json"))["measurements"]
     assert [line["queries"] for line in lines] == [1, 8] * 3
     assert all(line["union"] == 2048 for line in lines if line["queries"] == 1)
     assert all(2048 < line["union"] <= 2304 for line in lines if line["queries"] == 8)
@@ -80,7 +80,7 @@ def test_the_command_prints_synthetic_texts() -> None:
 def test_the_command_looks_at_a_model(name: str, sparse_files: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.arange(100, 200))
     options = "--model", sparse_files / name, "--tokens", tmp_path / "ids.npy", "--cached", 80, "--queries", 4, "--json"
-    lines = json.loads(bench(*options))
+    lines = json.loads(bench(*options))["measurements"]
     layers = ["layer 0", "layer 2"] if name == "glm-dsa" else ["layer 0", "layer 1"]
     assert [line["source"] for line in lines] == layers
     assert all(line["cached"] == 80 and line["top_k"] == 16 and 16 <= line["union"] <= 64 for line in lines)
@@ -89,10 +89,10 @@ def test_the_command_looks_at_a_model(name: str, sparse_files: Path, tmp_path: P
 def test_a_dense_model_is_taken_to_choose_what_it_attends_to(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.arange(100, 200))
     options = "--model", hub.BUNDLED, "--tokens", tmp_path / "ids.npy", "--cached", 80, "--queries", 8, "--json"
-    lines = json.loads(bench(*options))
+    lines = json.loads(bench(*options))["measurements"]
     assert [(line["source"], line["top_k"]) for line in lines] == [("layer 0", 10), ("layer 1", 10), ("layer 2", 10)]
     assert all(10 <= line["union"] < 80 for line in lines)
-    assert {line["top_k"] for line in json.loads(bench(*options, "--top-k", 20))} == {20}
+    assert {line["top_k"] for line in json.loads(bench(*options, "--top-k", 20))["measurements"]} == {20}
 
 
 def test_attention_mass_is_that_of_all_heads() -> None:

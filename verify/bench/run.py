@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from gguf_mla.cli import printing
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.forward import attention as forms
@@ -132,7 +132,10 @@ def _on_device(device: str, *, as_json: bool) -> None:
     from verify.bench import gpu  # noqa: PLC0415 - numba's CUDA, only where there is a GPU
 
     lines = list(gpu.lines(gpu=gpu_of(device)))
-    click.echo(printing.as_json([asdict(line) for line in lines]) if as_json else f"{title}\n\n{gpu.text(lines)}")
+    if as_json:
+        answer(measurements=[asdict(line) for line in lines])
+    else:
+        click.echo(f"{title}\n\n{gpu.text(lines)}")
 
 
 def _print(
@@ -140,7 +143,7 @@ def _print(
 ) -> None:
     """Print a table, whose column `left` is aligned to the left, or JSON."""
     if as_json:
-        click.echo(printing.as_json([asdict(line) for line in lines]))
+        answer(measurements=[asdict(line) for line in lines])
     else:
         click.echo(table(header, map(row, lines), right=",".join(name for name in header if name != left)))
 

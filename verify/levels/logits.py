@@ -20,7 +20,8 @@ from verify.findings import Finding, Grade
 from verify.levels.attention import LayerAgreement
 from verify.levels.choice import Follower
 from verify.limits import exceeds
-from verify.measures import SIGNIFICANT, Agreement, agreement
+from verify.measures import SIGNIFICANT, agreement
+from verify.sections import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from gguf_mla.forward.architecture import State
     from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.choice import Chooser
     from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
+    from verify.measures import Agreement
+    from verify.sections import Section
 
     Ids = NDArray[np.int64]
-    States = tuple[Floats, Floats]  # normed, of the reference and of the candidate
 
 LEVEL = "logits"
 LARGEST_LOGARITHM = 709.0  # of a float64
@@ -127,73 +130,94 @@ def chunks(tokens: Ids, context: int, most: int, bos: int | None) -> Ids:
     return cut
 
 
-class _Both:
-    """Both models, layer by layer.
+class Passes:
+    """Both models over chunks of tokens [B, T], a section after the other; `types` names a layer's coarsest type.
 
     The candidate's layers are read once for two inputs: its own hidden states, and the reference's to judge the layer.
+
+    layers  how far each layer agrees on the reference's input
+    scores  of the next token, and for every layer of multi-token prediction of the one after that
+    states  what goes on to the next section, of the reference and of the candidate
     """
 
-    def __init__(self, reference: Weights, candidate: Weights, form: Form, place: Place = CPU) -> None:
+    def __init__(
+        self,
+        reference: Weights,
+        candidate: Weights,
+        tokens: Ids,
+        form: Form,
+        types: Callable[[int], str],
+        place: Place = CPU,
+    ) -> None:
         self.reference = Pass(reference, place=place)
         self.follower = Follower(self.reference.chooser)
         self.candidate = Pass(candidate, form, self.follower, place=place)
+        self.tokens, self._types = place.ids(tokens), types
+        self.layers: list[LayerAgreement] = []
+        self.scores: list[Scores] = []
+        self.states: tuple[State, State] | None = None
 
-    def run(self, layer: int, state: State, own: State, followed: State, tokens: Numbers) -> tuple[State, State, State]:
+    def run(self, section: Section) -> None:
+        """Go through the next section."""
+        steps = {
+            Kind.EMBEDDINGS: self._embed, Kind.LAYER: self._layer, Kind.HEAD: self._finish,
+            Kind.PREDICTION: self._predict,
+        }  # fmt: skip
+        steps[section.kind](section.layer)
+
+    @property
+    def choosers(self) -> dict[str, Chooser]:
+        """What carries the choices of sparse attention from layer to layer, of both sides."""
+        return {"ours": self.reference.chooser, "theirs": self.follower}
+
+    def before(self) -> tuple[State, State]:
+        """Return what the next section begins with, of the reference and of the candidate."""
+        assert self.states is not None  # noqa: S101 - a model begins with its embeddings
+        return self.states
+
+    def _embed(self, _layer: int) -> None:
+        self.states = walk.embed(self.reference, self.tokens), walk.embed(self.candidate, self.tokens)
+
+    def _finish(self, _layer: int) -> None:
+        ours, theirs = self.before()
+        self.states = walk.finish(self.reference, ours), walk.finish(self.candidate, theirs)
+        self.scores.append(self.score(*self.states, self.tokens))
+
+    def _layer(self, layer: int) -> None:
+        state, own = self.before()
+        after, own, judged = self.both(layer, state, own, state, self.tokens)
+        self._compared(layer, agreement(judged - state, after - state))
+        self.states = after, own
+
+    def _predict(self, layer: int) -> None:
+        """Go from the states before a layer of multi-token prediction to those after it, and score what it predicts."""
+        ours, theirs = self.before()
+        tokens = self.tokens[:, layer - self.reference.model.layers :]
+        entered = prediction.enter(self.reference, layer, ours, tokens)
+        inputs = torch.cat([theirs, ours]), torch.cat([tokens, tokens])
+        own, followed = prediction.enter(self.candidate, layer, *inputs).chunk(2)
+        after, own, judged = self.both(layer, entered, own, followed, tokens[:, 1:])
+        self.states = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
+        self._compared(layer, agreement(judged, after))
+        self.scores.append(self.score(*self.states, tokens[:, 1:], prediction.head(layer)))
+
+    def both(
+        self, layer: int, state: State, own: State, followed: State, tokens: Numbers
+    ) -> tuple[State, State, State]:
         """Return the states after a layer: the reference's, the candidate's own, and its answer to the followed."""
         after = walk.run_layer(self.reference, layer, state, tokens)
         inputs = torch.cat([own, followed]), torch.cat([tokens, tokens])
         own, judged = walk.run_layer(self.candidate, layer, *inputs).chunk(2)
         return after, own, judged
 
-    def predict(self, layer: int, states: States, tokens: Numbers) -> tuple[States, Agreement]:
-        """Return the states of both sides after a layer of multi-token prediction, and its agreement on the same."""
-        ours, theirs = states
-        entered = prediction.enter(self.reference, layer, ours, tokens)
-        inputs = torch.cat([theirs, ours]), torch.cat([tokens, tokens])
-        own, followed = prediction.enter(self.candidate, layer, *inputs).chunk(2)
-        after, own, judged = self.run(layer, entered, own, followed, tokens[:, 1:])
-        left = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
-        return left, agreement(judged, after)
+    def _compared(self, layer: int, measured: Agreement) -> None:
+        choice = None if self.reference.model.attends_to_all(layer) else self.follower.agreement
+        self.layers.append(LayerAgreement(layer, self._types(layer), measured, choice))
 
     def score(self, ours: Floats, theirs: Floats, tokens: Numbers, head: str = "output.weight") -> Scores:
         """Score normed states [B, T, hidden] of both sides, each for the token after its own."""
         sides = (self.reference, _half(ours), head), (self.candidate, _half(theirs), head)
         return replace(_score(*sides, _targets(tokens)), vocabulary=self.reference.model.vocab)
-
-
-def compare_logits(
-    reference: Weights,
-    candidate: Weights,
-    chunks: Ids,
-    form: Form,
-    types: Callable[[int], str],
-    progress: Callable[[int], object],
-    place: Place = CPU,
-) -> tuple[list[LayerAgreement], list[Scores]]:
-    """Run both models over chunks [B, T].
-
-    Return every layer's agreement on the reference's input, and the scores: of the next token, and for every layer of
-    multi-token prediction of the one after that.
-    """
-    both = _Both(reference, candidate, form, place)
-    layers: list[LayerAgreement] = []
-    tokens = place.ids(chunks)
-    state, own = walk.embed(both.reference, tokens), walk.embed(both.candidate, tokens)
-    for layer in range(reference.model.layers):
-        after, own, judged = both.run(layer, state, own, state, tokens)
-        measured = agreement(judged - state, after - state)
-        layers.append(LayerAgreement(layer, types(layer), measured, both.follower.agreement))
-        state = after
-        progress(1)
-    states = walk.finish(both.reference, state), walk.finish(both.candidate, own)
-    scores = [both.score(*states, tokens)]
-    for layer in range(reference.model.layers, reference.model.blocks):
-        states, measured = both.predict(layer, states, tokens)
-        layers.append(LayerAgreement(layer, types(layer), measured, both.follower.agreement))
-        tokens = tokens[:, 1:]
-        scores.append(both.score(*states, tokens, prediction.head(layer)))
-        progress(1)
-    return layers, scores
 
 
 def _half(states: Floats) -> Floats:

@@ -98,9 +98,9 @@ def test_both_forms_say_the_same(made: Callable[..., bytes], work: Work, tmp_pat
 def test_what_is_shown(made: Callable[..., bytes], tmp_path: Path) -> None:
     made("m.gguf")
     shown = json.loads(done("imatrix", "show", tmp_path / "m.gguf", "--json", "--report", tmp_path / "m.html"))
-    assert shown["experts"]["count"] == 2 * 8
-    assert sum(shown["experts"]["tokens"]["1"]) == 3 * 24 * 4
-    energy = {entry["name"]: entry["energy"] for entry in shown["tensors"]}
+    assert shown["matrix"]["experts"]["count"] == 2 * 8
+    assert sum(shown["matrix"]["experts"]["tokens"]["1"]) == 3 * 24 * 4
+    energy = {entry["name"]: entry["energy"] for entry in shown["matrix"]["tensors"]}
     squares, counts = read_imatrix([tmp_path / "m.gguf"]).sums("blk.0.attn_q_a.weight")
     assert energy["blk.0.attn_q_a.weight"] == pytest.approx(float(squares.sum() / counts[0, 0]), rel=1e-6)
     assert (tmp_path / "m.html").read_text().count("<td style=") == 2 * 8
