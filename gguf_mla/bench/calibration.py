@@ -68,6 +68,12 @@ def met(config: Mapping[str, Any]) -> tuple[float, float]:
     return experts + others, experts
 
 
+def runnable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose groups have enough experts for all that a token chooses."""
+    least = -(-config["num_experts_per_tok"] // config["topk_group"]) * config["n_group"]
+    return config | {"n_routed_experts": max(config["n_routed_experts"], least)}
+
+
 def sgemm(hidden: int, threads: int) -> float:
     """Return this machine's rate in a product of float32 matrices."""
     import torch  # noqa: PLC0415 - only this measurement needs it
@@ -82,8 +88,8 @@ def sgemm(hidden: int, threads: int) -> float:
 
 def rehearse(directory: Path, shape: str, fraction: float, tokens: int, threads: int, device: str) -> Rehearsal:
     """Run a fraction of a model over tokens, in a directory that has room for the fraction and its states."""
-    config = shapes.SHAPES[shape]
-    small, context = shapes.reduced(config, fraction), 512
+    config, context = shapes.SHAPES[shape], 512
+    small = runnable(shapes.reduced(config, fraction))
     count = max(2, tokens // context) * context
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], count)
     try:

@@ -128,8 +128,14 @@ class _Always:
         return None
 
 
-def check_context(model: Model, context: int) -> None:
-    """Raise InputError where layers would have to remember the choices of those before, for every token of a text."""
+def check(model: Model, context: int) -> None:
+    """Raise InputError for a model that is not computed like this, and for a context that its layers would remember.
+
+    Where layers share their choice of tokens, the choices would have to be kept for every token of a text.
+    """
+    if not isinstance(model, MlaModel):
+        found = f"that of {', '.join(architecture_of(model).classes)}"
+        raise InputError("this architecture cannot be computed layer by layer over a text yet", found=found)
     indexer = model.indexer
     if indexer is not None and context > indexer.top_k and not all(indexer.own_layers):
         raise InputError(

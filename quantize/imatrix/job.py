@@ -150,7 +150,7 @@ def collect(work: Work, out: Path, how: How) -> Outcome:
     Raises InputError for values that are not finite numbers, an unfinished run of something else and files in the way,
     MachineError for a full or failing disk and an input that has changed meanwhile, RunStopped.
     """
-    sweep.check_context(work.weights.model, work.chunks.shape[1])
+    sweep.check(work.weights.model, work.chunks.shape[1])
     specs = work.specs()
     layout = lay_out(work.metadata(), [spec for listed in specs.values() for spec in listed])
     states = 0 if how.in_memory else work.state_bytes

@@ -12,7 +12,7 @@ from gguf_mla.forward.opening import open_weights
 from gguf_mla.text.calibration import Cut, Reader
 from quantize.imatrix.model import reader_of
 from tests.support import hub
-from tests.support.command import convert
+from tests.support.command import convert, gguf_mla
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,3 +50,14 @@ def test_control_tokens_are_words_unless_asked(tmp_path: Path) -> None:
         assert special.size == 4
         assert plain.size > special.size
         assert plain[0] == special[0] == 0  # bos
+
+
+def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    assert gguf_mla("demo", "--family", "v4", "--size", "10M", tmp_path / "v4").status == 0
+    np.save(tmp_path / "ids.npy", np.arange(5, 69))
+    answer = gguf_mla(
+        "imatrix", tmp_path / "v4", tmp_path / "m.gguf", "--tokens", tmp_path / "ids.npy", "--context", 16
+    )
+    assert answer.status == 2
+    assert "cannot be computed layer by layer over a text yet (found that of DeepseekV4ForCausalLM)" in answer.output
+    assert not (tmp_path / "m.gguf").exists()
