@@ -7,7 +7,7 @@ from click import Argument, Choice, Option
 from gguf_mla.cli.main import Command, instead
 from gguf_mla.cli.options import OUT, OVERRIDE_KV, PAD_VOCAB, PATH, PREFIX, SET, WEIGHTS, RunOptions, TypeOptions
 
-FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2")  # as in gguf_mla.synthetic.shapes
+FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
 
 convert = Command(
     "convert.run:convert",
@@ -26,6 +26,11 @@ convert = Command(
         metavar="TYPE",
         help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, keeps what the checkpoint has (FP8 as "
         "BF16, INT4 as Q4_0). Repeat it for several files.",
+    ),
+    Option(
+        ["--calibrate"], type=PATH, multiple=True, metavar="FILE",
+        help="First run the model over this text, and use the importance matrix that comes of it, NAME.imatrix.gguf "
+        "beside OUT. Repeatable; `gguf-mla imatrix` has more options.",
     ),
     Option(["--pre"], metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."),
     Option(
@@ -56,7 +61,7 @@ convert = Command(
     ),
     types=TypeOptions,
     options=RunOptions,
-)
+)  # fmt: skip
 
 demo = Command(
     "convert.demo:demo",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convert.calibrate import MATRIX, calibrated
 from convert.plan import plan_conversion
 from convert.stated import Stated
 from gguf_mla.cli import resolve
@@ -33,6 +34,7 @@ def convert(
     out: str | None,
     outfile: str | None,
     type_names: tuple[str, ...],
+    calibrate: tuple[Path, ...],
     pre: str | None,
     light: bool,
     no_mtp: bool,
@@ -52,6 +54,10 @@ def convert(
     out = _one_of(out, outfile)
     stated = Stated.read(model_name, metadata, override_kv)
     source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
+    name = hub_cache.model_name(Path(source.folder.path))
+    if calibrate:
+        how = [("--weights", weights), ("--prefix", prefix), *(("--set", setting) for setting in set_keys)]
+        types = calibrated(checkpoint, place(out, name, MATRIX), calibrate, how, types, options)
     imatrix = resolve.importance(types)
     names = (*type_names, *types.budgets) or ("auto",)
     measure = resolve.measure(source.tensors, imatrix, options)
@@ -68,7 +74,6 @@ def convert(
         pad_vocabulary=pad_vocab,
         vocabulary_only=vocab_only,
     )
-    name = hub_cache.model_name(Path(source.folder.path))
     outputs = [
         (plan, resolve.files(plan, place(out, name, VOCABULARY if vocab_only else goal.name), options))
         for plan, goal in plans

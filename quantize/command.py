@@ -65,11 +65,13 @@ downgrade = Command(
     "quantize.run:downgrade",
     """Write the legacy file OUT from the file MLA, for programs that know only attn_kv_b.
 
-    The key half of attn_kv_b is encoded anew, everything else is copied byte for byte.
+    The key half of attn_kv_b is encoded anew, everything else is copied byte for byte. --imatrix writes OUT's
+    importance matrix as NAME.imatrix.gguf, too.
     """,
     Argument(["source"], metavar="MLA", type=PATH),
     Argument(["out"], metavar="OUT", type=OUT),
     Option(["--kv-b-type"], metavar="TYPE", help="Type of attn_kv_b  [default: that of attn_v_b]"),
     Option(["--keep-split"], is_flag=True, help="Write as many parts as MLA has."),
+    Option(["--imatrix"], type=PATH, metavar="FILE", help="MLA's importance matrix; OUT's is written beside OUT."),
     options=RunOptions,
 )

@@ -24,7 +24,7 @@ from gguf_mla.plan.upgrade import upgraded
 from gguf_mla.recipes import COPY, target, without_type
 from gguf_mla.sources.gguf import sources
 from gguf_mla.stream.run import Job
-from quantize.legacy_imatrix import mla_imatrix
+from quantize.out_imatrix import out_imatrix
 from quantize.plan import plan_copy, plan_quantization
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from gguf_mla.container.splits import GgufParts
     from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
-    from quantize.legacy_imatrix import MlaImatrix
 
 PART_TENSORS = 128  # in each part where nothing else is said, as gguf-split has it
 
@@ -90,15 +89,14 @@ def upgrade(
 ) -> None:
     """Write a legacy file in the MLA layout, and its importance matrix for that layout."""
     open_device(options.device)
-    matrix = mla_imatrix(imatrix, source, place(out, splits.model_name(source))) if imatrix else None
-    _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split, matrix=matrix)
-    if matrix and options.dry_run and not options.as_json:
-        click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")
+    _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split, imatrix=imatrix)
 
 
-def downgrade(source: Path, out: str, kv_b_type: str | None, keep_split: bool, options: RunOptions) -> None:
-    """Write an MLA file in the legacy layout."""
-    _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split)
+def downgrade(
+    source: Path, out: str, kv_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
+) -> None:
+    """Write an MLA file in the legacy layout, and its importance matrix for that layout."""
+    _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split, imatrix=imatrix)
 
 
 def _with_threads(words: tuple[str, ...], options: RunOptions) -> tuple[tuple[str, ...], RunOptions]:
@@ -165,19 +163,27 @@ def _rewrite(
     *,
     keep_split: bool = False,
     delete_parts: bool = False,
-    matrix: MlaImatrix | None = None,
+    imatrix: Path | None = None,
 ) -> None:
-    """Write what `content_of` makes of a file, with the types it has; `new_type` for what is encoded anew."""
+    """Write what `content_of` makes of a file, with the types it has; `new_type` for what is encoded anew.
+
+    `imatrix` is the file's importance matrix: that of the output is written with it.
+    """
     open_device(options.device)
     model = open_gguf_parts(source)
     content = content_of(model)
     plan = plan_copy(content, new_type and new_type.upper())
     groups = _groups(model, content) if keep_split else None
     inputs = [file.path for file in model.files]
-    output = resolve.files(plan, place(out, splits.model_name(source)), options, groups)
+    path = place(out, splits.model_name(source))
+    output = resolve.files(plan, path, options, groups)
     directories = new_directories(out, (output[0].path,))
     consumed = _parts(model) if delete_parts else ()
     job = Job([(plan, output)], sources(model), inputs, directories=directories, consumed=consumed)
-    if matrix:
-        job = replace(job, inputs=(*inputs, *matrix.files), extras=[matrix.extra()])
-    launch(job, options)
+    if imatrix is None:
+        launch(job, options)
+        return
+    matrix = out_imatrix(imatrix, {tensor.name: tensor.shape for tensor in content.tensors}, path)
+    launch(replace(job, inputs=(*inputs, *matrix.files), extras=[matrix.extra()]), options)
+    if options.dry_run and not options.as_json:
+        click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")

@@ -1,4 +1,4 @@
-"""What a proof does on another device: its trial, and the candidate's attention."""
+"""What a device has to show before a proof computes there."""
 
 from __future__ import annotations
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from gguf_mla import units
 from gguf_mla.cli.document import answer
-from gguf_mla.cli.progress import BYTES, Stages
+from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.progress import progress
 from gguf_mla.files import platform
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.sources.recognise import settings
+from verify.course import ProofInterrupted
 from verify.device import check_device
 from verify.findings import Grade
 from verify.job import Request, prove
@@ -20,9 +23,10 @@ from verify.report import terminal
 from verify.report.page import report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from verify.course import Bar
     from verify.job import Proof
 
 
@@ -45,6 +49,7 @@ def verify(
     engine: str | None,
     threads: int | None,
     device: str,
+    resume: Path | None,
     report: Path | None,
     as_json: bool,
     strict: bool,
@@ -71,6 +76,7 @@ def verify(
         engine=engine is not None,
         exact=exact,
         imatrix=imatrix,
+        resume=resume,
     )
     proof = _proven(request, report, quiet=quiet)
     _show(proof, as_json=as_json, quiet=quiet, strict=strict)
@@ -80,21 +86,36 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
+def _bar(name: str, *, quiet: bool) -> Bar:
+    @contextmanager
+    def bar(total: int, done: int) -> Iterator[Callable[[int], object]]:
+        with progress(name, total, done=done, quiet=quiet, leave=False) as shown:
+            yield shown.update
+
+    return bar
+
+
 def _proven(request: Request, page: Path | None, *, quiet: bool) -> Proof:
     """Prove, and write the page of it if one is wanted."""
-    stages = Stages(quiet=quiet)
-
-    def bar(name: str, total: int) -> Callable[[int], object]:
-        return stages(name, total, BYTES if name in ("weights", "exact") else "layers")
-
-    with closing(stages):
+    bar = _bar(request.candidate.name, quiet=quiet)
+    try:
         if page is None:
             return prove(request, bar)
         read = (request.reference, request.candidate, request.text, request.tokens)
         with report(page, [path for path in read if path is not None]) as write:
             proof = prove(request, bar)
             write(proof)
-        return proof
+    except ProofInterrupted as stop:
+        raise Interrupted(*_interrupted(stop, request)) from None
+    return proof
+
+
+def _interrupted(stop: ProofInterrupted, request: Request) -> tuple[str, str]:
+    """Return how far the proof was, and how to go on."""
+    done = f"{units.size(stop.done)} of {units.size(stop.total)} were proven"
+    if request.resume is not None:
+        return done, "Run the same command again to go on from there"
+    return done, "Run it with --resume DIR to be able to go on; without, it starts over"
 
 
 def _show(proof: Proof, *, as_json: bool, quiet: bool, strict: bool) -> None:

@@ -13,7 +13,7 @@ inspect = Command(
     """Show what is in the GGUF file FILE: family, layout, parameters, bytes by type, metadata, what an upgrade changes.
 
     A split model is shown as one, by its first part. With --context or --fit, show the size of the key-value cache for
-    each layout of the attention and cache type.
+    each layout of the attention and cache type. Of an importance matrix, show what it was made from.
     """,
     Argument(["file"], type=PATH),
     Option(["--tensors"], is_flag=True, help="List every tensor."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import cache_report
+from gguf_mla.cli import cache_report, matrix_report
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.model_page import write_page
 from gguf_mla.cli.printing import log
@@ -44,6 +44,9 @@ def inspect(
     """Print what is in a file, or how large its key-value cache is; write a page of it."""
     if verify:
         _verify(file, as_json=as_json)
+    if matrix_report.is_matrix(file) and not tensors:
+        matrix_report.show(file, as_json=as_json)
+        return
     wants_cache = context is not None or fit is not None
     opened = open_gguf_parts(file) if wants_cache else open_inspected(file)
     caches = cache_report.records(opened, context, fit, sequences) if wants_cache else []

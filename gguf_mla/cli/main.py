@@ -17,12 +17,14 @@ from gguf_mla import discovery
 from gguf_mla.cli import document, speech
 from gguf_mla.cli.failures import Failure, explained
 from gguf_mla.cli.options import click_options
+from gguf_mla.errors import InputError
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 GROUP = "gguf_mla.commands"
+EXTRAS = {"torch": "verify"}  # packages that not every command needs, and what installs them
 
 
 class Command(click.Command):
@@ -45,7 +47,20 @@ class Command(click.Command):
     def _call(self, **arguments: Any) -> None:
         for name, group in self.groups.items():
             arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
-        pkgutil.resolve_name(self.run)(**arguments)
+        self._loaded()(**arguments)
+
+    def _loaded(self) -> Callable[..., object]:
+        """Return the function that does the work; InputError where it needs a package that is not installed."""
+        try:
+            run: Callable[..., object] = pkgutil.resolve_name(self.run)
+        except ModuleNotFoundError as error:
+            if (package := str(error.name)) not in EXTRAS:
+                raise
+            remedy = f"pip install 'gguf-mla[{EXTRAS[package]}]'"
+            raise InputError(
+                f"{self.name} needs the package {package}, which is not installed", remedy=remedy
+            ) from None
+        return run
 
 
 def instead(flag: str, run: str, about: str) -> click.Option:

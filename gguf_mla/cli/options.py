@@ -74,6 +74,10 @@ class TypeOptions:
         (), "--exclude-weights", multiple=True, metavar="PART",
         help="Use no importance for tensors whose name contains PART.",
     )  # fmt: skip
+    unseen: str = option(
+        "ones", "--unseen", type=click.Choice(["ones", "layer-mean"]), show_default=True,
+        help="The importance of an expert that no token of the text reached: all 1, or the mean of its layer's others.",
+    )  # fmt: skip
     target_bpw: float | None = option(
         None, "--target-bpw", type=numbers.Real(0.01, 64), metavar="BITS",
         help="A file whose types are chosen by measured error, BITS per weight in all; beside a type, one file more.",

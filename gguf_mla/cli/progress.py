@@ -41,43 +41,22 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(
-    name: str, total: int, unit: str = BYTES, *, quiet: bool = False, leave: bool = True
+    name: str, total: int, unit: str = BYTES, *, done: int = 0, quiet: bool = False, leave: bool = True
 ) -> Iterator[Progress]:
     """Show how far a stage is, `total` in `unit`: B for bytes, or a word like "tensors"; nothing where `quiet`.
 
-    A bar stays on the terminal afterwards if `leave`.
+    `done` was done by an earlier run. A bar stays on the terminal afterwards if `leave`.
     """
     style, hearer = speech.current().log, speech.current().hearer
     if hearer is not None:
-        yield _Told(name, total, hearer.progress)
+        yield _Told(name, total, hearer.progress, done)
         return
     if quiet or (style == speech.TEXT and sys.stderr.isatty()):
-        with _bar(name, total, unit, quiet=quiet, leave=leave) as bar:
+        with _bar(name, total, unit, done=done, quiet=quiet, leave=leave) as bar:
             yield bar
         return
-    with _watched(Lines(name, total, unit, style)) as lines:
+    with _watched(Lines(name, total, unit, style, before=done)) as lines:
         yield lines
-
-
-class Stages:
-    """Stage after stage of one run: each begins where the one before ends."""
-
-    def __init__(self, *, quiet: bool = False, leave: bool = False) -> None:
-        self._quiet, self._leave = quiet, leave
-        self._open: Any = None
-
-    def __call__(self, name: str, total: int, unit: str = BYTES) -> Callable[[int], object]:
-        """Begin a stage, and return what is called with every step of it."""
-        self.close()
-        self._open = progress(name, total, unit, quiet=self._quiet, leave=self._leave)
-        update: Callable[[int], object] = self._open.__enter__().update
-        return update
-
-    def close(self) -> None:
-        """End the last stage."""
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-            self._open = None
 
 
 @dataclass
@@ -104,10 +83,11 @@ class _Bar(tqdm):  # type: ignore[type-arg]
             self.write(sentence, file=sys.stderr)
 
 
-def _bar(name: str, total: int, unit: str, *, quiet: bool, leave: bool) -> _Bar:
+def _bar(name: str, total: int, unit: str, *, done: int, quiet: bool, leave: bool) -> _Bar:
     in_bytes = unit == BYTES
     return _Bar(
         total=total,
+        initial=done,
         desc=quoted(name),
         unit=unit if in_bytes else f" {unit}",
         unit_scale=in_bytes,
@@ -126,8 +106,12 @@ class Lines:
     unit: str
     style: str = speech.TEXT
     begin: float = field(default_factory=time.monotonic)
-    done: float = 0
-    _said: tuple[float, float] = (0.0, 0.0)  # seconds after the begin, and what was done then
+    before: float = 0  # what an earlier run has done
+    done: float = field(init=False)
+    _said: tuple[float, float] = field(init=False)  # seconds after the begin, and what was done then
+
+    def __post_init__(self) -> None:
+        self.done, self._said = self.before, (0.0, self.before)
 
     def update(self, n: float = 1, /) -> None:
         """Say that so much more is done."""
@@ -150,7 +134,7 @@ class Lines:
 
     def fields(self, seconds: float) -> dict[str, Any]:
         """Return how far the stage is after so many seconds, as JSON-ready data."""
-        rate = self.done / seconds if seconds > 0 else 0.0
+        rate = (self.done - self.before) / seconds if seconds > 0 else 0.0
         left = (self.total - self.done) / rate if rate else None
         return {
             "stage": self.name,

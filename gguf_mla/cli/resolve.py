@@ -8,7 +8,7 @@ from gguf_mla import units
 from gguf_mla.cli.progress import progress
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
-from gguf_mla.importance.matrix import read_imatrix
+from gguf_mla.importance.matrix import ONES, read_imatrix
 from gguf_mla.importance.names import STAND_INS
 from gguf_mla.plan.measure import errors
 from gguf_mla.plan.outputs import parts, single
@@ -44,11 +44,16 @@ def importance(types: TypeOptions) -> Imatrix | None:
     """Return the importance files as one, None without any."""
     if not types.imatrix_files:
         return None
+    if types.compat and types.unseen != ONES:
+        raise InputError(
+            "--compat llama.cpp takes all 1 for experts that no token reached", remedy="Leave out --unseen"
+        )
     stand_ins = {} if types.compat else STAND_INS
     literal = types.compat is not None
     return read_imatrix(
-        types.imatrix_files, include=types.include, exclude=types.exclude, stand_ins=stand_ins, literal=literal
-    )
+        types.imatrix_files, include=types.include, exclude=types.exclude, stand_ins=stand_ins, literal=literal,
+        unseen=types.unseen,
+    )  # fmt: skip
 
 
 def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, options: RunOptions) -> Measure:

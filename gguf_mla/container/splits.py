@@ -170,7 +170,7 @@ def _foreign(part: GgufFile, first: GgufFile, expected: str, found: object) -> I
         file=part.path,
         expected=expected,
         found=found,
-        remedy="Download or copy it again",
+        remedy="Parts of two models lie in one place: put those of one model together",
     )
 
 

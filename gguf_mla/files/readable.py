@@ -70,7 +70,7 @@ class Folder(ABC):
             text = self.data(name, at_most).removeprefix(UTF8_MARK).decode("utf-8")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 text ({error})"
-            raise InputError(what, file=self.path / name, remedy="Download the file again") from None
+            raise InputError(what, file=self.path / name, remedy="Save it as UTF-8, or download it again") from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def json(self, name: str, at_most: int = json_text.MAX_BYTES) -> dict[str, Any]:

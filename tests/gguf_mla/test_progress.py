@@ -13,7 +13,7 @@ import pytest
 
 from gguf_mla import units
 from gguf_mla.cli import progress
-from gguf_mla.cli.progress import Lines, Stages
+from gguf_mla.cli.progress import Lines
 from tests.support import hub
 from tests.support.command import command, environment, gguf_mla
 
@@ -57,13 +57,17 @@ def test_the_clock_is_looked_at_although_nothing_is_reported(
 ) -> None:
     monkeypatch.setattr(progress, "LOOK", 0.001)
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    stages = Stages()
-    stages("weights", 10)
-    stages("logits", 5, "layers")
-    shown = ""
-    while "logits" not in shown:
-        shown += capsys.readouterr().err
-    stages.close()
+    with progress.progress("weights", 10):
+        shown = ""
+        while "weights" not in shown:
+            shown += capsys.readouterr().err
+
+
+def test_what_an_earlier_run_has_done_is_no_measure_of_speed() -> None:
+    lines = Lines("v3.gguf", 100, "B", begin=0.0, before=40)
+    lines.update(10)
+    found = lines.fields(5.0)
+    assert (found["done"], found["per_second"], found["seconds_left"]) == (50, 2.0, 25.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
+import torch
 
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.table import table
@@ -57,14 +57,14 @@ def measure(heads: HeadSizes, lengths: tuple[int, ...], queries: tuple[int, ...]
 
 
 def _random(heads: HeadSizes, queries: int, cached: int) -> Inputs:
-    rng, h = np.random.default_rng(0), heads
+    random, h = torch.Generator().manual_seed(0), heads
     shapes = (
         (queries, h.heads, h.nope), (queries, h.heads, h.rope), (cached, h.rank), (cached, h.rope),
         (h.heads, h.rank, h.nope), (h.heads, h.value, h.rank),
     )  # fmt: skip
-    q_nope, q_pe, latent, k_pe, k_b, v_b = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    q_nope, q_pe, latent, k_pe, k_b, v_b = (torch.randn(shape, generator=random) for shape in shapes)
     # so that scores are about 1, as in a model; far larger ones would underflow, which is slow
-    mild = np.float32(h.rank**-0.5)
+    mild = float(h.rank) ** -0.5
     return Inputs(q_nope, q_pe, latent, k_pe, k_b * mild, v_b * mild, (h.nope + h.rope) ** -0.5)
 
 

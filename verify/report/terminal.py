@@ -16,7 +16,7 @@ from verify.findings import Grade, by_grade
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from verify.job import Proof
+    from verify.job import Proof, Request
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
     from verify.levels.exact import Sameness
@@ -171,7 +171,7 @@ def content(proof: Proof) -> dict[str, Any]:
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
-        "request": {name: getattr(request, name) for name in REQUESTED},
+        "request": _request_json(request),
         "reference": str(request.reference),
         "candidate": str(request.candidate),
         "grade": proof.grade,
@@ -190,6 +190,14 @@ def content(proof: Proof) -> dict[str, Any]:
     if proof.failure is not None:
         found["error"] = str(proof.failure) or type(proof.failure).__name__
     return found
+
+
+def _request_json(request: Request) -> dict[str, Any]:
+    choices = request.choices
+    chosen = {"weights": choices.weights, "prefix": choices.prefix, "set": dict(choices.settings)}
+    return {name: getattr(request, name) for name in REQUESTED} | chosen | {
+        "pad_vocab": request.pad_vocabulary, "limits": list(request.limits.settings),
+    }  # fmt: skip
 
 
 def _tensor_json(tensor: TensorError) -> dict[str, Any]:
