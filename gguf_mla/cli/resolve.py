@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from gguf_mla import units
+from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
 from gguf_mla.importance.matrix import read_imatrix
@@ -15,6 +16,7 @@ from gguf_mla.importance.names import STAND_INS
 from gguf_mla.plan.measure import errors
 from gguf_mla.plan.outputs import parts, single
 from gguf_mla.recipes import Overrides, parse_tensor_type, read_tensor_types
+from gguf_mla.stream import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +58,7 @@ def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, option
     """Return what tells a budget the errors of types, with a progress bar; it costs nothing until it is called."""
 
     def measured(tensors: Sequence[Untyped], types: Sequence[Sequence[str]]) -> Iterator[Mapping[str, float]]:
+        compile_ahead(needs.of_measuring(tensors, types, sources, weighted=imatrix is not None), options)
         found = errors(tensors, types, sources, imatrix, options.threads)
         yield from tqdm(found, "measuring", len(tensors), unit=" tensors", disable=options.quiet or None)
 
