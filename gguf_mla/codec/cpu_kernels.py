@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 # error_model: a division by zero gives infinity, as in C; numba would raise.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+_OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 _compile = compiler(**_OPTIONS, pipeline_class=KernelCompiler)
 _binder = Binder(cpu, compiler(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=HelperCompiler))
 

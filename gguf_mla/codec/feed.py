@@ -51,6 +51,11 @@ def copy_blocks(source: Any, first: int, target: Any, to: int, count: int) -> No
 
 def certain(x: Lanes) -> bool:
     """Tell whether an array holds numbers that every type can hold: neither NaN nor infinity, nor any above CERTAIN."""
+    joined = lanes.bits(lanes.load(x, 0))
+    for i in range(1, x.shape[0]):
+        joined = joined | lanes.bits(lanes.load(x, i))
+    if not lanes.any_lane(joined & MAGNITUDE > CERTAIN):  # no number is larger than all their bits together
+        return True
     large = lanes.bits(lanes.load(x, 0)) & MAGNITUDE > CERTAIN
     for i in range(1, x.shape[0]):
         large = large | (lanes.bits(lanes.load(x, i)) & MAGNITUDE > CERTAIN)
