@@ -10,6 +10,7 @@ import click
 
 from gguf_mla import units
 from gguf_mla.cli import speech
+from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
@@ -24,7 +25,7 @@ from gguf_mla.files.guard import check_apart, check_free, partial_path
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.sources import hub_cache
 from gguf_mla.stream import execute as executor
-from gguf_mla.stream import uses
+from gguf_mla.stream import needs, uses
 from gguf_mla.stream.execute import Resumption, execute
 from gguf_mla.stream.journal import finished, is_named_by, journal_path
 from gguf_mla.stream.rehearse import rehearse
@@ -48,6 +49,8 @@ def launch(job: Job, options: RunOptions) -> None:
     _check_names(job, options)
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
         warn(warning)
+    plans, importance = [plan for plan, _ in job.outputs], job.importance or NO_IMPORTANCE
+    compile_ahead(needs.of_plans(plans, job.sources, importance), options)
     _try_device(job, options)
     if options.verify_source:
         _verify_source(job, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla import units
+from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.progress import progress
 from gguf_mla.container import splits
 from gguf_mla.errors import InputError
@@ -13,6 +14,7 @@ from gguf_mla.importance.names import STAND_INS
 from gguf_mla.plan.measure import errors
 from gguf_mla.plan.outputs import parts, single
 from gguf_mla.recipes import Overrides, parse_tensor_type, read_tensor_types
+from gguf_mla.stream import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +62,7 @@ def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, option
     """Return what tells a budget the errors of types, with a progress bar; it costs nothing until it is called."""
 
     def measured(tensors: Sequence[Untyped], types: Sequence[Sequence[str]]) -> Iterator[Mapping[str, float]]:
+        compile_ahead(needs.of_measuring(tensors, types, sources, weighted=imatrix is not None), options)
         found = errors(tensors, types, sources, imatrix, options.threads)
         with progress("measuring", len(tensors), "tensors", quiet=options.quiet) as bar:
             for measured_errors in found:

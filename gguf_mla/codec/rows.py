@@ -7,13 +7,13 @@ when the first kernel is needed, and only the kernels of the types in use are co
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla import ggtypes
+from gguf_mla.codec.arrays import empty
 from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import GGML, choose
 from gguf_mla.codec.on_cpu import CPU
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 CHUNK_VALUES = 1 << 20
-CACHE_LINE = 64
 BEYOND_SCALES = 2.0**29  # Q6_K reaches farthest of those with half-precision scales: 65504 · 128 · 32, and a bit
 
 
@@ -127,14 +126,6 @@ def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
             found=f"{out.dtype} {list(out.shape)}",
         )
     return out
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an uninitialised array that begins on a cache line, which registers of that size then fill whole."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def _report_special(x: Array, source: str, start: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from gguf_mla import ggtypes
-from gguf_mla.codec.rows import CACHE_LINE
+from gguf_mla.codec.arrays import CACHE_LINE
 from gguf_mla.errors import MachineError
 
 if TYPE_CHECKING:
