@@ -39,7 +39,7 @@ def settle(threads: int) -> None:
     os.environ.setdefault(CUBLAS, ":4096:8")
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
-    torch.use_deterministic_algorithms(mode=True)
+    torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which loads the compiler, too
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its own setter
 
 

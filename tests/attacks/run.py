@@ -23,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import verify.run  # noqa: F401 - loaded here: torch is more than a child may take
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import GgufMlaError
 from gguf_mla.files import checksums

@@ -100,7 +100,7 @@ def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
         (("--family", "v3", "--size", "700B"), "found 700.0B"),
         (("--family", "v3", "--size", "much"), "--size cannot be read"),
         (("--family", "v3", "--size", "6M", "."), "exists already"),
-        (("--family", "v4"), "'v4' is not one of"),
+        (("--family", "v5"), "'v5' is not one of"),
         (("--size", "6M"), "--size belongs to --family"),
     ],
 )
