@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.plan import plan_conversion
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
 from gguf_mla.codec.device import open_device
+from gguf_mla.files.readable import place
 from gguf_mla.plan.scales import scale_sources
 from gguf_mla.sources import hub_cache
 from gguf_mla.sources.checkpoint import Choices, open_partial
@@ -16,11 +16,14 @@ from gguf_mla.sources.recognise import settings
 from gguf_mla.stream.run import Job
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gguf_mla.cli.options import RunOptions, TypeOptions
+    from gguf_mla.files.readable import Place
 
 
 def convert(
-    checkpoint: Path,
+    checkpoint: Place,
     out: Path | None,
     type_names: tuple[str, ...],
     pre: str | None,
@@ -50,9 +53,9 @@ def convert(
         keep_prediction=not no_mtp,
         pad_vocabulary=pad_vocab,
     )
-    name = hub_cache.model_name(Path(source.folder.path))
+    name = hub_cache.model_name(source.folder.path)
     outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
-    inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
-    others = (*(Path(source.folder.path, name) for name in source.folder.names()), *types.files)
+    inputs = (*(place(file.path) for file in source.files), *types.imatrix_files)
+    others = (*(place(source.folder.path / name) for name in source.folder.names()), *types.files)
     tensors = {**source.tensors, **scale_sources([job for plan, _ in plans for job in plan.tensors], source.tensors)}
     launch(Job(outputs, tensors, inputs, imatrix, others, source.remarks), options)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from click import Argument, Option
 
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import PATH, RunOptions, TypeOptions
+from gguf_mla.cli.options import GGUF, PATH, SMALL, RunOptions, TypeOptions
 
 quantize = Command(
     "quantize.run:quantize",
     """Quantize the GGUF file IN (or the split model whose first part it is) into the file OUT of type TYPE.
 
     OUT may be a directory or hold {type}; without it the file is NAME-TYPE.gguf in the current directory. Several
-    types are written from one reading. COPY changes no tensor.
+    types are written from one reading. COPY changes no tensor. IN may be OWNER/NAME:TAG, read from the hub.
     """,
-    Argument(["source"], metavar="IN", type=PATH),
+    Argument(["source"], metavar="IN", type=GGUF),
     Argument(["out_and_types"], metavar="[OUT] TYPE...", nargs=-1),
     Option(["--allow-requantize"], is_flag=True, help="Accept tensors that are quantized already."),
     Option(["--keep-split"], is_flag=True, help="Write as many parts as IN has, with the same tensors in each."),
@@ -27,7 +27,7 @@ quantize = Command(
 split = Command(
     "quantize.run:split",
     "Split the GGUF file IN into parts OUT-00001-of-0000N.gguf, by --split-max-size or --split-max-tensors.",
-    Argument(["source"], metavar="IN", type=PATH),
+    Argument(["source"], metavar="IN", type=GGUF),
     Argument(["out"], metavar="OUT", type=PATH),
     options=RunOptions,
 )
@@ -35,7 +35,7 @@ split = Command(
 merge = Command(
     "quantize.run:merge",
     "Merge the split model whose first part is IN into the one file OUT.",
-    Argument(["source"], metavar="IN", type=PATH),
+    Argument(["source"], metavar="IN", type=GGUF),
     Argument(["out"], metavar="OUT", type=PATH),
     options=RunOptions,
 )
@@ -47,11 +47,11 @@ upgrade = Command(
     attn_k_b is encoded anew, everything else is copied byte for byte. --imatrix writes OUT's importance matrix as
     NAME.imatrix.gguf, too.
     """,
-    Argument(["source"], metavar="LEGACY", type=PATH),
+    Argument(["source"], metavar="LEGACY", type=GGUF),
     Argument(["out"], metavar="OUT", type=PATH),
     Option(["--k-b-type"], metavar="TYPE", help="Type of attn_k_b  [default: Q8_0, or attn_kv_b's if it is float]"),
     Option(["--keep-split"], is_flag=True, help="Write as many parts as LEGACY has."),
-    Option(["--imatrix"], type=PATH, metavar="FILE", help="LEGACY's importance matrix; OUT's is written beside OUT."),
+    Option(["--imatrix"], type=SMALL, metavar="FILE", help="LEGACY's importance matrix; OUT's is written beside OUT."),
     options=RunOptions,
 )
 
@@ -61,7 +61,7 @@ downgrade = Command(
 
     The key half of attn_kv_b is encoded anew, everything else is copied byte for byte.
     """,
-    Argument(["source"], metavar="MLA", type=PATH),
+    Argument(["source"], metavar="MLA", type=GGUF),
     Argument(["out"], metavar="OUT", type=PATH),
     Option(["--kv-b-type"], metavar="TYPE", help="Type of attn_kv_b  [default: that of attn_v_b]"),
     Option(["--keep-split"], is_flag=True, help="Write as many parts as MLA has."),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import Place
     from gguf_mla.importance.matrix import Imatrix
 
 _MLA, _LEGACY = "attn_v_b", "attn_kv_b"
@@ -67,7 +68,7 @@ class MlaImatrix(Mapping[str, Entry]):
         return Extra(self.path, matrix.size, matrix.write)
 
 
-def mla_imatrix(imatrix: Path, model: Path, out: Path) -> MlaImatrix:
+def mla_imatrix(imatrix: Path, model: Place, out: Path) -> MlaImatrix:
     """Open the matrix, GGUF or `.dat`, of a legacy model, to be written beside the file OUT; InputError if unsound."""
     path = out.with_name(out.name.removesuffix(".gguf") + ".imatrix.gguf")
     return MlaImatrix(read_imatrix([imatrix]), heads_of(open_gguf(model)).count, path)

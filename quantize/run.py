@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from gguf_mla.cli.options import RunOptions, TypeOptions
     from gguf_mla.container.reader import GgufFile
     from gguf_mla.container.splits import GgufParts
+    from gguf_mla.files.readable import Place
     from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
     from quantize.legacy_imatrix import MlaImatrix
 
 
 def quantize(
-    source: Path,
+    source: Place,
     out_and_types: tuple[str, ...],
     allow_requantize: bool,
     keep_split: bool,
@@ -65,7 +66,7 @@ def quantize(
     launch(Job(outputs, tensors, inputs, imatrix, types.files), options)
 
 
-def split(source: Path, out: Path, options: RunOptions) -> None:
+def split(source: Place, out: Path, options: RunOptions) -> None:
     """Write a file in parts."""
     open_device(options.device)
     if options.split_max_size is None and options.split_max_tensors is None:
@@ -73,13 +74,13 @@ def split(source: Path, out: Path, options: RunOptions) -> None:
     _rewrite(source, as_stored, out, options)
 
 
-def merge(source: Path, out: Path, options: RunOptions) -> None:
+def merge(source: Place, out: Path, options: RunOptions) -> None:
     """Write the parts of a model as one file."""
     _rewrite(source, as_stored, out, options)
 
 
 def upgrade(
-    source: Path, out: Path, k_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
+    source: Place, out: Path, k_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
 ) -> None:
     """Write a legacy file in the MLA layout, and its importance matrix for that layout."""
     open_device(options.device)
@@ -89,7 +90,7 @@ def upgrade(
         click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")
 
 
-def downgrade(source: Path, out: Path, kv_b_type: str | None, keep_split: bool, options: RunOptions) -> None:
+def downgrade(source: Place, out: Path, kv_b_type: str | None, keep_split: bool, options: RunOptions) -> None:
     """Write an MLA file in the legacy layout."""
     _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split)
 
@@ -117,7 +118,7 @@ def _groups(model: GgufParts, content: Content) -> list[slice]:
 
 
 def _rewrite(
-    source: Path,
+    source: Place,
     content_of: Callable[[GgufFile], Content],
     out: Path,
     options: RunOptions,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import Place
     from gguf_mla.forward.attention import Form
     from gguf_mla.importance.matrix import Imatrix
     from verify.levels.attention import LayerAgreement
@@ -49,8 +50,8 @@ class Request:
     pad_vocabulary  whether rows of its embeddings beyond the vocabulary are tokens that are never used
     """
 
-    reference: Path
-    candidate: Path
+    reference: Place
+    candidate: Place
     level: str = LEVELS[-1]
     text: Path | None = None
     tokens: Path | None = None
@@ -156,7 +157,7 @@ def _run(level: str, proof: Proof, reference: Reference, bar: Bar) -> None:
 def _prepare(levels: list[str], request: Request, reference: Reference) -> NDArray[np.int64] | None:
     """Return the tokens that these levels run over, int64 [N], None where none does; InputError for what they lack."""
     if engine.LEVEL in levels:
-        engine.require()
+        engine.require(request.candidate)
     if {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
         return None
     return read_tokens(request.text, request.tokens, reference.encode, reference.weights.model.vocab)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,14 +19,13 @@ from verify.report import terminal
 from verify.report.page import report
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from gguf_mla.files.readable import Place
     from verify.job import Bar, Proof
 
 
 def verify(
-    reference: Path,
-    candidate: Path,
+    reference: Place,
+    candidate: Place,
     pad_vocab: bool,
     weights: str | None,
     prefix: str | None,
@@ -95,7 +95,7 @@ def _proven(request: Request, page: Path | None, *, quiet: bool) -> Proof:
     if page is None:
         return prove(request, _bar(quiet=quiet))
     read = (request.reference, request.candidate, request.text, request.tokens)
-    with report(page, [path for path in read if path is not None]) as write:
+    with report(page, [path for path in read if isinstance(path, Path)]) as write:
         proof = prove(request, _bar(quiet=quiet))
         write(proof)
     return proof

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,15 +22,15 @@ from gguf_mla.quoting import TEXT, quoted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from gguf_mla.container.reader import GgufFile
+    from gguf_mla.files.readable import Place
 
 SHOWN = 60  # characters of a metadata value in the table
 
 
 def inspect(
-    file: Path, tensors: bool, context: int | None, fit: str | None, sequences: int, as_json: bool, verify: bool
+    file: Place, tensors: bool, context: int | None, fit: str | None, sequences: int, as_json: bool, verify: bool
 ) -> None:
     """Print what is in a file, or how large its key-value cache is."""
     if verify:
@@ -42,7 +43,7 @@ def inspect(
     click.echo(printing.as_json(records) if as_json else cache_report.text(records))
 
 
-def open_inspected(file: Path) -> GgufFile:
+def open_inspected(file: Place) -> GgufFile:
     """Open a file, or all of a split model whose first part it is and whose other parts are there."""
     opened = open_gguf(file)
     if not is_split(opened):
@@ -62,7 +63,10 @@ def _parts(file: GgufFile) -> str:
     return f"part {number + 1} of {count} of a split model" if whole and number is not None else ""
 
 
-def _verify(file: Path) -> None:
+def _verify(file: Place) -> None:
+    if not isinstance(file, Path):
+        remedy = "Download it, or compare the inputs of a run: --verify-source"
+        raise InputError("--verify reads all of a file on this machine", file=file, remedy=remedy)
     expected, found, note = checksums.stated(file), checksums.sha256(file), checksums.beside(file)
     if found != expected:
         click.echo(f"{file}: has changed: its SHA-256 is {found}, {note} says {expected}", err=True)

@@ -13,7 +13,7 @@ from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
-    from pathlib import Path
+    from pathlib import PurePath
 
     from gguf_mla.container.reader import GgufFile
 
@@ -150,7 +150,7 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
 class KeyRefusedError(InputError):
     """A metadata key that does not describe a model; `key` is its full name."""
 
-    def __init__(self, key: str, file: Path, expected: object, found: object) -> None:
+    def __init__(self, key: str, file: PurePath, expected: object, found: object) -> None:
         self.key = key
         super().__init__(f"{key} cannot be used", file=file, expected=expected, found=found)
 
@@ -160,7 +160,7 @@ class Keys:
     """A file's metadata, asked for by type, and its tensors' `names`; keys without a section are the architecture's."""
 
     metadata: Mapping[str, Any]
-    file: Path
+    file: PurePath
     names: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -23,8 +23,9 @@ from gguf_mla.files.guard import check_free, is_known, partial_path
 from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
 from gguf_mla.files.stamp import ChangedError, Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
-from gguf_mla.stream.chunks import placed, tasks
+from gguf_mla.stream.chunks import placed
 from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
+from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
 from gguf_mla.stream.threads import engine_of
 from gguf_mla.stream.worker import TensorWorker
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from gguf_mla.codec.device import Device
     from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.output import Extra
+    from gguf_mla.files.readable import Place
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output, PlannedFile
     from gguf_mla.sources.tensor import SourceTensor
@@ -76,7 +78,7 @@ class Resumption:
     fresh   throw away what an earlier run has left
     """
 
-    inputs: Sequence[Path]
+    inputs: Sequence[Place]
     fresh: bool = False
 
 
@@ -116,7 +118,8 @@ def execute(
     begin, count = time.monotonic(), threads or platform.cores()
     target = _Target.of(outputs, extras, outdated, overwrite=overwrite)
     with ExitStack() as stack:
-        watch = Watch(resumption.inputs if resumption else ())
+        inputs = resumption.inputs if resumption else ()
+        watch, tape = Watch(inputs), tape_of(inputs)
         journal = _journal(target, len(outputs), resumption, importance)
         stack.push(journal)
         files = _locked(target, journal, stack)
@@ -125,7 +128,8 @@ def execute(
         worker = TensorWorker(sources, importance, files, device, forgetting=forgetting)
         with _settled(files, journal, target.nbytes):
             _prepare(files, target, journal)
-            _run(engine_of(count), _claimed(tasks(placed(outputs, target.layouts)), journal), worker, saver, progress)
+            queue = _claimed(arranged(placed(outputs, target.layouts), sources, tape), journal)
+            _run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
             streamed = time.monotonic()
             saver.save()
             _complete(files, target.extras)

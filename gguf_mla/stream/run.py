@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from gguf_mla.files.output import Extra
+    from gguf_mla.files.readable import Place
     from gguf_mla.plan.jobs import Importance, Plan
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
@@ -28,8 +28,8 @@ class Job:
 
     outputs: Sequence[tuple[Plan, Output]]
     sources: Mapping[str, SourceTensor]
-    inputs: Sequence[Path]
+    inputs: Sequence[Place]
     importance: Importance | None = None
-    protected: Iterable[Path] = ()
+    protected: Iterable[Place] = ()
     remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()
     extras: Sequence[Extra] = ()

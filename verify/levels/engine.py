@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from verify.limits import exceeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import Place
     from gguf_mla.forward.model import Yarn
     from gguf_mla.forward.tensors import Weights
 
@@ -51,14 +52,16 @@ class EngineAgreement:
     same_top: bool
 
 
-def require() -> None:
-    """Raise InputError where llama.cpp is not installed."""
+def require(candidate: Place) -> None:
+    """Raise InputError where llama.cpp is not installed, or cannot open the file."""
+    if not isinstance(candidate, Path):
+        raise InputError("--engine needs a file on this machine", file=candidate, remedy="Download it")
     if importlib.util.find_spec("xllamacpp") is None:
         raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'")
 
 
 def compare_engine(
-    path: Path, candidate: Weights, tokens: NDArray[np.int64], threads: int
+    path: Place, candidate: Weights, tokens: NDArray[np.int64], threads: int
 ) -> tuple[list[EngineAgreement], float]:
     """Ask llama.cpp for what follows prefixes of one token sequence [T]; MachineError when it cannot load the file.
 
@@ -113,7 +116,7 @@ def judge(results: Sequence[EngineAgreement], exact: float | None) -> Finding | 
 class _Engine:
     """One loaded llama.cpp, in float32 as far as it goes: F32 cache, and no flash attention, which lowers it."""
 
-    def __init__(self, path: Path, threads: int, context: int, yarn: Yarn | None) -> None:
+    def __init__(self, path: Place, threads: int, context: int, yarn: Yarn | None) -> None:
         import xllamacpp  # noqa: PLC0415 - optional
 
         params = xllamacpp.CommonParams()

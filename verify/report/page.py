@@ -35,6 +35,7 @@ from verify.report.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from gguf_mla.files.readable import Place
     from verify.job import Proof
     from verify.levels.weights import TensorError
 
@@ -138,10 +139,14 @@ def _others(proof: Proof) -> Iterator[str]:
         yield _section("llama.cpp beside the forward pass", _table(ENGINE_HEADER, engine_rows(proof.engine)))
 
 
+def _name(path: Place) -> str:
+    return path.resolve().name if isinstance(path, Path) else path.name
+
+
 def _head(proof: Proof) -> str:
     word, kind = WORDS.get(proof.grade, proof.grade.value), KINDS[proof.grade]
     levels = ", ".join(f"{level} {seconds:.1f} s" for level, seconds in proof.seconds.items())
-    candidate, reference = (_safe(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
+    candidate, reference = (_safe(_name(path)) for path in (proof.request.candidate, proof.request.reference))
     return (
         f'<h1>{candidate} is <span class="{kind}">{word}</span></h1>'
         f'<p class="soft">against {reference}; looked at: {levels}; gguf-mla {__version__}</p>'
