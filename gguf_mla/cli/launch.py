@@ -169,7 +169,7 @@ def _interrupted(done: int, total: int, options: RunOptions) -> tuple[str, ...]:
 def _show(job: Job, options: RunOptions) -> None:
     needs = network.needs(job)
     if options.as_json:
-        click.echo(as_json(plans_json(job) | ({"network": needs._asdict()} if needs else {})))
+        click.echo(as_json(plans_json(job) | (network.needs_json(needs) if needs else {})))
         return
     for plan, output in job.outputs:
         click.echo(plan_text(plan, output, options.threads or platform.cores()))

@@ -65,6 +65,11 @@ def _wanting(source: SourceTensor, task: Task) -> Callable[[], object]:
     return lambda: source.will_read(task.start, task.stop)
 
 
+def needs_json(found: Needs) -> dict[str, Any]:
+    """Return it as JSON-ready data."""
+    return {"network": {"bytes": found.nbytes, "requests": found.requests, "memory": found.memory}}
+
+
 def needs_text(found: Needs) -> str:
     """Return it in a line."""
     memory = f"and {units.size(found.memory)} of memory more"

@@ -18,7 +18,7 @@ PATIENCE = 180.0  # seconds without a byte after which a run gives up; what a se
 FIRST_PATIENCE = 20.0  # the same before anything has come at all
 LONGEST_PAUSE = 20.0  # seconds between two attempts, if the server says nothing
 LONGEST_ASKED = 1800.0  # seconds that a server may ask to wait
-SAME_ANSWERS = 4  # wrong answers in a row, which waiting rarely cures
+SAME_ANSWERS = 6  # wrong answers in a row, which waiting rarely cures
 _RESET = re.compile(r";\s*r\s*=\s*(\d+)\s*;\s*t\s*=\s*(\d+)")
 
 

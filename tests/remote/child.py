@@ -9,18 +9,22 @@ import contextlib
 import hashlib
 import io
 import json
+import resource
 import sys
 import time
 from pathlib import Path
 
 from gguf_mla.cli.main import main
-from gguf_mla.remote import link, troubles
+from gguf_mla.remote import layout, link, troubles
 from gguf_mla.remote.traffic import TRAFFIC
+from gguf_mla.stream import saving
 
 
 def run() -> None:
     settings = json.loads(sys.argv[1])
     link.READ_SECONDS, link.CONNECT_SECONDS = settings.get("read", 1.0), 2.0
+    layout.RUN_BYTES = settings.get("run", layout.RUN_BYTES)
+    saving.SAVE_SECONDS = settings.get("save", saving.SAVE_SECONDS)
     troubles.PATIENCE, troubles.FIRST_PATIENCE = settings.get("patience", 6.0), 3.0
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line))), file=sys.__stdout__, flush=True)
@@ -42,6 +46,7 @@ def _answer(arguments: list[str]) -> dict[str, object]:
         "bytes": after.nbytes - before.nbytes,
         "requests": after.requests - before.requests,
         "seconds": time.monotonic() - begin,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

@@ -7,19 +7,18 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.support.hub import REPOSITORY
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.remote.servers import Network
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a command came to: its status, what it printed, its output's digest, and what went over the network."""
+    """What a command came to: its status, what it printed, its output's digest, its traffic, its memory."""
 
     status: int
     said: str
@@ -27,6 +26,7 @@ class Read:
     bytes: int
     requests: int
     seconds: float
+    peak: int
 
 
 class Reader:
@@ -49,7 +49,7 @@ class Reader:
         assert line, "the child has died"
         return Read(**json.loads(line))
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,3 +58,11 @@ class Reader:
         self.process.stdin.close()
         self.process.wait(timeout=60)
         self.process.stdout.close()
+
+
+def peak_of(network: Network, place: Path, *arguments: Any) -> tuple[Read, int]:
+    """Run a command in a process of its own; return what it came to and its peak memory. Its output goes afterwards."""
+    with Reader(network, place / "home") as reader:
+        read = reader.run(*arguments)
+    Path(arguments[2]).unlink(missing_ok=True)
+    return read, read.peak

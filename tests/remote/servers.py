@@ -20,7 +20,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Network:
         self._digests: dict[str, tuple[float, str]] = {}
         self.hub, self.cdn, self.other = (_Server(self, kind) for kind in (_Hub, _Cdn, _Cdn))
 
-    def __enter__(self) -> Network:
+    def __enter__(self) -> Self:
         for server in (self.hub, self.cdn, self.other):
             server.start()
         return self
@@ -310,7 +310,8 @@ class _Cdn(_Handler):
         if fault == "redirect":
             self.answer(302, Location=f"{net.other.url}{self.path}&moved=1")
             return
-        first, sent = _send(self, (net.directory / name).open("rb"), {"ETag": f'"{content}"'}, fault)
+        with (net.directory / name).open("rb") as file:
+            first, sent = _send(self, file, {"ETag": f'"{content}"'}, fault)
         net.books.ranges.append((time.monotonic(), commit, name, first, sent))
 
 
@@ -360,8 +361,6 @@ def _body(handler: _Handler, source: Any, first: int, stop: int, fault: str) -> 
         if fault == "reset":
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         _close(handler)
-    if not isinstance(source, bytes):
-        source.close()
     return at - first
 
 
