@@ -209,6 +209,7 @@ def _dies(net: Network, place: Path) -> Iterator[str]:
 def _moves(net: Network, place: Path) -> Iterator[str]:
     """The CDN names another content in mid-run: refused."""
     out = place / "moves.gguf"
+    out.unlink(missing_ok=True)
     with Reader(net, place / "home", {"run": 2 * MIB}) as reader:
         net.link.rate = 12e6
         shard = [name for name in net.names() if name.endswith(".safetensors")][-2]  # it is read long after its head
