@@ -184,7 +184,8 @@ def copy_times(bench: Bench, name: str) -> tuple[float, float, float, float]:
     """Return the seconds of our streaming stage, of it with the final sync, of cp, and of cp with sync."""
     copy = bench.copy_seconds(name, sync=False)
     _, ours = bench.ours(name, "BF16")
-    return ours.get("streaming_seconds", ours["seconds"]), ours["seconds"], copy, bench.copy_seconds(name, sync=True)
+    stages = ours["stages"]
+    return stages["streaming"], stages["streaming"] + stages["finishing"], copy, bench.copy_seconds(name, sync=True)
 
 
 def fp8_rows(bench: Bench, converter: Path | None) -> None:

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from click import Argument, Choice, Option
 
-from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import CHECKPOINT, PAD_VOCAB, PATH, PREFIX, SET, WEIGHTS, RunOptions, TypeOptions
+from gguf_mla.cli.main import Command, instead
+from gguf_mla.cli.options import (
+    CHECKPOINT,
+    OUT,
+    OVERRIDE_KV,
+    PAD_VOCAB,
+    PATH,
+    PREFIX,
+    SET,
+    WEIGHTS,
+    RunOptions,
+    TypeOptions,
+)
 
-FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2")  # as in gguf_mla.synthetic.shapes
+FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
 
 convert = Command(
     "convert.run:convert",
     """Convert the Hugging Face checkpoint in directory CHECKPOINT into the GGUF file OUT.
 
     CHECKPOINT may be OWNER/NAME or hf://OWNER/NAME@REVISION, which is read from the hub and not stored.
-    OUT may be a directory or hold {type}; without it the file is NAME-TYPE.gguf in the current directory. It appears
-    under its name only when it is complete. Several types are written from one reading.
+    OUT may be a directory, which ends in a slash if it is to be created, or hold {type}, also in directories. Without
+    it the file is NAME-TYPE.gguf in the current directory. It appears under its name only when it is complete. Several
+    types are written from one reading.
     """,
     Argument(["checkpoint"], type=CHECKPOINT),
-    Argument(["out"], type=PATH, required=False),
+    Argument(["out"], type=OUT, required=False),
+    Option(["--outfile"], type=OUT, metavar="OUT", help="OUT, as llama.cpp's converter has it."),
     Option(
-        ["--type", "type_names"],
+        ["--type", "--outtype", "type_names"],
         multiple=True,
         metavar="TYPE",
         help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, keeps what the checkpoint has (FP8 as "
         "BF16, INT4 as Q4_0). Repeat it for several files.",
+    ),
+    Option(
+        ["--calibrate"], type=PATH, multiple=True, metavar="FILE",
+        help="First run the model over this text, and use the importance matrix that comes of it, NAME.imatrix.gguf "
+        "beside OUT. Repeatable; `gguf-mla imatrix` has more options.",
     ),
     Option(["--pre"], metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."),
     Option(
@@ -36,22 +54,39 @@ convert = Command(
     Option(["--weights"], **WEIGHTS),
     Option(["--prefix"], **PREFIX),
     Option(["--set", "set_keys"], **SET),
-    Option(["--no-mtp"], is_flag=True, help="Leave out multi-token prediction, which V3.2 and GLM keep."),
+    Option(
+        ["--no-mtp", "--no-nextn", "no_mtp"],
+        is_flag=True,
+        help="Leave out multi-token prediction, which V3.2 and GLM keep.",
+    ),
+    Option(["--model-name"], metavar="NAME", help="The model's name, general.name."),
+    Option(
+        ["--metadata"],
+        type=PATH,
+        metavar="FILE",
+        help='A JSON file of general.* values: {"general.url": "..."}.',
+    ),
+    Option(["--override-kv", "override_kv"], **OVERRIDE_KV),
+    Option(["--vocab-only"], is_flag=True, help="Write metadata and vocabulary without any tensor."),
+    instead(
+        "--print-supported-models", "convert.run:print_supported", "List the models that can be converted, and end."
+    ),
     types=TypeOptions,
     options=RunOptions,
-)
+)  # fmt: skip
 
 demo = Command(
     "convert.demo:demo",
     """Convert the bundled trained FP8 checkpoint into DIRECTORY and let llama.cpp continue a line of Python.
 
-    The engine is used when it is installed: pip install 'gguf-mla[engine]'.
+    The engine is used when it is installed: pip install xllamacpp.
 
     With --family a checkpoint is written into DIRECTORY instead: the published model in small, with random weights, but
     heads, names, shards and number formats (FP8, INT4) as they are, and a tokenizer. The same command gives the same
     bytes.
     """,
     Argument(["directory"], type=PATH, required=False),
+    Option(["--copy"], is_flag=True, help="Only copy the bundled checkpoint into DIRECTORY, to try the jobs on."),
     Option(["--family"], type=Choice(FAMILIES), help="Write a small model of this family, to convert and to run."),
     Option(["--size"], metavar="SIZE", help="With --family: about how many parameters, 50M or 1.5B.  [default: 50M]"),
 )

@@ -5,6 +5,7 @@ With --family, a small model of that family, to try the jobs on.
 
 from __future__ import annotations
 
+import shutil
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from gguf_mla.cli.inspect import facts
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.writer import lay_out
+from gguf_mla.errors import InputError
 from gguf_mla.files.guard import mark_of
 from gguf_mla.files.input import InputFile
 from gguf_mla.plan.outputs import single
@@ -37,14 +39,26 @@ TOKENS = 24
 OUTPUT = Path("demo-output")
 
 
-def demo(directory: Path | None, family: str | None, size: str | None) -> None:
+def demo(directory: Path | None, family: str | None, size: str | None, copy: bool) -> None:
     """Convert the bundled checkpoint and have llama.cpp continue a text; with a family, write a small model of it."""
+    if copy:
+        _copy(directory or Path(CHECKPOINT), family)
+        return
     if family is not None:
         _small(family, size or "50M", directory)
         return
     if size is not None:
         raise click.UsageError("--size belongs to --family.")
     _bundled(directory or OUTPUT)
+
+
+def _copy(directory: Path, family: str | None) -> None:
+    if family is not None:
+        raise click.UsageError("--copy and --family exclude each other.")
+    if directory.exists():
+        raise InputError("exists already", file=directory, remedy="Choose another name")
+    shutil.copytree(bundled_checkpoint(), directory)
+    click.echo(f"{directory}: the bundled checkpoint\ngguf-mla convert {directory}")
 
 
 def _small(family: str, size: str, directory: Path | None) -> None:
@@ -66,7 +80,7 @@ def _bundled(directory: Path) -> None:
     outputs = [_convert(source, kind, directory) for kind in TYPES]
     click.echo(_table(outputs))
     if find_spec("xllamacpp") is None:
-        click.echo("\nllama.cpp is not installed, so nothing is generated: pip install 'gguf-mla[engine]'")
+        click.echo("\nllama.cpp is not installed, so nothing is generated: pip install xllamacpp")
         return
     for output in outputs:
         click.echo(f"\nllama.cpp, {output.name}:\n{PROMPT}{_continuation(output)}")

@@ -26,7 +26,7 @@ from gguf_mla.files.readable import UTF8_MARK
 from gguf_mla.sources import hub_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from gguf_mla.sources.folder import Folder
 
@@ -92,11 +92,14 @@ def count_parameters(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> Paramete
     return Parameters(total, shared, expert, sum(counts) // len(counts) if counts else 0)
 
 
-def general_metadata(folder: Folder, architecture: str, parameters: Parameters) -> tuple[dict[str, Value], list[str]]:
+def general_metadata(
+    folder: Folder, architecture: str, parameters: Parameters, stated: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Value], list[str]]:
     """Return the `general.*` metadata of a checkpoint in writing order, and warnings as sentences.
 
     Taken from README.md's front matter, config.json, generation_config.json and the name of the folder.
-    `general.file_type` and `general.quantization_version` depend on the output and are not here.
+    `general.file_type` and `general.quantization_version` depend on the output and are not here. `stated` maps fields
+    of `gguf.Metadata` to values that count instead.
 
     Raises InputError when config.json is not a JSON object; everything else that is unsound is left out with a warning.
     """
@@ -108,6 +111,8 @@ def general_metadata(folder: Folder, architecture: str, parameters: Parameters) 
     with _logged("metadata", warnings):
         found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, place, parameters.total)
     _set_sampling(found, _generation(folder, warnings) if GENERATION in names else {})
+    for name, value in (stated or {}).items():
+        setattr(found, name, value)
     found.name = found.name or place.name or "model"
     if found.size_label is None and parameters.total > 0:
         counts = (parameters.total, parameters.shared, parameters.expert, parameters.expert_count)

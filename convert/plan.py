@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert.general import count_parameters, general_metadata
+from convert.stated import Stated
 from convert.tokenizer.metadata import tokenizer_metadata
+from gguf_mla import ggtypes
 from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
 from gguf_mla.families import family_of, vocabulary
 from gguf_mla.families.base import Layers, outputs
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan
+from gguf_mla.plan.override_kv import override
 from gguf_mla.plan.scales import leaves_out, with_scales
 from gguf_mla.recipes import FILE_TYPES, Choice, FileType, Overrides, target
 from gguf_mla.recipes.file_types import PLAIN
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from gguf_mla.families.base import Family
     from gguf_mla.importance.matrix import Imatrix
     from gguf_mla.plan.budgeted import Measure
-    from gguf_mla.plan.jobs import Untyped
+    from gguf_mla.plan.jobs import TensorJob, Untyped
     from gguf_mla.recipes import Budget
     from gguf_mla.sources.checkpoint import Checkpoint
 
@@ -34,6 +37,7 @@ SCALED = "NVFP4"  # the type whose blocks leave a scale out
 # Written straight from the checkpoint, as llama.cpp's converter does. Everything else is made from a BF16 file there,
 # whose rounding is part of the result, so we round the same way on the fly.
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
+MIXED = FILE_TYPES["MXFP4_MOE"]  # what llama.cpp's converter calls a file whose experts stay as they are
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,18 @@ def plan_conversion(
     imatrix: Imatrix | None = None,
     measure: Measure | None = None,
     *,
+    stated: Stated | None = None,
     light: bool = False,
     keep_prediction: bool = True,
     pad_vocabulary: bool = False,
+    vocabulary_only: bool = False,
 ) -> list[tuple[Plan, FileType]]:
     """Return the whole plan of each file type; `pre` overrides the recognised pre-tokenizer.
 
     `measure` is what a type name that is a size ("3.5bpw", "200G") needs. `light` writes the family's light form;
     `keep_prediction` keeps multi-token prediction layers in files that can hold them; `pad_vocabulary` takes rows of
-    the embeddings beyond the vocabulary for tokens that are never used.
+    the embeddings beyond the vocabulary for tokens that are never used. `stated` is what the user says of the model;
+    `vocabulary_only` leaves out all tensors.
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
@@ -74,19 +81,52 @@ def plan_conversion(
         config = vocabulary.padded(config, checkpoint, layers)
     vocabulary.check(config, checkpoint)
     wishes = [_wish(name, checkpoint) for name in type_names]
-    described = describe(checkpoint, family, config, layers, pre)
-    plans = [plan_for(described, wish, overrides or Overrides(), imatrix, measure) for wish in wishes]
-    return [(_scaled(plan, checkpoint), got) for plan, got in plans]
+    stated, overrides = stated or Stated(), overrides or Overrides()
+    described = describe(checkpoint, family, config, layers, pre, stated.general)
+    if vocabulary_only:
+        described = replace(described, tensors=(), dropped={})
+    plans = [plan_for(described, wish, overrides, imatrix, measure) for wish in wishes]
+    fixed = family.fixed if overrides.compat else {}
+    return [(_settled(_scaled(_fixed(plan, got, fixed), checkpoint), stated), got) for plan, got in plans]
 
 
-def describe(checkpoint: Checkpoint, family: Family, config: Config, layers: Layers, pre: str | None) -> Described:
-    """Return what every file of a checkpoint with these layers holds; InputError as `plan_conversion`."""
+def _fixed(plan: Plan, got: FileType, fixed: Mapping[str, str]) -> Plan:
+    """Return the plan with the types that llama.cpp's converter gives to matrices of some kinds, whatever is asked."""
+    if not fixed or got.default not in DIRECT:
+        return plan
+    tensors = tuple(_fixed_job(job, fixed) for job in plan.tensors)
+    kept = any(job.type == MIXED.default for job in tensors)
+    number = MIXED.id if kept else got.id
+    return replace(plan, tensors=tensors, metadata={**plan.metadata, "general.file_type": u32(number)})
+
+
+def _fixed_job(job: TensorJob, fixed: Mapping[str, str]) -> TensorJob:
+    kind = fixed.get(job.stored.partition(" ")[0]) if len(job.shape) > 1 else None
+    return job if kind is None else replace(job, type=kind, reason="as llama.cpp's converter has it")
+
+
+def _settled(plan: Plan, stated: Stated) -> Plan:
+    return replace(plan, metadata=override(plan.metadata, stated.settings))
+
+
+def describe(
+    checkpoint: Checkpoint,
+    family: Family,
+    config: Config,
+    layers: Layers,
+    pre: str | None,
+    stated: Mapping[str, Any] | None = None,
+) -> Described:
+    """Return what every file of a checkpoint with these layers holds; InputError as `plan_conversion`.
+
+    `stated` are `general.*` values that count instead of those found.
+    """
     architecture = family.metadata(config, layers)
     tensors, dropped = outputs(family, config, checkpoint, layers)
     files = read_tokenizer(checkpoint.folder)
     tokens, token_warnings = tokenizer_metadata(files, config.positive("vocab_size"), pre, family)
     parameters = count_parameters((tensor.name, tensor.shape) for tensor in tensors)
-    general, general_warnings = general_metadata(checkpoint.folder, family.architecture, parameters)
+    general, general_warnings = general_metadata(checkpoint.folder, family.architecture, parameters, stated)
     metadata: dict[str, Value] = {
         **general,
         **architecture,
@@ -126,6 +166,8 @@ def _wish(name: str, checkpoint: Checkpoint) -> FileType | Budget:
 
 def _scaled(plan: Plan, checkpoint: Checkpoint) -> Plan:
     """Return the plan with the scales that its blocks leave out, and a warning on who reads them."""
+    if not any(hasattr(source, "factor") for source in checkpoint.tensors.values()):
+        return plan
     tensors = tuple(with_scales(plan.tensors, checkpoint.tensors))
     if len(tensors) == len(plan.tensors):
         lost = sum(source.stored == SCALED and leaves_out(source) for source in checkpoint.tensors.values())
@@ -160,6 +202,8 @@ def own_type(checkpoint: Checkpoint) -> FileType:
     stored: Counter[str] = Counter()
     blocks: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
+        if tensor.raw_type and ggtypes.by_name(tensor.raw_type).block == 1:
+            continue  # a table, which is no weight
         if tensor.raw_type and not leaves_out(tensor):
             blocks[tensor.raw_type] += math.prod(tensor.shape)
         else:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
+from convert.calibrate import MATRIX, calibrated
 from convert.plan import plan_conversion
+from convert.stated import Stated
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
+from gguf_mla.cli.places import new_directories, place
+from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
-from gguf_mla.files.readable import place
+from gguf_mla.errors import InputError
+from gguf_mla.families import families
+from gguf_mla.files.readable import any_path
 from gguf_mla.plan.scales import scale_sources
 from gguf_mla.sources import hub_cache
 from gguf_mla.sources.checkpoint import Choices, open_partial
@@ -19,13 +27,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions, TypeOptions
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
+
+VOCABULARY = "vocab"  # in the place of a type, as llama.cpp names such files
 
 
 def convert(
-    checkpoint: Place,
-    out: Path | None,
+    checkpoint: AnyPath,
+    out: str | None,
+    outfile: str | None,
     type_names: tuple[str, ...],
+    calibrate: tuple[Path, ...],
     pre: str | None,
     light: bool,
     no_mtp: bool,
@@ -33,12 +45,22 @@ def convert(
     weights: str | None,
     prefix: str | None,
     set_keys: tuple[str, ...],
+    model_name: str | None,
+    metadata: Path | None,
+    override_kv: tuple[str, ...],
+    vocab_only: bool,
     types: TypeOptions,
     options: RunOptions,
 ) -> None:
     """Write the GGUF files of a checkpoint, one per type, or show their plans."""
     open_device(options.device)  # one that cannot be used is the first thing to say
+    out = _one_of(out, outfile)
+    stated = Stated.read(model_name, metadata, override_kv)
     source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
+    name = hub_cache.model_name(source.folder.path)
+    if calibrate:
+        how = [("--weights", weights), ("--prefix", prefix), *(("--set", setting) for setting in set_keys)]
+        types = calibrated(checkpoint, place(out, name, MATRIX), calibrate, how, types, options)
     imatrix = resolve.importance(types)
     names = (*type_names, *types.budgets) or ("auto",)
     measure = resolve.measure(source.tensors, imatrix, options)
@@ -51,11 +73,28 @@ def convert(
         measure,
         light=light,
         keep_prediction=not no_mtp,
+        stated=stated,
         pad_vocabulary=pad_vocab,
+        vocabulary_only=vocab_only,
     )
-    name = hub_cache.model_name(source.folder.path)
-    outputs = [(plan, resolve.files(plan, resolve.destination(out, name, goal.name), options)) for plan, goal in plans]
-    inputs = (*(place(file.path) for file in source.files), *types.imatrix_files)
-    others = (*(place(source.folder.path / name) for name in source.folder.names()), *types.files)
+    outputs = [
+        (plan, resolve.files(plan, place(out, name, VOCABULARY if vocab_only else goal.name), options))
+        for plan, goal in plans
+    ]
+    inputs = (*(any_path(file.path) for file in source.files), *types.imatrix_files)
+    others = (*(any_path(source.folder.path / name) for name in source.folder.names()), *types.files, *stated.files)
     tensors = {**source.tensors, **scale_sources([job for plan, _ in plans for job in plan.tensors], source.tensors)}
-    launch(Job(outputs, tensors, inputs, imatrix, others, source.remarks), options)
+    directories = new_directories(out, (output[0].path for _, output in outputs))
+    launch(Job(outputs, tensors, inputs, imatrix, others, source.remarks, directories=directories), options)
+
+
+def print_supported() -> None:
+    """List the classes that config.json may name, with the GGUF architecture of each."""
+    rows = [(name, family.architecture) for family in families() for name in sorted(family.classes)]
+    click.echo(table(("config.json's architectures", "GGUF architecture"), rows))
+
+
+def _one_of(out: str | None, outfile: str | None) -> str | None:
+    if out is not None and outfile is not None:
+        raise InputError("the output is named twice", expected=out, found=outfile, remedy="Give OUT or --outfile")
+    return outfile if out is None else out

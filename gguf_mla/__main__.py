@@ -11,6 +11,8 @@ from typing import NoReturn
 def run() -> None:
     """Start the command line; Ctrl-C ends the process quietly until there is somebody to say more."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A user's own convert.py, in the current directory or on PYTHONPATH, is not what is meant here.
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - light
     try:
         # An interrupt while these are imported must not print a traceback, and a failure must not be a status of 1.
         from gguf_mla.cli import interrupts, streams  # noqa: PLC0415 - see above

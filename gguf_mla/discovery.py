@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import sys
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gguf_mla.errors import MachineError
+from gguf_mla.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from importlib.metadata import EntryPoints
+    from importlib.metadata import EntryPoint, EntryPoints
 
 
 def modules(package: str, directories: Iterable[str]) -> list[str]:
@@ -36,6 +37,22 @@ def plugins(group: str, name: str | None = None) -> EntryPoints:
     if not found:
         raise _unlisted(f"nothing is installed as {group}", [os.path.dirname(__file__)])  # noqa: PTH120 - light
     return found if name is None else found.select(name=name)
+
+
+def load(found: EntryPoint) -> Any:
+    """Return what an entry point names; InputError where another distribution has the package's name."""
+    try:
+        return found.load()
+    except (ImportError, AttributeError) as error:
+        top = found.value.partition(".")[0]
+        place = getattr(sys.modules.get(top), "__file__", None)
+        if place is None or os.path.exists(os.path.join(os.path.dirname(place), "command.py")):  # noqa: PTH110, PTH118, PTH120
+            raise
+        raise InputError(
+            f"the package {top} of this environment is not gguf-mla's ({error})",
+            found=place,
+            remedy="Another distribution has that name, too: install gguf-mla into an environment of its own",
+        ) from None
 
 
 def _unlisted(what: str, places: Iterable[str]) -> MachineError:

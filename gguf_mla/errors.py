@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pathlib import PurePath
 
 FACT = 600  # characters of what was expected or found: all ggml types with their numbers are about 500
+# What to do about a file that is whole and says something impossible: another copy of it would say the same.
+SAVED_SO = (
+    "Compare the file with the published one (--verify-source, or by hand). If they are the same, the model was saved "
+    "so: convert what it was made from"
+)
+EDITED = "A tool or a hand has written it so: take the file of the original model"
 
 
 class GgufMlaError(Exception):

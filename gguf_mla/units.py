@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from gguf_mla.errors import InputError
 
-_SCALES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+_SCALES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGT]?)B?|([KMGT])IB)", re.ASCII | re.IGNORECASE)
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
 
 
 def parse_size(text: str) -> int:
-    """Return a size such as "48G", "500M", "64K" or "4096" in bytes; units are decimal, as gguf-split has them."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text.strip().upper(), re.ASCII)
-    if match is None or int(match[1]) == 0:
-        raise InputError(
-            "this is not a size", expected="a positive whole number and K, M, G or nothing, like 48G", found=repr(text)
-        )
-    return int(match[1]) * _SCALES[match[2]]
+    """Return a size such as "48G", "7.5GB", "8GiB" or "4096" in bytes, rounded down; InputError for what is not one.
+
+    Units are decimal, with or without B, as gguf-split has them; KiB, MiB, GiB and TiB are binary.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    scale = 1 if match is None else _BINARY[match[3].upper()] if match[3] else _SCALES[match[2].upper()]
+    size = 0 if match is None else int(Fraction(match[1]) * scale)
+    if not size:
+        expected = "a positive number and K, M, G, T, GB, GiB or the like, or nothing, like 48G"
+        raise InputError("this is not a size", expected=expected, found=repr(text))
+    return size
+
+
+def has_unit(text: str) -> bool:
+    """Whether a text is a size that says its unit, so that it cannot be taken for another number."""
+    return not text.strip()[-1:].isdigit() and _SIZE.fullmatch(text.strip()) is not None
 
 
 def parse_fraction(text: str) -> float:
@@ -37,6 +49,14 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
         nbytes /= 1024
     return f"{nbytes:.2f} TiB"
+
+
+def span(seconds: float) -> str:
+    """Return a time as people read it: 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def count(number: int) -> str:

@@ -9,9 +9,9 @@ from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
 from gguf_mla.errors import InputError
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan, TensorJob
+from gguf_mla.plan.override_kv import override
 from gguf_mla.plan.remarks import remarks
 from gguf_mla.recipes import COPY
-from quantize.override_kv import override
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

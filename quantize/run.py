@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
+from gguf_mla.cli.numbers import THREADS
+from gguf_mla.cli.places import new_directories, place
 from gguf_mla.codec.device import open_device
+from gguf_mla.container import splits
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
+from gguf_mla.files.readable import here
 from gguf_mla.plan.downgrade import downgraded
 from gguf_mla.plan.draft import as_stored
 from gguf_mla.plan.upgrade import upgraded
-from gguf_mla.recipes import target
+from gguf_mla.recipes import COPY, target, without_type
 from gguf_mla.sources.gguf import sources
 from gguf_mla.stream.run import Job
-from quantize.legacy_imatrix import mla_imatrix
+from quantize.out_imatrix import out_imatrix
 from quantize.plan import plan_copy, plan_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions, TypeOptions
     from gguf_mla.container.reader import GgufFile
     from gguf_mla.container.splits import GgufParts
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
-    from quantize.legacy_imatrix import MlaImatrix
+
+PART_TENSORS = 128  # in each part where nothing else is said, as gguf-split has it
 
 
 def quantize(
-    source: Place,
+    source: AnyPath,
     out_and_types: tuple[str, ...],
     allow_requantize: bool,
     keep_split: bool,
@@ -48,7 +54,8 @@ def quantize(
 ) -> None:
     """Write a file with other types, one output per type, or show the plans."""
     open_device(options.device)  # one that cannot be used is the first thing to say
-    out, targets = _out_and_targets((*out_and_types, *types.budgets))
+    words, options = _with_threads(out_and_types, options)
+    out, targets = _out_and_targets((*words, *types.budgets))
     model = open_gguf_parts(source)
     content = upgraded(model) if to_mla else as_stored(model)
     imatrix, tensors = resolve.importance(types), sources(model)
@@ -57,45 +64,71 @@ def quantize(
         content, targets, overrides, imatrix, measure, allow_requantize=allow_requantize, settings=settings
     )
     groups = _groups(model, content) if keep_split else None
-    name = source.name.removesuffix(".gguf")
+    name = splits.model_name(source)
     outputs = [
-        (plan, resolve.files(plan, resolve.destination(out, name, file_type.name), options, groups))
+        (plan, resolve.files(plan, place(out, _named(name, file_type), file_type.name), options, groups))
         for plan, file_type in plans
     ]
     inputs = (*(file.path for file in model.files), *types.imatrix_files)
-    launch(Job(outputs, tensors, inputs, imatrix, types.files), options)
+    directories = new_directories(out, (output[0].path for _, output in outputs))
+    launch(Job(outputs, tensors, inputs, imatrix, types.files, directories=directories), options)
 
 
-def split(source: Place, out: Path, options: RunOptions) -> None:
+def split(source: AnyPath, out: str, options: RunOptions) -> None:
     """Write a file in parts."""
-    open_device(options.device)
     if options.split_max_size is None and options.split_max_tensors is None:
-        raise InputError("no split size is given", remedy="Give --split-max-size or --split-max-tensors")
+        options = replace(options, split_max_tensors=PART_TENSORS)
     _rewrite(source, as_stored, out, options)
 
 
-def merge(source: Place, out: Path, options: RunOptions) -> None:
-    """Write the parts of a model as one file."""
-    _rewrite(source, as_stored, out, options)
+def merge(source: AnyPath, out: str, delete_splits: bool, options: RunOptions) -> None:
+    """Write the parts of a model as one file, and delete them then, if that is wanted."""
+    _rewrite(source, as_stored, out, options, delete_parts=delete_splits)
 
 
 def upgrade(
-    source: Place, out: Path, k_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
+    source: AnyPath, out: str, k_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
 ) -> None:
     """Write a legacy file in the MLA layout, and its importance matrix for that layout."""
     open_device(options.device)
-    matrix = mla_imatrix(imatrix, source, out) if imatrix else None
-    _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split, matrix=matrix)
-    if matrix and options.dry_run and not options.as_json:
-        click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")
+    _rewrite(source, upgraded, out, options, k_b_type, keep_split=keep_split, imatrix=imatrix)
 
 
-def downgrade(source: Place, out: Path, kv_b_type: str | None, keep_split: bool, options: RunOptions) -> None:
-    """Write an MLA file in the legacy layout."""
-    _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split)
+def downgrade(
+    source: AnyPath, out: str, kv_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
+) -> None:
+    """Write an MLA file in the legacy layout, and its importance matrix for that layout."""
+    _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split, imatrix=imatrix)
 
 
-def _out_and_targets(words: tuple[str, ...]) -> tuple[Path | None, list[FileType | Budget]]:
+def _with_threads(words: tuple[str, ...], options: RunOptions) -> tuple[tuple[str, ...], RunOptions]:
+    """Take a number after a type for that of threads, as llama-quantize does, although types have numbers, too."""
+    if len(words) < 2 or not re.fullmatch(r"[0-9]{1,4}", words[-1], re.ASCII) or not _is_type(words[-2]):
+        return words, options
+    threads = int(words[-1])
+    if options.threads not in (None, threads) or not 1 <= threads <= THREADS:
+        raise InputError(
+            "the number after the last type is that of threads",
+            expected=options.threads or f"1 to {THREADS}",
+            found=threads,
+            remedy="Give it once; a type that is meant by its number can be named",
+        )
+    return words[:-1], replace(options, threads=threads)
+
+
+def _is_type(word: str) -> bool:
+    try:
+        return bool(target(word))
+    except InputError:
+        return False
+
+
+def _named(name: str, file_type: FileType) -> str:
+    """Return what the model of a new type is called; a copy has the types it had."""
+    return name if file_type is COPY else without_type(name)
+
+
+def _out_and_targets(words: tuple[str, ...]) -> tuple[str | None, list[FileType | Budget]]:
     """Tell the output from the types: the first word is OUT unless all words are types."""
     if not words:
         raise InputError(
@@ -106,7 +139,7 @@ def _out_and_targets(words: tuple[str, ...]) -> tuple[Path | None, list[FileType
     except InputError:
         if len(words) == 1:
             raise
-    return Path(words[0]), [target(word) for word in words[1:]]
+    return words[0], [target(word) for word in words[1:]]
 
 
 def _groups(model: GgufParts, content: Content) -> list[slice]:
@@ -117,24 +150,45 @@ def _groups(model: GgufParts, content: Content) -> list[slice]:
     return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
+def _parts(model: GgufParts) -> list[Path]:
+    if len(model.files) < 2:
+        raise InputError("is whole, so there are no parts to delete", file=model.path, remedy="Omit --delete-splits")
+    found = here(file.path for file in model.files)
+    if len(found) < len(model.files):
+        raise InputError("lies on the hub, where nothing is deleted", file=model.path, remedy="Omit --delete-splits")
+    return found
+
+
 def _rewrite(
-    source: Place,
+    source: AnyPath,
     content_of: Callable[[GgufFile], Content],
-    out: Path,
+    out: str,
     options: RunOptions,
     new_type: str | None = None,
     *,
     keep_split: bool = False,
-    matrix: MlaImatrix | None = None,
+    delete_parts: bool = False,
+    imatrix: Path | None = None,
 ) -> None:
-    """Write what `content_of` makes of a file, with the types it has; `new_type` for what is encoded anew."""
+    """Write what `content_of` makes of a file, with the types it has; `new_type` for what is encoded anew.
+
+    `imatrix` is the file's importance matrix: that of the output is written with it.
+    """
     open_device(options.device)
     model = open_gguf_parts(source)
     content = content_of(model)
     plan = plan_copy(content, new_type and new_type.upper())
     groups = _groups(model, content) if keep_split else None
     inputs = [file.path for file in model.files]
-    job = Job([(plan, resolve.files(plan, out, options, groups))], sources(model), inputs)
-    if matrix:
-        job = replace(job, inputs=(*inputs, *matrix.files), extras=[matrix.extra()])
-    launch(job, options)
+    path = place(out, splits.model_name(source))
+    output = resolve.files(plan, path, options, groups)
+    directories = new_directories(out, (output[0].path,))
+    consumed = _parts(model) if delete_parts else ()
+    job = Job([(plan, output)], sources(model), inputs, directories=directories, consumed=consumed)
+    if imatrix is None:
+        launch(job, options)
+        return
+    matrix = out_imatrix(imatrix, {tensor.name: tensor.shape for tensor in content.tensors}, path)
+    launch(replace(job, inputs=(*inputs, *matrix.files), extras=[matrix.extra()]), options)
+    if options.dry_run and not options.as_json:
+        click.echo(f"output: {matrix.path}, the importance of {len(matrix)} tensors")

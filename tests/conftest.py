@@ -56,6 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("thorough")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_lines_of_progress() -> None:
+    """A run that takes long in a test says no more than one that is quick: tests compare what is said."""
+    from gguf_mla.cli import progress
+
+    progress.LOOK = 3600.0
+
+
 @pytest.fixture(scope="session")
 def judges() -> None:
     """The independent programs are there; a run without them has not shown what it says."""

@@ -13,6 +13,7 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 import gguf_mla
+from tests.support import hub
 from tests.support.command import environment
 from tests.support.hub import REPOSITORY
 
@@ -119,6 +120,11 @@ assert_type(gguf_mla.open_checkpoint("a"), Checkpoint)
 assert_type(gguf_mla.types(), Mapping[str, TensorType])
 assert_type(gguf_mla.split_kv_b(rows, 1, 1), tuple[NDArray[Any], NDArray[Any]])
 assert_type(gguf_mla.join_kv_b(rows, rows), NDArray[Any])
+assert_type(gguf_mla.convert("a", "b.gguf", type=["Q8_0"], progress=print), dict[str, Any])
+assert_type(gguf_mla.verify("a", "b.gguf"), dict[str, Any])
+assert_type(gguf_mla.open_gguf("a.gguf")["t"].values(), NDArray[np.float32])
+assert_type(gguf_mla.open_checkpoint("a")["t"].raw(), NDArray[np.uint8])
+assert issubclass(gguf_mla.InputError, gguf_mla.GgufMlaError)
 gguf_mla.quantise  # type: ignore[attr-defined]
 """
 
@@ -147,3 +153,33 @@ except SystemExit as end:
 @pytest.mark.parametrize("module", ["gguf_mla.sources.checkpoint", "gguf_mla.container.reader", "gguf_mla.families"])
 def test_reading_needs_no_compiler(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY
+
+
+WITHOUT_TORCH = f"""
+import sys
+sys.modules.update(torch=None, safetensors=None)
+from click.testing import CliRunner
+from gguf_mla.cli.main import main
+
+def run(*line, status=0):
+    answer = CliRunner().invoke(main, line)
+    assert answer.exit_code == status, answer.output
+    return answer.output
+
+run("convert", {str(hub.BUNDLED)!r}, "a.gguf", "--type", "F16", "--quiet")
+run("quantize", "a.gguf", "b.gguf", "Q8_0", "--quiet")
+run("downgrade", "a.gguf", "c.gguf", "--quiet")
+run("upgrade", "c.gguf", "d.gguf", "--quiet")
+run("inspect", "d.gguf")
+for command in (["verify", "no-such-checkpoint", "no-such-file"], ["bench", "attention"]):
+    said = run(*command, status=2)
+    assert "needs the package torch, which is not installed" in said, said
+    assert "pip install 'gguf-mla[verify]'" in said, said
+"""
+
+
+def test_what_writes_files_needs_no_torch(tmp_path: Path) -> None:
+    """And what does says so in one sentence, before anything is read."""
+    line = [sys.executable, "-c", WITHOUT_TORCH]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

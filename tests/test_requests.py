@@ -15,9 +15,9 @@ from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, 
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.layout.names import split_name
+from gguf_mla.plan.override_kv import override
 from gguf_mla.recipes import parse_tensor_type
 from gguf_mla.recipes.expressions import compiled, matches
-from quantize.override_kv import override
 from tests.support import hub
 
 if TYPE_CHECKING:
@@ -212,6 +212,10 @@ PRESENT = {
         "deepseek2.block_count=int:0",
         "deepseek2.block_count=float:3",
         "deepseek2.expert_used_count=str:two",
+        "deepseek2.expert_shared_count=str:two",  # not in the file, but known
+        "deepseek2.attention.q_lora_rank=float:3",
+        "deepseek2.rope.freq_base=int:10000",
+        "deepseek2.expert_weights_norm=int:1",
         "a.float=int:1",
         "a.bool=int:1",
         "a.i8=int:128",

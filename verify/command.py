@@ -45,7 +45,10 @@ verify = Command(
         default="cpu",
         show_default=True,
         metavar="NAME",
-        help="cuda or cuda:N: the candidate attends there, once it has coded both files' types like the CPU.",
+        help="cuda or cuda:N: the models are computed there, once it has coded both files' types like the CPU.",
+    ),
+    Option(
+        ["--resume"], type=PATH, metavar="DIR", help="Keep what is proven in DIR, and go on from it; gone at the end."
     ),
     Option(["--report"], type=PATH, metavar="OUT.html", help="Write everything as one page."),
     Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON."),

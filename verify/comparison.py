@@ -103,4 +103,4 @@ def transposed(stack: Stack) -> Stack:
     def read(index: int, start: int, stop: int) -> Floats:
         return np.ascontiguousarray(stack.matrix(index).T[start:stop])
 
-    return replace(stack, rows=stack.cols, cols=stack.rows, read=read)
+    return replace(stack, rows=stack.cols, cols=stack.rows, read=read, blocks=None)

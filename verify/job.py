@@ -1,45 +1,53 @@
-"""A proof: level after level, cheap first, until one finds something wrong or the last that is asked for."""
+"""A proof: what the file says, then all levels side by side, up to the first that finds something wrong."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import GgufMlaError, InputError
-from gguf_mla.forward.architecture import architecture_of
-from gguf_mla.forward.on_device import form_on
-from gguf_mla.forward.tensors import LEGACY
+from gguf_mla.forward.on_device import form_on, place_on
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.sources.checkpoint import Choices
+from gguf_mla.text import encoders
 from gguf_mla.text.tokens import read_tokens
+from verify.course import Course
 from verify.findings import LEVELS, Finding, Grade
-from verify.levels import attention, engine, exact, logits, second_opinion, weights
-from verify.levels.judging import Judge
-from verify.levels.structure import LEVEL as STRUCTURE
+from verify.journal import Journal, NoJournal, identity
+from verify.levels import attention, engine, exact, logits, structure
 from verify.limits import Limits
-from verify.opening import Candidate, Reference, open_candidate, open_reference
+from verify.opening import open_candidate, open_reference
+from verify.sections import sections
+from verify.stages import STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.place import Place
     from gguf_mla.importance.matrix import Imatrix
+    from gguf_mla.text.encoders import Encode
+    from verify.course import Bar
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
     from verify.levels.exact import Sameness
     from verify.levels.logits import Scores
     from verify.levels.weights import TensorError
+    from verify.opening import Candidate, Reference
 
-# Starts a progress display with a level's name and total; returns what is called with every step.
-Bar = Callable[[str, int], Callable[[int], object]]
+
+LOST_CUTS = (
+    "The reference's tokenizer.json has lost how it cuts texts, so the text is read with the file's own tokens and "
+    "tokenizer.ggml.pre."
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,11 @@ class Request:
 
     choices         how a checkpoint as reference is read where there are two readings
     pad_vocabulary  whether rows of its embeddings beyond the vocabulary are tokens that are never used
+    resume          a directory for what has been found, from which the same proof goes on
     """
 
-    reference: Place
-    candidate: Place
+    reference: AnyPath
+    candidate: AnyPath
     level: str = LEVELS[-1]
     text: Path | None = None
     tokens: Path | None = None
@@ -66,6 +75,7 @@ class Request:
     imatrix: Path | None = None
     choices: Choices = field(default_factory=Choices)
     pad_vocabulary: bool = False
+    resume: Path | None = None
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Proof:
     """
 
     request: Request
+    place: Place
     form: Form
     warnings: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
@@ -113,158 +124,88 @@ class Proof:
         return self.grade in (Grade.RIGHT, Grade.DIFFERS)
 
 
-def prove(request: Request, bar: Bar = lambda _name, _total: lambda _step: None) -> Proof:
-    """Run the levels up to the one asked for, and stop at the first that finds something wrong.
+def prove(request: Request, bar: Bar = lambda _total, _done: nullcontext(lambda _step: None)) -> Proof:
+    """Run the levels up to the one asked for; what comes after the first that finds something wrong counts for nothing.
 
-    Raises InputError for a reference or a text that cannot be used, and for a candidate that is no GGUF file;
-    MachineError for a device that cannot be used. All that a level needs is asked for before any weight is read; a
-    level that fails all the same leaves its error as `Proof.failure`, beside what has been found.
+    Raises InputError for a reference or a text that cannot be used, for a candidate that is no GGUF file, and for the
+    journal of another proof; MachineError for a device that cannot be used; ProofInterrupted. All that a level needs is
+    asked for before any weight is read; a level that fails all the same leaves its error as `Proof.failure`, beside
+    what has been found.
     """
+    _check(request)
+    reference = open_reference(request.reference, request.choices)
+    if request.pad_vocabulary:
+        reference = reference.padded()
+    place = place_on(request.device, request.threads)
+    proof = Proof(request, place, form_on(request.device, request.form), reference.warnings)
+    ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
+    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
+    proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
+    ids = _prepare(levels, proof, reference)
+    _structure(proof, reference)
+    if proof.candidate is None or not proof.right or not levels:
+        return proof
+    proof.tokens = None if ids is None else _chunks(ids, proof, proof.candidate)
+    with _journal(proof) as journal:
+        stages = [stage(proof, journal) for stage in STAGES if stage.level in levels]
+        Course(proof, stages, journal).go(sections(proof.candidate.reference.weights.model), bar)
+        if proof.failure is None:
+            journal.remove()
+    return proof
+
+
+def _check(request: Request) -> None:
     if request.text and request.tokens:
         raise InputError("--text and --tokens are both given", remedy="Give one of them")
     if request.imatrix and not request.exact:
         raise InputError("--imatrix is for --exact, which is not given", remedy="Give both")
-    reference = open_reference(request.reference, request.choices)
-    if request.pad_vocabulary:
-        reference = reference.padded()
-    proof = Proof(request, form_on(request.device, request.form), reference.warnings)
-    ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
-    levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
-    proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
-    ids = _prepare(levels, request, reference)
-    _run(STRUCTURE, proof, reference, bar)
-    if proof.candidate is None or not proof.right:
-        return proof
-    reference = proof.candidate.reference
-    proof.tokens = None if ids is None else _chunks(ids, proof)
-    try:
-        for level in levels:
-            if proof.right:
-                _run(level, proof, reference, bar)
-    except (GgufMlaError, MemoryError) as error:
-        proof.failure = error
-    return proof
 
 
-def _run(level: str, proof: Proof, reference: Reference, bar: Bar) -> None:
-    begin = time.monotonic()
-    for finding in _RUN[level](proof, reference, bar):
-        if finding is not None:
-            proof.findings.append(finding)
-    proof.seconds[level] = round(time.monotonic() - begin, 3)
+def _journal(proof: Proof) -> Journal | NoJournal:
+    candidate, directory = proof.candidate, proof.request.resume
+    if directory is None or candidate is None:
+        return NoJournal()
+    return Journal(directory, *identity(proof.request, candidate))
 
 
-def _prepare(levels: list[str], request: Request, reference: Reference) -> NDArray[np.int64] | None:
+def _prepare(levels: list[str], proof: Proof, reference: Reference) -> NDArray[np.int64] | None:
     """Return the tokens that these levels run over, int64 [N], None where none does; InputError for what they lack."""
+    request = proof.request
     if engine.LEVEL in levels:
         engine.require(request.candidate)
     if {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
         return None
-    return read_tokens(request.text, request.tokens, reference.encode, reference.weights.model.vocab)
+    encode: Encode = reference.encode
+    if request.tokens is None and reference.lost_cuts():
+        proof.warnings += (LOST_CUTS,)
+        encode = _encoder_of(request.candidate, encode)
+    return read_tokens(request.text, request.tokens, encode, reference.weights.model.vocab)
 
 
-def _structure(proof: Proof, reference: Reference, _bar: Bar) -> Iterator[Finding]:
+def _encoder_of(candidate: AnyPath, otherwise: Encode) -> Encode:
+    """Return what reads texts with a file's own tokens; `otherwise` where it cannot be opened, as will be said."""
+    try:
+        return encoders.of_gguf(open_gguf_parts(candidate).metadata, candidate)
+    except InputError:
+        return otherwise
+
+
+def _structure(proof: Proof, reference: Reference) -> None:
+    """Open the candidate, and find what its metadata and its tensor table have wrong."""
+    begin = time.monotonic()
     opened = open_candidate(proof.request.candidate, reference)
     if isinstance(opened, Finding):
-        yield opened
-        return
-    proof.candidate = opened
-    proof.warnings += opened.warnings
-    yield from opened.findings
+        proof.findings.append(opened)
+    else:
+        proof.candidate = opened
+        proof.warnings += opened.warnings
+        proof.findings += opened.findings
+    proof.seconds[structure.LEVEL] = round(time.monotonic() - begin, 3)
 
 
-def _weights(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
-    if misread := second_opinion.of_reference(reference.weights, proof.request.threads):
-        yield from (replace(finding, grade=Grade.CANNOT_TELL) for finding in misread)
-        raise InputError(
-            f"two libraries read {len(misread)} of the reference's tensors otherwise, so nothing can be said of a file",
-            file=proof.request.reference,
-            remedy="Report it: one of the two is wrong",
-        )
-    candidate = _opened(proof)
-    tensors = candidate.weights.held()
-    step = bar("weights", sum(tensor.nbytes for tensor in tensors))
-    compared = weights.compare_weights(reference.weights, candidate.weights, step, proof.request.threads)
-    judge = Judge(reference.weights, candidate.weights, proof.request.limits)
-    for error in compared:
-        proof.tensors.append(error)
-        yield judge.tensor(error)
-    yield from judge.rest()
-    proof.warnings += judge.warnings()
-    proof.candidate = candidate.gone_through(judge.types)
-    yield from map(second_opinion.of_gguf, tensors)
-
-
-def _attention(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
-    tokens = _taken(proof)[:1, : attention.TOKENS]
-    candidate, limits = _opened(proof), proof.request.limits
-    step = bar("attention", reference.weights.model.blocks)
-    attends = architecture_of(candidate.weights.model).attends
-
-    def types(layer: int) -> str:
-        names = [f"blk.{layer}.{name}.weight" for name in attends] + [f"blk.{layer}.{LEGACY}"]
-        return candidate.coarsest(names, limits)
-
-    for result in attention.compare_attention(reference.weights, candidate.weights, tokens, proof.form, types):
-        proof.attention.append(result)
-        step(1)
-        yield attention.judge(result, limits)
-
-
-def _logits(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding | None]:
-    candidate, limits = _opened(proof), proof.request.limits
-    tokens = _taken(proof)
-    step = bar("logits", reference.weights.model.blocks)
-
-    def types(layer: int) -> str:
-        return candidate.coarsest(
-            [name for name in candidate.weights.file.tensors if name.startswith(f"blk.{layer}.")], limits
-        )
-
-    proof.layers, scores = logits.compare_logits(reference.weights, candidate.weights, tokens, proof.form, types, step)
-    proof.scores, *proof.predicted = scores  # a prediction only proposes, so it is judged by its layer alone
-    for result in proof.layers:
-        yield attention.judge(result, limits, logits.LEVEL, "layer")
-    yield logits.judge(proof.scores, candidate.divergence(limits))
-
-
-def _exact(proof: Proof, reference: Reference, bar: Bar) -> Iterator[Finding]:
-    candidate = _opened(proof).weights
-    step = bar(exact.LEVEL, sum(tensor.nbytes for tensor in candidate.held()))
-    proof.exact += exact.compare_bytes(reference.weights, candidate, proof.imatrix, step, proof.request.threads)
-    yield from exact.judge(proof.exact)
-
-
-def _engine(proof: Proof, _reference: Reference, _bar: Bar) -> Iterator[Finding | None]:
-    candidate, request = _opened(proof), proof.request
-    tokens = _taken(proof)[0]
-    proof.engine, exact = engine.compare_engine(request.candidate, candidate.weights, tokens, request.threads)
-    yield engine.judge(proof.engine, exact if set(candidate.shares()) == {"F32"} else None)
-
-
-_RUN: dict[str, Callable[[Proof, Reference, Bar], Iterator[Finding | None]]] = {
-    STRUCTURE: _structure,
-    weights.LEVEL: _weights,
-    attention.LEVEL: _attention,
-    logits.LEVEL: _logits,
-    exact.LEVEL: _exact,
-    engine.LEVEL: _engine,
-}
-
-
-def _opened(proof: Proof) -> Candidate:
-    assert proof.candidate is not None  # noqa: S101 - a candidate that cannot be opened ends the proof before
-    return proof.candidate
-
-
-def _taken(proof: Proof) -> NDArray[np.int64]:
-    assert proof.tokens is not None  # noqa: S101 - `_prepare` has taken them for every level that asks
-    return proof.tokens
-
-
-def _chunks(ids: NDArray[np.int64], proof: Proof) -> NDArray[np.int64]:
+def _chunks(ids: NDArray[np.int64], proof: Proof, candidate: Candidate) -> NDArray[np.int64]:
     """Return the chunks [B, context] that the proof runs over; a text begins with bos where the file adds it."""
-    request, metadata = proof.request, _opened(proof).weights.file.metadata
+    request, metadata = proof.request, candidate.weights.file.metadata
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", False)
     bos = metadata.get("tokenizer.ggml.bos_token_id") if adds_bos else None
     if bos is not None and request.tokens is None:

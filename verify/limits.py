@@ -61,15 +61,21 @@ TABLE: Mapping[str, TypeLimit] = {
     "Q1_0": TypeLimit(0.93, 0.96, 1.2, 1.9, 6.0),
 }
 
+# Tables of whole numbers, as which experts a token takes: another number is another expert.
+NUMBERS: Mapping[str, TypeLimit] = {"I32": TypeLimit(0.0, 0.0, 0.0, 1e-4, 1e-7)}
+
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits in force."""
+    """The limits in force; `settings` are what was changed, as it was given."""
 
     table: Mapping[str, TypeLimit] = field(default_factory=lambda: TABLE)
+    settings: tuple[str, ...] = ()
 
     def of(self, type_name: str) -> TypeLimit:
         """Return the limits of a type; InputError for one that is not a type of weights."""
+        if type_name in NUMBERS:
+            return NUMBERS[type_name]
         if type_name not in self.table:
             raise InputError(f"{type_name} is not a type of weights", expected=", ".join(self.table))
         return self.table[type_name]
@@ -83,12 +89,12 @@ class Limits:
 
     def with_settings(self, settings: Iterable[str]) -> Limits:
         """Return these limits with settings like "Q4_K.rms=0.2" or "kld=0.5", which holds for every type."""
-        table = dict(self.table)
+        table, settings = dict(self.table), tuple(settings)
         for setting in settings:
             types, name, value = _parse(setting)
             for type_name in types:
                 table[type_name] = replace(table[type_name], **{name: value})
-        return Limits(table)
+        return Limits(table, (*self.settings, *settings))
 
 
 UNRELATED = 0.985  # what no limit of a row or tensor exceeds: with nothing of the reference in it, it is off by 1

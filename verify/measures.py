@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Values = NDArray[Any] | torch.Tensor  # of any kind of number; a tensor is measured where it lies
 
 SIGNIFICANT = 2.0  # standard errors that a measure of some tokens must be beyond its limit, to be a difference
 
@@ -40,16 +42,17 @@ class Sums:
         self._count, self._rows = 0, 0
         self._sums, self._products = np.zeros(6), np.zeros(3)
 
-    def add(self, found: NDArray[Any], expected: NDArray[Any], count: int | None = None) -> None:
+    def add(self, found: Values, expected: Values, count: int | None = None) -> None:
         """Take in rows [..., cols] of both; `count` says how many of the values there are, where the rest are 0."""
-        a, b = (np.atleast_2d(x).reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, expected))
+        a, b = (_rows(x) for x in (found, expected))
         difference = a - b
-        off, size = np.abs(difference).sum(axis=1), np.abs(b).sum(axis=1)
-        self._count += a.size if count is None else count
+        off, size = difference.abs().sum(dim=1), b.abs().sum(dim=1)
+        self._count += a.numel() if count is None else count
         self._rows += len(a)
-        square = np.vdot(difference, difference)
-        self._sums += np.vdot(a, b), np.vdot(a, a), np.vdot(b, b), square, off.sum(), size.sum()
-        self._products += off @ off, off @ size, size @ size
+        pairs = (a, b), (a, a), (b, b), (difference, difference)
+        sums = [*(_dot(*pair) for pair in pairs), off.sum(), size.sum()]
+        self._sums += torch.stack(sums).numpy(force=True)
+        self._products += torch.stack([off @ off, off @ size, size @ size]).numpy(force=True)
 
     def agreement(self) -> Agreement:
         """Return the agreement of all pieces; NaN anywhere makes every measure NaN."""
@@ -68,8 +71,18 @@ class Sums:
         return math.sqrt(self._rows / (self._rows - 1) * max(scatter, 0.0))
 
 
-def agreement(found: NDArray[Any], expected: NDArray[Any]) -> Agreement:
-    """Compare two arrays of one shape in float64; NaN anywhere makes every measure NaN."""
+def _rows(x: Values) -> torch.Tensor:
+    """Return values as rows, float64 [rows, cols]."""
+    wide = x.double() if isinstance(x, torch.Tensor) else torch.from_numpy(x.astype(np.float64))
+    return wide.reshape(-1, x.shape[-1])
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.dot(a.flatten(), b.flatten())
+
+
+def agreement(found: Values, expected: Values) -> Agreement:
+    """Compare two arrays or tensors of one shape in float64; NaN anywhere makes every measure NaN."""
     sums = Sums()
     sums.add(found, expected)
     return sums.agreement()

@@ -9,27 +9,29 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla.container.reader import CutOffError
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
-from gguf_mla.forward.architecture import read_config, read_gguf
+from gguf_mla.forward.architecture import read_gguf
 from gguf_mla.forward.of_gguf import KeyRefusedError
+from gguf_mla.forward.opening import checkpoint_weights, gguf_weights
+from gguf_mla.forward.sound import check_tensors
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import Choices, open_partial
 from gguf_mla.sources.config import Config
 from gguf_mla.sources.tokenizer_files import read_tokenizer
 from gguf_mla.text import encoders
 from verify.findings import Finding, by_grade
+from verify.keys import pieces
 from verify.keys.compare import compare_keys
 from verify.keys.model import of_model
 from verify.keys.statements import OfCheckpoint, OfFile, Statement
 from verify.levels import structure
 from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_differences
-from verify.sound import check_model, check_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gguf_mla.container.reader import GgufTensor
     from gguf_mla.container.splits import GgufParts
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.model import Model
     from gguf_mla.sources.folder import Folder
     from verify.limits import Limits
@@ -63,6 +65,10 @@ class Reference:
         rows = self.weights.model.vocab if table is None else table.shape[0]
         return self.with_model(vocab=max(rows, self.weights.model.vocab))
 
+    def lost_cuts(self) -> bool:
+        """Whether the checkpoint's tokenizer.json has lost how it cuts texts, so that no text can be read with it."""
+        return self.folder is not None and pieces.has_lost_it(read_tokenizer(self.folder).tokenizer)
+
     def encode(self, text: str) -> Sequence[int]:
         """Return the ids of a text: by the checkpoint's tokenizer files, or by the tokens that the file holds."""
         if self.folder is not None:
@@ -81,7 +87,7 @@ class Reference:
         return OfFile(metadata, str(metadata.get("general.architecture")))
 
 
-def open_reference(path: Place, choices: Choices | None = None) -> Reference:
+def open_reference(path: AnyPath, choices: Choices | None = None) -> Reference:
     """Open a checkpoint directory or a GGUF file; InputError for what is neither, and for a model without MLA.
 
     `choices` decide where there are two readings of a checkpoint. Tensors that it lacks are missed when it is compared.
@@ -92,23 +98,15 @@ def open_reference(path: Place, choices: Choices | None = None) -> Reference:
         config = Config(checkpoint.config, path / "config.json")
         name = _class_of(config)
         _check("class", tuple(CLASSES), name, path)
-        model = read_config(config, checkpoint.names)
-        check_model(model, config.file)
-        if model.layers > len(checkpoint.tensors):
-            raise config.refuse(
-                "num_hidden_layers", f"at most {len(checkpoint.tensors)}, the number of tensors", model.layers
-            )
-        weights, published = CheckpointWeights(checkpoint, model), CLASSES[name]
-        warnings = (*checkpoint.notes, *engine_differences(model))
+        weights, published = checkpoint_weights(checkpoint, config), CLASSES[name]
+        warnings = (*checkpoint.notes, *engine_differences(weights.model))
         return Reference(weights, published.architecture, checkpoint.folder, None, warnings)
     if choices != Choices():
         raise InputError("--weights, --prefix and --set are for a checkpoint as reference", file=path)
     file = open_gguf_parts(path)
     architecture = str(file.metadata.get("general.architecture"))
     _check("architecture", ARCHITECTURES, architecture, path)
-    model = read_gguf(file)
-    check_model(model, path)
-    return Reference(GgufWeights(file, model), architecture, None, file)
+    return Reference(gguf_weights(file), architecture, None, file)
 
 
 def _class_of(config: Config) -> str:
@@ -116,7 +114,7 @@ def _class_of(config: Config) -> str:
     return str(listed[0]) if isinstance(listed, list) and listed else "none"
 
 
-def _check(what: str, known: tuple[object, ...], found: object, path: Place) -> None:
+def _check(what: str, known: tuple[object, ...], found: object, path: AnyPath) -> None:
     if found not in known:
         expected = " or ".join(map(str, known))
         raise InputError(f"a model of this {what} cannot be verified", file=path, expected=expected, found=found)
@@ -167,7 +165,7 @@ class Candidate:
         return {name: count / values.total() for name, count in values.most_common()}
 
 
-def open_candidate(path: Place, reference: Reference) -> Candidate | Finding:
+def open_candidate(path: AnyPath, reference: Reference) -> Candidate | Finding:
     """Open the file to be proven and look at its structure; a Finding when that cannot even be read."""
     try:
         file = open_gguf_parts(path)
@@ -185,7 +183,8 @@ def open_candidate(path: Place, reference: Reference) -> Candidate | Finding:
         return Finding(structure.LEVEL, error.key, "cannot be used", error.expected, error.found)
     reference, left_out = _without_predictors(reference, model)
     check_tensors(reference.weights)
-    keys = of_model(reference.weights.model, model, file.tensors)
+    ratios = file.metadata.get(f"{architecture}.attention.compress_ratios")
+    keys = of_model(reference.weights.model, model, file.tensors, ratios)
     findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
     findings += structure.check_tensors(file, reference.weights)
     return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))

@@ -22,11 +22,13 @@ class Published:
     """A class of models: its architecture in GGUF's terms.
 
     `bos_first`: the published prompt scripts write the bos themselves, so the tokenizer's files say otherwise;
+    `scripted`: prompts are written by a script alone, so that a file may hold any template;
     `specials`: what the published prompts use a token as that no file names so: a kind and the token's text.
     """
 
     architecture: str
     bos_first: bool = False
+    scripted: bool = False
     specials: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -41,6 +43,7 @@ CLASSES = {
     "GlmMoeDsaForCausalLM": Published("glm-dsa", specials=GLM),
     "KimiVLForConditionalGeneration": Published("deepseek2"),
     "KimiK25ForConditionalGeneration": Published("deepseek2"),
+    "DeepseekV4ForCausalLM": Published("deepseek4", bos_first=True, scripted=True),
 }
 ARCHITECTURES = tuple(dict.fromkeys(published.architecture for published in CLASSES.values()))
 SPARSE, LIGHT = "deepseek32", "deepseek2"  # a model with sparse attention, and what it is written as without

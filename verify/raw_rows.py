@@ -38,7 +38,6 @@ DTYPES: dict[str, Any] = {
 }  # fmt: skip
 BYTES = ("U8", "I8")
 AWQ = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}  # the columns of a word, lowest bits first
-NIBBLES = np.arange(0, 32, 4)  # where in a word its eight values begin
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class RawRows:
             if scale is None:
                 return held.row(number).astype(np.float32)
             if held.dtype == "I32":
-                return self._int4(name, number)
+                return self._packed(name, number)
             if held.dtype in BYTES and scale.dtype in ("U8", "F8_E8M0", "F8_E4M3"):
                 return self._fp4(name, held, scale, number)
             return self._fp8(held, scale, number)
@@ -147,12 +146,39 @@ class RawRows:
         exact: NDArray[np.float64] = values * np.repeat(scales, group)
         return exact.astype(np.float32)
 
-    def _int4(self, name: str, number: int) -> Floats:
-        [group] = {entry["weights"]["group_size"] for entry in self.quantization["config_groups"].values()}
+    def _packed(self, name: str, number: int) -> Floats:
+        """Return a row of compressed-tensors' packed integers."""
+        packed, scale, zero, order = (
+            self.stored.get(name + suffix) for suffix in ("_packed", "_scale", "_zero_point", "_g_idx")
+        )
+        assert packed is not None  # noqa: S101 - the caller has found both
+        assert scale is not None  # noqa: S101
         cols = int(self.stored[name + "_shape"].row(0)[1])
-        words = self.stored[name + "_packed"].row(number)
-        integers = (words[:, None] >> NIBBLES & 15).reshape(-1)[:cols] - 8
-        return _scaled(integers, self.stored[name + "_scale"].row(number), group)
+        bits, group = self._scheme(packed, scale, cols)
+        pack, words = 32 // bits, packed.row(number)
+        half = 1 << bits - 1
+        integers = np.stack([_bits(words, at, bits) for at in range(pack)], axis=1).reshape(-1)[:cols] - half
+        each = np.arange(cols) // group
+        if order is not None and (order.row(0) >= 0).all():
+            each = order.row(0)
+        if zero is not None and zero.dtype == "I32":
+            integers = integers - (_bits(zero.row(number // pack), number % pack, bits) - half)[each]
+        elif zero is not None:
+            integers = integers - zero.row(number)[each]
+        flat = scale.row(number) if len(scale.shape) == 2 and scale.shape[0] > 1 else scale.rows_of(0, 1)[0]
+        if len(scale.shape) == 1 and scale.shape[0] > 1:
+            flat = flat[number : number + 1]
+        exact: NDArray[np.float64] = integers * flat.astype(np.float64)[each]
+        return exact.astype(np.float32)
+
+    def _scheme(self, packed: Stored, scale: Stored, cols: int) -> tuple[int, int]:
+        """Return the bits and the group size that the shapes of words and scales bear out."""
+        for entry in self.quantization["config_groups"].values():
+            stated = entry["weights"]
+            bits, group = stated["num_bits"], stated.get("group_size") or cols
+            if packed.shape[1] == -(-cols // (32 // bits)) and scale.shape[-1] in (-(-cols // group), 1, packed.rows):
+                return bits, group if group > 0 else cols
+        raise ValueError(f"no scheme has {packed.shape} words and {scale.shape} scales for {cols} columns")
 
     def _turned(self, base: str, number: int) -> Floats:
         """Return a row of AWQ or GPTQ: a column of what is stored."""

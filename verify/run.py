@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
+from gguf_mla import units
+from gguf_mla.cli.document import answer
+from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.progress import progress
 from gguf_mla.files import platform
+from gguf_mla.files.readable import here
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.sources.recognise import settings
+from verify.course import ProofInterrupted
 from verify.device import check_device
 from verify.findings import Grade
 from verify.job import Request, prove
@@ -19,13 +24,17 @@ from verify.report import terminal
 from verify.report.page import report
 
 if TYPE_CHECKING:
-    from gguf_mla.files.readable import Place
-    from verify.job import Bar, Proof
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gguf_mla.files.readable import AnyPath
+    from verify.course import Bar
+    from verify.job import Proof
 
 
 def verify(
-    reference: Place,
-    candidate: Place,
+    reference: AnyPath,
+    candidate: AnyPath,
     pad_vocab: bool,
     weights: str | None,
     prefix: str | None,
@@ -42,6 +51,7 @@ def verify(
     engine: str | None,
     threads: int | None,
     device: str,
+    resume: Path | None,
     report: Path | None,
     as_json: bool,
     strict: bool,
@@ -68,41 +78,58 @@ def verify(
         engine=engine is not None,
         exact=exact,
         imatrix=imatrix,
+        resume=resume,
     )
     proof = _proven(request, report, quiet=quiet)
-    _show(proof, as_json=as_json, quiet=quiet)
+    _show(proof, as_json=as_json, quiet=quiet, strict=strict)
     if proof.failure is not None:
         raise proof.failure
     if proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS):
         raise click.exceptions.Exit(1)
 
 
-def _bar(*, quiet: bool) -> Bar:
-    def bar(name: str, total: int) -> tqdm[None]:
-        scaled = (
-            {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-            if name in ("weights", "exact")
-            else {"unit": "layer"}
-        )
-        # disable=None: only where standard error is a terminal
-        return tqdm(total=total, desc=name, leave=False, disable=quiet or None, **scaled)
+def _bar(name: str, *, quiet: bool) -> Bar:
+    @contextmanager
+    def bar(total: int, done: int) -> Iterator[Callable[[int], object]]:
+        with progress(name, total, done=done, quiet=quiet, leave=False) as shown:
+            yield shown.update
 
-    return lambda name, total: bar(name, total).update
+    return bar
 
 
 def _proven(request: Request, page: Path | None, *, quiet: bool) -> Proof:
     """Prove, and write the page of it if one is wanted."""
-    if page is None:
-        return prove(request, _bar(quiet=quiet))
-    read = (request.reference, request.candidate, request.text, request.tokens)
-    with report(page, [path for path in read if isinstance(path, Path)]) as write:
-        proof = prove(request, _bar(quiet=quiet))
-        write(proof)
+    bar = _bar(request.candidate.name, quiet=quiet)
+    try:
+        if page is None:
+            return prove(request, bar)
+        read = (request.reference, request.candidate, request.text, request.tokens)
+        with report(page, here(read)) as write:
+            proof = prove(request, bar)
+            write(proof)
+    except ProofInterrupted as stop:
+        raise Interrupted(*_interrupted(stop, request)) from None
     return proof
 
 
-def _show(proof: Proof, *, as_json: bool, quiet: bool) -> None:
+def _interrupted(stop: ProofInterrupted, request: Request) -> tuple[str, str]:
+    """Return how far the proof was, and how to go on."""
+    done = f"{units.size(stop.done)} of {units.size(stop.total)} were proven"
+    if request.resume is not None:
+        return done, "Run the same command again to go on from there"
+    return done, "Run it with --resume DIR to be able to go on; without, it starts over"
+
+
+def _show(proof: Proof, *, as_json: bool, quiet: bool, strict: bool) -> None:
     if as_json:
-        click.echo(terminal.as_json(proof))
+        failures = [] if proof.failure is None else [proof.failure]
+        wrong = proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS)
+        answer(
+            inputs=(proof.request.reference, proof.request.candidate),
+            stages=proof.seconds,
+            errors=failures,
+            status=None if failures else int(wrong),
+            **terminal.content(proof),
+        )
     else:
         click.echo(terminal.verdict(proof) if quiet else terminal.text(proof))

@@ -1,12 +1,15 @@
 """Chat templates of a checkpoint, from the files that may hold them.
 
 Order, as transformers loads them: chat_template.jinja with additional_chat_templates/NAME.jinja, else the
-`chat_template` of tokenizer_config.json, else that of chat_template.json.
+`chat_template` of tokenizer_config.json, else that of chat_template.json. A model that is published without any, and
+with a script that encodes its prompts, has one here (gguf_mla/data/templates).
 """
 
 from __future__ import annotations
 
 import re
+from importlib.resources import files as resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.container.values import Kind, Value, array, string
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from gguf_mla.sources.tokenizer_files import TokenizerFiles
 
 
-def chat_templates(files: TokenizerFiles) -> tuple[dict[str, Value], list[str]]:
-    """Return the default and the named templates as metadata, and warnings."""
+def chat_templates(files: TokenizerFiles, own: str = "") -> tuple[dict[str, Value], list[str]]:
+    """Return the default and the named templates as metadata, and warnings; `own` names what stands in for none."""
     stated, warnings = _by_name(files.config.get("chat_template"), CONFIG)
     if files.templates and stated and files.templates != stated:
         warnings.append(
@@ -30,6 +33,8 @@ def chat_templates(files: TokenizerFiles) -> tuple[dict[str, Value], list[str]]:
     if not templates:
         templates, more = _by_name(files.stated.get("chat_template"), TEMPLATE_JSON)
         warnings += more
+    if not templates and own:
+        templates = {DEFAULT: (Path(str(resources("gguf_mla"))) / "data" / "templates" / own).read_text("utf-8")}
     return _metadata(templates), warnings
 
 

@@ -15,7 +15,7 @@ from convert.tokenizer.chat_templates import chat_templates
 from convert.tokenizer.tiktoken import tokenizer_of_ranks
 from convert.tokenizer.vocabulary import token_table
 from gguf_mla.container.values import Kind, Value, array, boolean, string, u32
-from gguf_mla.errors import InputError
+from gguf_mla.errors import EDITED, InputError
 from gguf_mla.sources.vocabulary import Vocabulary, content_of, read_vocabulary
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def tokenizer_metadata(
     ]
     special = _Special(files, tokenizer, vocabulary, vocab_size, splitter, family.bos_first if family else "", warnings)
     ids = special.metadata()
-    templates, found = chat_templates(files)
+    templates, found = chat_templates(files, family.template if family else "")
     metadata = table | ids | templates | (_named_by(family, table["tokenizer.ggml.tokens"].data) if family else {})
     _check_text(metadata, files.path.parent)
     return metadata, warnings + found
@@ -233,7 +233,7 @@ def _check_text(metadata: dict[str, Value], place: PurePath) -> None:
                 raise InputError(
                     f"{key} would hold a character that is not Unicode text (a lone surrogate)",
                     file=place,
-                    remedy="Download the tokenizer again",
+                    remedy=EDITED,
                 )
 
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import EDITED, InputError
 from gguf_mla.families import glm4_moe_lite
 from gguf_mla.text import ranks
 
@@ -203,7 +203,7 @@ def steps(section: Any, file: PurePath, depth: int = 0) -> Iterator[Step]:
         return
     kind = section.get("type") if isinstance(section, dict) else None
     if not isinstance(kind, str) or depth > NESTING_LIMIT:
-        raise InputError("pre_tokenizer holds a step without a type", file=file, remedy="Download the file again")
+        raise InputError("pre_tokenizer holds a step without a type", file=file, remedy=EDITED)
     if kind != "Sequence":
         yield _step(kind, section)
         return
@@ -213,7 +213,7 @@ def steps(section: Any, file: PurePath, depth: int = 0) -> Iterator[Step]:
 
 def _items(value: Any, file: PurePath) -> list[Any]:
     if not isinstance(value, list):
-        raise InputError("pre_tokenizer is a Sequence without a list", file=file, remedy="Download the file again")
+        raise InputError("pre_tokenizer is a Sequence without a list", file=file, remedy=EDITED)
     return value
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from convert.tokenizer import pretokenizers
-from gguf_mla.errors import InputError
+from gguf_mla.errors import EDITED, InputError
 from gguf_mla.text.ranks import bpe_of, byte_values
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def tokenizer_of_ranks(files: TokenizerFiles, vocab_size: int, pre: str | None) 
         )
     bpe = bpe_of(files.ranks or {})
     if missing := [byte for character, byte in byte_values().items() if character not in bpe.vocab]:
-        raise InputError(f"has no token for byte {min(missing)}", file=files.path, remedy="Download the file again")
+        raise InputError(f"has no token for byte {min(missing)}", file=files.path, remedy=EDITED)
     first = len(bpe.vocab)
     tokenizer = {
         "model": {"type": "BPE", "vocab": bpe.vocab, "merges": bpe.merges},

@@ -111,3 +111,17 @@ bench.add_command(
     ),
     "convert",
 )
+bench.add_command(
+    Command(
+        "gguf_mla.bench.calibration:run",
+        "Run a fraction of a large model over random tokens, and say what its importance matrix would take.",
+        Option(["--shape"], default="deepseek-v3", show_default=True, help="Which model."),
+        Option(["--fraction"], type=Fraction(), default="1/64", show_default=True, help="How much of it to run."),
+        Option(["--tokens"], type=ROWS, default=4096, show_default=True, help="How many tokens, in chunks of 512."),
+        Option(["--threads"], **THREADS),
+        Option(["--device"], default="cpu", **DEVICE),
+        _directory(),
+        Option(["--json", "as_json"], is_flag=True, help="Print JSON instead of tables."),
+    ),
+    "imatrix",
+)

@@ -20,7 +20,7 @@ import numpy as np
 from gguf_mla import codec, ggtypes, units
 from gguf_mla.bench import rehearsal
 from gguf_mla.bench.types import best_time, wanted_types
-from gguf_mla.cli import printing
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.table import table
 from gguf_mla.codec import on_cuda, trial
 from gguf_mla.codec.cuda_kernels import SIMULATED
@@ -152,7 +152,7 @@ def end_to_end(source: Path, directory: Path, devices: Sequence[str], file_type:
     for number, name in enumerate(devices):
         out = directory / f"{number}.gguf"
         run = rehearsal.measure("quantize", source, out, file_type, "--device", name, "--quiet", "--allow-requantize")
-        seconds, size = run.output["seconds"], source.stat().st_size
+        seconds, size = rehearsal.writing_seconds(run.output), source.stat().st_size
         same = filecmp.cmp(outputs[0], out, shallow=False) if outputs else None
         found.append(EndToEnd(name, size, out.stat().st_size, seconds, size / seconds / 1e9, same))
         outputs.append(out)
@@ -244,7 +244,10 @@ def run(
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         source = None if fraction == "0" else model(Path(directory), units.parse_fraction(fraction))
         report = measure(gpu, wanted, rows, seconds, source, Path(directory))
-    click.echo(printing.as_json(asdict(report), indent=1) if as_json else as_text(report))
+    if as_json:
+        answer(measurements=[asdict(report)])
+    else:
+        click.echo(as_text(report))
     if out is not None and not SIMULATED:
         page = out / f"gpu-{slug(report.device)}.md"
         text = document(report, f"gguf-mla bench gpu --rows {rows} --fraction {fraction}")

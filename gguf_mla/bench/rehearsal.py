@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import printing
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError, MachineError
@@ -73,6 +73,11 @@ def measure(*arguments: object) -> Measured:
     return Measured(json.loads(output), time.monotonic() - begin, peak)
 
 
+def writing_seconds(document: Any) -> float:
+    """Return how long a run took from its plan until everything was on the disk, by what it printed."""
+    return float(document["stages"]["streaming"] + document["stages"]["finishing"])
+
+
 def rehearse(
     directory: Path, shape: str, fraction: float, names: tuple[str, ...], threads: int, device: str = "cpu"
 ) -> list[Rehearsal]:
@@ -90,14 +95,15 @@ def rehearse(
         plan = measure("convert", directory / shape, out, "--type", name, "--dry-run")
         run = measure("convert", directory / "fraction", out, "--type", name, *how)
         out.unlink()
-        whole = run.output["seconds"] * plan.output["parameters"] / run.output["parameters"]
+        [planned], [written], seconds = plan.output["outputs"], run.output["outputs"], writing_seconds(run.output)
         done.append(
             Rehearsal(
-                type=name, shards=shards, source_bytes=source_bytes, parameters=plan.output["parameters"],
-                tensors=len(plan.output["tensors"]), plan_seconds=plan.seconds, plan_peak=plan.peak,
-                fraction_parameters=run.output["parameters"], fraction_bytes=run.output["bytes"],
-                fraction_seconds=run.output["seconds"], fraction_peak=run.peak, stages=run.output["stages"],
-                whole_seconds=whole, whole_bytes=plan.output["bytes"],
+                type=name, shards=shards, source_bytes=source_bytes, parameters=planned["parameters"],
+                tensors=planned["tensors"], plan_seconds=plan.seconds, plan_peak=plan.peak,
+                fraction_parameters=written["parameters"], fraction_bytes=written["bytes"],
+                fraction_seconds=seconds, fraction_peak=run.peak, stages=run.output["run"]["work"],
+                whole_seconds=seconds * planned["parameters"] / written["parameters"],
+                whole_bytes=planned["tensor_bytes"],
             )
         )  # fmt: skip
     return done
@@ -148,4 +154,7 @@ def run(
     count, _ = threads or platform.cores(), open_device(device)
     with tempfile.TemporaryDirectory(dir=parent, prefix="gguf-mla-bench-") as directory:
         done = rehearse(Path(directory), shape, part, names, count, device)
-    click.echo(printing.as_json([asdict(r) for r in done], indent=1) if as_json else report(shape, count, done, device))
+    if as_json:
+        answer(measurements=[asdict(one) for one in done])
+    else:
+        click.echo(report(shape, count, done, device))

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from gguf_mla import codec, ggtypes
-from gguf_mla.cli import printing
+from gguf_mla.cli.document import answer
 from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import uses_importance
 from gguf_mla.errors import InputError
@@ -243,6 +243,7 @@ def report(results: Iterator[TypeSpeed], against: bool, as_json: bool) -> None:
         if not as_json:
             click.echo(format_result(result))
     if as_json:
-        click.echo(printing.as_json([asdict(result) for result in done], indent=1))
+        differing = any(result.identical is False for result in done)
+        answer(measurements=[asdict(result) for result in done], status=int(differing))
     if any(result.identical is False for result in done):
         raise click.exceptions.Exit(1)

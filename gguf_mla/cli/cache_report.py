@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla import units
 from gguf_mla.cli.table import table
 from gguf_mla.errors import InputError
-from gguf_mla.layout.cache import K_ONLY, WITH_V, Cache, caches
+from gguf_mla.layout.cache import EXPANDED, K_ONLY, WITH_V, Cache, caches
+from gguf_mla.layout.detect import attention_layout
+from gguf_mla.layout.heads import MLA_KEY, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gguf_mla.container.reader import GgufFile
 
-MIB = 1 << 20
+THIS = "this file"
 
 
 def records(file: GgufFile, context: int | None, fit: str | None, sequences: int) -> list[dict[str, Any]]:
@@ -32,7 +34,7 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
     if found[0].layers < 1:
         raise InputError("has no layers to cache", file=file.path, expected="1 or more", found=found[0].layers)
     room = None if fit is None else _room(file, units.parse_size(fit))
-    return [_record(cache, found, context, room, sequences) for cache in found]
+    return [_record(cache, file, found, context, room, sequences) for cache in found]
 
 
 def _room(file: GgufFile, memory: int) -> int:
@@ -45,10 +47,11 @@ def _room(file: GgufFile, memory: int) -> int:
 
 
 def _record(
-    cache: Cache, all_caches: Sequence[Cache], context: int | None, room: int | None, sequences: int
+    cache: Cache, file: GgufFile, all_caches: Sequence[Cache], context: int | None, room: int | None, sequences: int
 ) -> dict[str, Any]:
     record = {
         "cache": cache.name,
+        "use": _use(cache, file),
         "type": cache.type,
         "values": sum(cache.rows),
         "layers": cache.layers,
@@ -59,8 +62,27 @@ def _record(
         record |= {"bytes_per_layer": tokens * cache.layer_bytes, "bytes": tokens * cache.token_bytes}
         record |= {"saved": _saved(cache, all_caches)}
     if room is not None:
-        record |= {"longest_context": room // (cache.token_bytes * sequences)}
+        record |= {"longest_context": room // (cache.token_bytes * sequences), "model_context": _trained(file)}
     return record
+
+
+def _trained(file: GgufFile) -> int | None:
+    """Return for how many tokens the model was made; None where the file does not say."""
+    stated = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
+    return stated if type(stated) is int and stated > 0 else None
+
+
+def _use(cache: Cache, file: GgufFile) -> str:
+    """Return what has such a cache: the file as it is, or what becomes of it, in engines of today or older ones."""
+    architecture = file.metadata.get("general.architecture")
+    is_legacy = f"{architecture}.{MLA_KEY}" not in file.values and attention_layout(file.tensors) in ("legacy", "none")
+    if cache.name == EXPANDED:
+        return THIS if is_legacy else "after a downgrade"
+    mla = "after an upgrade" if is_legacy else THIS
+    if cache.name == WITH_V:
+        return f"{mla}, older engines"
+    has_indexer = count(file, "attention.indexer.key_length", 0) > 0
+    return f"{mla}, as a dense model" if cache.name == K_ONLY and has_indexer else mla
 
 
 def _saved(cache: Cache, all_caches: Sequence[Cache]) -> float | None:
@@ -73,19 +95,31 @@ def _saved(cache: Cache, all_caches: Sequence[Cache]) -> float | None:
 
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cache": ("cache", str),
+    "use": ("of", str),
     "type": ("type", str),
     "values": ("values", str),
     "bytes_per_token": ("per token", units.size),
-    "bytes_per_layer": ("per layer", lambda nbytes: f"{nbytes / MIB:.2f} MiB"),
-    "bytes": ("in all layers", lambda nbytes: f"{nbytes / MIB:.2f} MiB"),
+    "bytes_per_layer": ("per layer", units.size),
+    "bytes": ("in all layers", units.size),
     "saved": ("less than with V", lambda part: "" if part is None else f"{100 * part:.1f} %"),
-    "longest_context": ("longest context", str),
+    "longest": ("longest context", str),
 }
 
 
-def text(records: Sequence[dict[str, Any]]) -> str:
-    """Return the same as a table; `values` are those of a token in one layer."""
-    shown = [(key, *_COLUMNS[key]) for key in _COLUMNS if key in records[0]]
-    rows = [[form(record[key]) for key, _, form in shown] for record in records]
+def text(records: Sequence[dict[str, Any]], file: GgufFile, fit: str | None) -> str:
+    """Return the same as a table, and what it does not count; `values` are those of a token in one layer."""
+    rows = [record | {"longest": _longest(record)} if fit else record for record in records]
+    shown = [(key, *_COLUMNS[key]) for key in _COLUMNS if key in rows[0]]
     header = [title for _, title, _ in shown]
-    return f"{records[0]['layers']} layers\n\n{table(header, rows, right=','.join(header[2:]))}"
+    lines = table(header, [[form(row[key]) for key, _, form in shown] for row in rows], right=",".join(header[3:]))
+    weights = units.size(sum(tensor.nbytes for tensor in file.tensors.values()))
+    beside = f"beside weights of {weights}" if fit else f"weights of {weights} come on top"
+    return f"{records[0]['layers']} layers\n\n{lines}\n\n{beside}; an engine's working memory is not counted"
+
+
+def _longest(record: dict[str, Any]) -> str:
+    """Return the longest context, no longer than the model's own."""
+    fits, own = record["longest_context"], record["model_context"]
+    if own is None:
+        return str(fits)
+    return f"all of {own}" if fits >= own else f"{fits} of {own}"

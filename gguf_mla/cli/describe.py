@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
+from gguf_mla.cli import network
+from gguf_mla.cli.outcome import outputs
 from gguf_mla.cli.table import table
 from gguf_mla.files.platform import free_bytes
 from gguf_mla.plan.remarks import substituted
 from gguf_mla.quoting import TEXT, quoted
+from gguf_mla.stream.rehearse import parent_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from gguf_mla.plan.jobs import Plan
     from gguf_mla.plan.outputs import Output
@@ -22,17 +25,70 @@ BASE_MEMORY = 200 << 20  # Python, numpy, numba with its kernels, a vocabulary
 CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the temporaries between
 
 
-def plans_json(job: Job) -> dict[str, Any]:
-    """Return what would be written as JSON-ready data: the plan, or several as "outputs"."""
-    plans = [plan.as_json() | {"out": [str(file.path) for file in output]} for plan, output in job.outputs]
-    return plans[0] if len(plans) == 1 else {"outputs": plans}
+def plan_json(job: Job, threads: int, lacking: Sequence[str]) -> dict[str, Any]:
+    """Return what a document says of a run that was not made; `lacking` says what room it would not have."""
+    warnings = [warning for plan, _ in job.outputs for warning in plan.warnings]
+    return {
+        "inputs": job.inputs,
+        "outputs": outputs(job, planned=True, checked=False),
+        "warnings": dict.fromkeys([*warnings, *lacking]),
+        "run": {
+            "dry": True,
+            "beside": [str(extra.path) for extra in job.extras],
+            "removed": [str(path) for path in job.consumed],
+            "threads": threads,
+            "memory": memory(threads),
+            "free": free_bytes(parent_of(job.outputs[0][1][0].path)),
+            "taken_over": None,
+            "work": None,
+            "network": network.needs_json(job),
+        },
+    }
+
+
+def result_json(job: Job, result: Result, planning: float, *, checked: bool) -> dict[str, Any]:
+    """Return what a document says of a run; `planning` is how many seconds were spent before."""
+    warnings = [warning for plan, _ in job.outputs for warning in plan.warnings]
+    return {
+        "inputs": job.inputs,
+        "outputs": outputs(job, planned=False, checked=checked),
+        "stages": {
+            "planning": planning,
+            "streaming": result.streaming_seconds,
+            "finishing": result.seconds - result.streaming_seconds,
+        },
+        "warnings": dict.fromkeys([*warnings, *job.remarks(result.remarks)]),
+        "run": {
+            "dry": False,
+            "beside": [str(extra.path) for extra in job.extras],
+            "removed": [str(path) for path in job.consumed],
+            "threads": result.threads,
+            "memory": None,
+            "free": free_bytes(parent_of(result.paths[0])),
+            "taken_over": result.taken_over,
+            "work": {stage: round(seconds, 3) for stage, seconds in result.stages.items()},
+            "network": network.result_json(job),
+        },
+    }
+
+
+def memory(threads: int) -> int:
+    """Return about how many bytes of memory so many threads take."""
+    return BASE_MEMORY + threads * CHUNK_MEMORY
+
+
+def job_text(job: Job, threads: int, lacking: Sequence[str]) -> str:
+    """Return the plans of a run for people, and what it would remove."""
+    lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
+    lines += network.needs_text(job)
+    lines += [f"removed in the end: {path}" for path in job.consumed]
+    lines += [f"warning: {sentence}" for sentence in lacking]
+    return "\n".join(lines)
 
 
 def plan_text(plan: Plan, output: Output, threads: int) -> str:
     """Return a plan for people: every tensor with its type and why, what is left out, what it takes."""
-    parent = output[0].path.parent
-    free = units.size(free_bytes(parent)) if parent.is_dir() else f"{parent} does not exist"
-    memory = BASE_MEMORY + threads * CHUNK_MEMORY
+    free = units.size(free_bytes(parent_of(output[0].path)))
     files = f"{output[0].path} and {len(output) - 1} more" if output[1:] else str(output[0].path)
     rows = [
         (job.name, "x".join(map(str, job.shape)), job.stored, job.type, units.size(job.spec.nbytes), job.reason)
@@ -45,7 +101,7 @@ def plan_text(plan: Plan, output: Output, threads: int) -> str:
         *(f"warning: {quoted(warning, TEXT)}" for warning in plan.warnings),
         f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}",
         f"output: {files}, {units.size(plan.nbytes)} of tensor data",
-        f"free disk: {free}, memory: about {units.size(memory)}",
+        f"free disk: {free}, memory: about {units.size(memory(threads))}",
     ]
     return "\n".join(lines)
 
@@ -61,34 +117,17 @@ def _sizes(plan: Plan) -> str:
     return f"{shown}, {units.bits_per_weight(plan.nbytes, plan.parameters)} bits per weight"
 
 
-def result_json(job: Job, result: Result) -> dict[str, Any]:
-    """Return what was written as JSON-ready data."""
-    first = job.outputs[0][0]
-    return {
-        "out": [str(path) for path in result.paths],
-        "bytes": result.nbytes,
-        "seconds": round(result.seconds, 3),
-        "streaming_seconds": round(result.streaming_seconds, 3),
-        "taken_over": result.taken_over,
-        "stages": {stage: round(seconds, 3) for stage, seconds in result.stages.items()},
-        "tensors": len(first.tensors),
-        "parameters": first.parameters,
-        "bytes_by_type": [plan.bytes_by_type() for plan, _ in job.outputs],
-        "dropped": len(first.dropped),
-        "warnings": [*first.warnings, *job.remarks(result.remarks)],
-        "substituted": dict(first.substituted),
-    }
-
-
-def result_text(job: Job, result: Result) -> str:
-    """Return what was written for people: a line per output, and how fast it was."""
+def result_text(job: Job, result: Result, seconds: float) -> str:
+    """Return what was written for people: a line per output, and how fast all of it was, measuring included."""
     lines = [
         f"{output[0].path}: {len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}"
         for plan, output in job.outputs
     ]
-    rate = units.size(result.nbytes / max(result.seconds, 1e-9))
+    rate = units.size(result.nbytes / max(seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
-    return "\n".join([*lines, f"{units.size(result.nbytes)} in {result.seconds:.1f} s ({rate}/s){before}"])
+    return "\n".join(
+        [*lines, f"{units.size(result.nbytes)} in {seconds:.1f} s ({rate}/s){before}", *network.result_text(job)]
+    )
 
 
 def noteworthy(job: Job, result: Result) -> str:
@@ -101,7 +140,7 @@ def noteworthy(job: Job, result: Result) -> str:
     return f"noteworthy: {'; '.join(counted)}" if counted else ""
 
 
-def timings(result: Result) -> str:
+def timings(result: Result, planning: float) -> str:
     """Return where the time of all threads went, and what the run had to wait for in the end."""
     total = result.threads * result.streaming_seconds
     spent = dict(result.stages) | {"other": max(0.0, total - sum(result.stages.values()))}
@@ -109,4 +148,5 @@ def timings(result: Result) -> str:
     rows = [(stage, f"{seconds:.2f}", f"{seconds / total:.0%}") for stage, seconds in spent.items()]
     stages = table(("stage", "seconds", "share"), rows, right="seconds,share")
     worked = f"{result.threads} threads for {result.streaming_seconds:.2f} s, most of it to {most}"
-    return f"{stages}\n{worked}; then {result.seconds - result.streaming_seconds:.2f} s until all was on the disk"
+    rest = result.seconds - result.streaming_seconds
+    return f"{stages}\nplanned for {planning:.2f} s; {worked}; then {rest:.2f} s until all was on the disk"

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import click
 
+from gguf_mla.cli import speech
+from gguf_mla.cli.printing import log
 from gguf_mla.cli.streams import ReaderGone
 from gguf_mla.errors import GgufMlaError, MachineError
 from gguf_mla.quoting import quoted
@@ -46,7 +48,7 @@ class Failure(click.ClickException):
 
     def __init__(self, error: GgufMlaError) -> None:
         super().__init__(str(error))
-        self.status = error.status
+        self.error, self.status, self.speech = error, error.status, speech.current()
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]  # a class variable of click's
@@ -55,7 +57,10 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the sentence."""
-        click.echo(f"gguf-mla: error: {self.message}", err=True, file=file)
+        if self.speech.log == speech.TEXT or file is not None:
+            click.echo(f"gguf-mla: error: {self.message}", err=True, file=file)
+        else:
+            log("error", self.message, self.speech.log, error=self.message, status=self.exit_code)
 
 
 class Interrupted(Failure):

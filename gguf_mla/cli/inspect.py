@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import cache_report, printing
+from gguf_mla.cli import cache_report, matrix_report
+from gguf_mla.cli.document import answer
+from gguf_mla.cli.model_page import write_page
+from gguf_mla.cli.printing import log
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.splits import SPLIT_COUNT, SPLIT_NO, GgufParts, is_split, open_gguf_parts
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums
+from gguf_mla.files.readable import here
 from gguf_mla.layout.detect import attention_layout, variant
 from gguf_mla.plan.changes import changes
 from gguf_mla.quoting import TEXT, quoted, shown
@@ -24,26 +28,44 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gguf_mla.container.reader import GgufFile
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
 
 SHOWN = 60  # characters of a metadata value in the table
 
 
 def inspect(
-    file: Place, tensors: bool, context: int | None, fit: str | None, sequences: int, as_json: bool, verify: bool
+    file: AnyPath,
+    tensors: bool,
+    context: int | None,
+    fit: str | None,
+    sequences: int,
+    page: Path | None,
+    as_json: bool,
+    verify: bool,
 ) -> None:
-    """Print what is in a file, or how large its key-value cache is."""
+    """Print what is in a file, or how large its key-value cache is; write a page of it."""
     if verify:
-        _verify(file)
-    if context is None and fit is None:
-        opened = open_inspected(file)
-        click.echo(printing.as_json(summary(opened)) if as_json else text(opened, tensors=tensors))
+        _verify(file, as_json=as_json)
+    if matrix_report.is_matrix(file) and not tensors:
+        matrix_report.show(file, as_json=as_json)
         return
-    records = cache_report.records(open_gguf_parts(file), context, fit, sequences)
-    click.echo(printing.as_json(records) if as_json else cache_report.text(records))
+    wants_cache = context is not None or fit is not None
+    opened = open_gguf_parts(file) if wants_cache else open_inspected(file)
+    caches = cache_report.records(opened, context, fit, sequences) if wants_cache else []
+    if page is not None:
+        write_page(page, opened, facts(opened), here(_paths(opened)))
+    if as_json:
+        found: dict[str, Any] = {"caches": caches} if wants_cache else {"model": summary(opened)}
+        answer(inputs=_paths(opened), **found)
+    else:
+        click.echo(cache_report.text(caches, opened, fit) if wants_cache else text(opened, tensors=tensors))
 
 
-def open_inspected(file: Place) -> GgufFile:
+def _paths(file: GgufFile) -> list[AnyPath]:
+    return [part.path for part in file.files] if isinstance(file, GgufParts) else [file.path]
+
+
+def open_inspected(file: AnyPath) -> GgufFile:
     """Open a file, or all of a split model whose first part it is and whose other parts are there."""
     opened = open_gguf(file)
     if not is_split(opened):
@@ -63,24 +85,28 @@ def _parts(file: GgufFile) -> str:
     return f"part {number + 1} of {count} of a split model" if whole and number is not None else ""
 
 
-def _verify(file: Place) -> None:
+def _verify(file: AnyPath, *, as_json: bool) -> None:
     if not isinstance(file, Path):
         remedy = "Download it, or compare the inputs of a run: --verify-source"
         raise InputError("--verify reads all of a file on this machine", file=file, remedy=remedy)
     expected, found, note = checksums.stated(file), checksums.sha256(file), checksums.beside(file)
-    if found != expected:
-        click.echo(f"{file}: has changed: its SHA-256 is {found}, {note} says {expected}", err=True)
-        raise click.exceptions.Exit(1)
-    click.echo(f"{file}: SHA-256 {found}, as {note} says", err=True)
+    if found == expected:
+        log("verified", f"{file}: SHA-256 {found}, as {note} says")
+        return
+    changed = InputError("has changed", file=file, expected=f"SHA-256 {expected}, as {note} says", found=found)
+    if as_json:
+        answer(inputs=[file], errors=[changed], status=1)
+    log("changed", f"{file}: has changed: its SHA-256 is {found}, {note} says {expected}")
+    raise click.exceptions.Exit(1)
 
 
 def summary(file: GgufFile) -> dict[str, Any]:
     """Return everything about a file as JSON-ready data."""
     return {
-        "file": str(file.path),
-        "size": file.size,
-        "version": file.version,
-        **({"parts": _parts(file)} if _parts(file) else {}),
+        "path": str(file.path),
+        "bytes": file.size,
+        "gguf_version": file.version,
+        "split": _parts(file) or None,
         **facts(file),
         "metadata": {key: _json(value.data) for key, value in file.values.items()},
         "tensors": [

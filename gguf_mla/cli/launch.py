@@ -2,68 +2,110 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
-from pathlib import Path
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from gguf_mla import units
-from gguf_mla.cli import network
-from gguf_mla.cli.describe import noteworthy, plan_text, plans_json, result_json, result_text, timings
+from gguf_mla.cli import network, speech
+from gguf_mla.cli.ahead import compile_ahead
+from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
-from gguf_mla.cli.printing import as_json, warn
+from gguf_mla.cli.printing import log, warn
+from gguf_mla.cli.progress import progress
 from gguf_mla.codec import compiling, trial
 from gguf_mla.codec.device import open_device
-from gguf_mla.errors import InputError
+from gguf_mla.container.splits import model_name
+from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.files import checksums, platform
 from gguf_mla.files.guard import check_apart, check_free, partial_path
-from gguf_mla.files.readable import Elsewhere
+from gguf_mla.files.readable import Elsewhere, here
 from gguf_mla.plan.jobs import NO_IMPORTANCE
-from gguf_mla.quoting import quoted
 from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.sources import hub_cache
 from gguf_mla.stream import execute as executor
-from gguf_mla.stream import uses
+from gguf_mla.stream import needs, uses
 from gguf_mla.stream.execute import Resumption, execute
 from gguf_mla.stream.journal import finished, is_named_by, journal_path
+from gguf_mla.stream.rehearse import rehearse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions
-    from gguf_mla.files.readable import Place
+    from gguf_mla.cli.progress import Progress
+    from gguf_mla.plan.outputs import Output
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
 
 def launch(job: Job, options: RunOptions) -> None:
-    """Check the outputs, then write them, or show what would be written."""
+    """Check the outputs, then write them, or show what would be written and whether it would be refused."""
     network.limit(options)
     if options.dry_run:
-        _show(job, options)
+        _rehearse(job, options)
         return
+    planned = time.monotonic()
     _check_names(job, options)
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
         warn(warning)
+    plans, importance = [plan for plan, _ in job.outputs], job.importance or NO_IMPORTANCE
+    compile_ahead(needs.of_plans(plans, job.sources, importance), options)
     _try_device(job, options)
     if options.verify_source:
         _verify_source(job, options)
     result = _run(job, options)
+    _remove(job.consumed)
     for remark in job.remarks(result.remarks):
         warn(remark)
+    _report(job, result, options, planned - speech.current().begin)
+
+
+def _report(job: Job, result: Result, options: RunOptions, planning: float) -> None:
+    """Say what was written; `planning` is how many seconds were spent before, measuring included."""
     if options.as_json:
-        click.echo(as_json(result_json(job, result) | _network(job)))
-    elif not options.quiet:
-        click.echo(result_text(job, result))
-        if network.is_remote(job):
-            click.echo(network.result_text())
+        answer(**result_json(job, result, planning, checked=options.checksums))
+        return
+    if not options.quiet:
+        click.echo(result_text(job, result, planning + result.seconds))
         if line := noteworthy(job, result):
-            click.echo(line, err=True)
-    if options.timings and not options.as_json:
-        click.echo(timings(result))
+            log("noteworthy", line)
+    if options.timings:
+        click.echo(timings(result, planning))
+
+
+def _rehearse(job: Job, options: RunOptions) -> None:
+    """Show the plan, and end as the run would: what it would be refused for is raised after the plan is shown."""
+    refused: GgufMlaError | None = None
+    lacking: list[str] = []
+    try:
+        _check_names(job, options)
+        lacking = rehearse([output for _, output in job.outputs], **_circumstances(job, options))
+    except GgufMlaError as error:
+        refused = error
+    threads = options.threads or platform.cores()
+    if options.as_json:
+        answer(**plan_json(job, threads, lacking), errors=[] if refused is None else [refused])
+    else:
+        click.echo(job_text(job, threads, lacking))
+    if refused is not None:
+        raise refused
+
+
+def _circumstances(job: Job, options: RunOptions) -> dict[str, Any]:
+    """Return what a run depends on beside its outputs and sources, as `execute` and `rehearse` take it."""
+    paths = _paths(job)
+    return {
+        "importance": job.importance or NO_IMPORTANCE,
+        "resumption": Resumption(job.inputs, fresh=options.no_resume),
+        "overwrite": options.overwrite,
+        "extras": [*job.extras, *(checksums.note(path) for path in paths if options.checksums)],
+        "outdated": [checksums.beside(path) for path in paths],
+    }
 
 
 def _paths(job: Job) -> list[Path]:
@@ -75,12 +117,12 @@ def _check_names(job: Job, options: RunOptions) -> None:
     paths = _paths(job)
     finals = [*paths, *(extra.path for extra in job.extras)]
     for directory in dict.fromkeys(path.parent for path in finals):
-        if not directory.is_dir():
+        if not directory.is_dir() and directory not in job.directories:
             remedy = "Create it or choose another place"
             raise InputError("the output's directory does not exist", file=directory, remedy=remedy)
     notes = [checksums.beside(path) for path in paths]
     unfinished = map(partial_path, (*finals, *notes))
-    check_apart(finals, (*notes, *unfinished, journal_path(paths[0])), _here((*job.inputs, *job.protected)))
+    check_apart(finals, (*notes, *unfinished, journal_path(paths[0])), here((*job.inputs, *job.protected)))
     named = {} if options.no_resume else finished(paths[0], len(job.outputs))
     for path in finals:
         check_free(path, overwrite=options.overwrite or is_named_by(named, path))
@@ -89,18 +131,14 @@ def _check_names(job: Job, options: RunOptions) -> None:
             checksums.check_note(note)
 
 
-def _here(places: Iterable[Place]) -> list[Path]:
-    """Return those of the files that lie on this machine."""
-    return [path for path in places if isinstance(path, Path)]
-
-
 def _verify_source(job: Job, options: RunOptions) -> None:
     """Compare the inputs with what the hub states: those on this machine now, others as they come."""
     for path in job.inputs:
         if isinstance(path, Elsewhere):
             path.vouch()
-    if paths := _here(job.inputs):
-        with _bar(sum(path.stat().st_size for path in paths), "verifying", options) as bar:
+    if paths := here(job.inputs):
+        nbytes = sum(path.stat().st_size for path in paths)
+        with progress("verifying", nbytes, quiet=options.quiet) as bar:
             hub_cache.verify(paths, bar.update, unstated=options.allow_unverified)
 
 
@@ -111,51 +149,65 @@ def _try_device(job: Job, options: RunOptions) -> None:
         return
     tried = trial.check(device, uses.uses_in(plans, job.sources, device, weighted=job.importance is not None))
     if not options.quiet:
-        click.echo(trial.report(device, tried), err=True)
+        log("device", trial.report(device, tried))
 
 
 def _run(job: Job, options: RunOptions) -> Result:
-    outputs, paths = [output for _, output in job.outputs], _paths(job)
+    outputs = [output for _, output in job.outputs]
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
-        with _bar(total, outputs[0][0].path.name, options) as bar, _heard_by(bar):
+        with (
+            _created(job.directories),
+            progress(_title(outputs), total, quiet=options.quiet, note=network.note(job)) as bar,
+            _heard_by(bar),
+        ):
             return execute(
                 outputs,
                 job.sources,
-                importance=job.importance or NO_IMPORTANCE,
                 threads=options.threads,
                 device=open_device(options.device),
-                progress=network.updating(bar, job),
-                resumption=Resumption(job.inputs, fresh=options.no_resume),
-                overwrite=options.overwrite,
-                extras=[*job.extras, *(checksums.note(path) for path in paths if options.checksums)],
-                outdated=[checksums.beside(path) for path in paths],
+                progress=bar.update,
+                **_circumstances(job, options),
             )
     except executor.RunInterrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None
 
 
 @contextmanager
-def _heard_by(bar: tqdm[Any]) -> Iterator[None]:
+def _heard_by(bar: Progress) -> Iterator[None]:
     """Print above the bar what a user waits for: kernels, and a server that asks to wait."""
-    with compiling.heard_by(lambda told: _aside(bar, told)), TRAFFIC.heard_by(lambda told: _aside(bar, told)):
+    with compiling.heard_by(bar.aside), TRAFFIC.heard_by(bar.aside):
         yield
 
 
-def _network(job: Job) -> dict[str, Any]:
-    return {"network": network.result_json()} if network.is_remote(job) else {}
+@contextmanager
+def _created(directories: Sequence[Path]) -> Iterator[None]:
+    """Create directories of outputs; one that stays empty because the run fails goes again."""
+    missing = [directory for directory in directories if not directory.is_dir()]
+    for directory in missing:
+        directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for directory in missing:
+            with suppress(OSError):  # not empty: a rerun goes on from there
+                directory.rmdir()
+        raise
 
 
-def _aside(bar: tqdm[Any], sentence: str) -> None:
-    """Print a line above the bar, where there is one."""
-    if not bar.disable:
-        bar.write(sentence, file=sys.stderr)
+def _remove(paths: Sequence[Path]) -> None:
+    """Delete inputs, now that everything that was made of them is on the disk, and the notes with their checksums."""
+    for path in paths:
+        platform.remove(path)
+        checksums.remove(checksums.beside(path))
 
 
-def _bar(total: int, name: str, options: RunOptions) -> tqdm[Any]:
-    # disable=None: only where standard error is a terminal
-    hidden = options.quiet or None
-    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=quoted(name), disable=hidden)
+def _title(outputs: Sequence[Output]) -> str:
+    """Return what a run is called: its output, or how many there are."""
+    first = outputs[0][0].path
+    if len(outputs) > 1:
+        return f"{len(outputs)} outputs"
+    return first.name if len(outputs[0]) == 1 else f"{model_name(first)}, {len(outputs[0])} parts"
 
 
 def _interrupted(done: int, total: int, options: RunOptions) -> tuple[str, ...]:
@@ -164,14 +216,3 @@ def _interrupted(done: int, total: int, options: RunOptions) -> tuple[str, ...]:
         return ()
     again = "Run the same command again, without --no-resume," if options.no_resume else "Run the same command again"
     return f"{units.size(done)} of {units.size(total)} are on the disk", f"{again} to go on from there"
-
-
-def _show(job: Job, options: RunOptions) -> None:
-    needs = network.needs(job)
-    if options.as_json:
-        click.echo(as_json(plans_json(job) | (network.needs_json(needs) if needs else {})))
-        return
-    for plan, output in job.outputs:
-        click.echo(plan_text(plan, output, options.threads or platform.cores()))
-    if needs:
-        click.echo(network.needs_text(needs))

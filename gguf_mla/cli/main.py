@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import discovery
-from gguf_mla.cli.failures import explained
+from gguf_mla.cli import document, speech
+from gguf_mla.cli.failures import Failure, explained
 from gguf_mla.cli.options import click_options
+from gguf_mla.errors import InputError
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 GROUP = "gguf_mla.commands"
+EXTRAS = {"torch": "verify"}  # packages that not every command needs, and what installs them
 
 
 class Command(click.Command):
@@ -31,15 +34,44 @@ class Command(click.Command):
     """
 
     def __init__(self, run: str, about: str, *params: click.Parameter, **groups: type[Any]) -> None:
-        shared = [option for group in groups.values() for option in click_options(group)]
+        shared = [*(option for group in groups.values() for option in click_options(group)), speech.option()]
         name = run.partition(":")[2]
         super().__init__(name, params=[*params, *shared], help=about, callback=self._call)
         self.run, self.groups = run, groups
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options, once it is known how an error in them is to be told."""
+        speech.note(ctx, self, args)
+        return super().parse_args(ctx, args)
+
     def _call(self, **arguments: Any) -> None:
         for name, group in self.groups.items():
             arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
-        pkgutil.resolve_name(self.run)(**arguments)
+        self._loaded()(**arguments)
+
+    def _loaded(self) -> Callable[..., object]:
+        """Return the function that does the work; InputError where it needs a package that is not installed."""
+        try:
+            run: Callable[..., object] = pkgutil.resolve_name(self.run)
+        except ModuleNotFoundError as error:
+            if (package := str(error.name)) not in EXTRAS:
+                raise
+            remedy = f"pip install 'gguf-mla[{EXTRAS[package]}]'"
+            raise InputError(
+                f"{self.name} needs the package {package}, which is not installed", remedy=remedy
+            ) from None
+        return run
+
+
+def instead(flag: str, run: str, about: str) -> click.Option:
+    """Return an option in whose place the function `run`, "module:name", is called; then the command ends."""
+
+    def call(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            pkgutil.resolve_name(run)()
+            ctx.exit()
+
+    return click.Option([flag], is_flag=True, is_eager=True, expose_value=False, callback=call, help=about)
 
 
 class Installed(click.Group):
@@ -56,7 +88,7 @@ class Installed(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one command; None if there is none of that name."""
         found = discovery.plugins(self._group, cmd_name)
-        return next(iter(found)).load() if found else super().get_command(ctx, cmd_name)
+        return discovery.load(next(iter(found))) if found else super().get_command(ctx, cmd_name)
 
 
 class Commands(Installed):
@@ -67,7 +99,10 @@ class Commands(Installed):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:  # the last handler there is
-            raise explained(error) from None
+            end = explained(error)
+            if isinstance(end, Failure) and speech.is_unanswered():
+                document.answer(errors=[end.error], status=end.exit_code)
+            raise end from None
 
     def main(  # type: ignore[override]  # click overloads by standalone_mode
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **settings: Any

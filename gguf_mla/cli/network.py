@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import units
-from gguf_mla.container.writer import lay_out
 from gguf_mla.files.readable import Elsewhere
 from gguf_mla.remote.tape import MEMORY
 from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.stream.chunks import placed
+from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.order import arranged, tape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from tqdm import tqdm
 
     from gguf_mla.cli.options import RunOptions
     from gguf_mla.sources.tensor import SourceTensor
     from gguf_mla.stream.engine import Task
     from gguf_mla.stream.run import Job
 
-SHOWN_SECONDS = 0.5  # between two looks at the rate
-
 
 class Needs(NamedTuple):
     """What a run will read over the network: bytes, requests, and the memory that reading ahead takes."""
 
-    nbytes: int
+    bytes: int
     requests: int
     memory: int
 
@@ -49,8 +44,8 @@ def needs(job: Job) -> Needs | None:
     tape = tape_of(job.inputs)
     if tape is None:
         return None
-    layouts = [lay_out(file.metadata, [t.spec for t in file.tensors]) for _, out in job.outputs for file in out]
-    tensors = placed([output for _, output in job.outputs], layouts)
+    outputs = [output for _, output in job.outputs]
+    tensors = placed(outputs, Goal.of(outputs).layouts)
 
     def says() -> Iterator[Callable[[], object]]:
         for task in arranged(tensors, job.sources, tape):
@@ -65,33 +60,24 @@ def _wanting(source: SourceTensor, task: Task) -> Callable[[], object]:
     return lambda: source.will_read(task.start, task.stop)
 
 
-def needs_json(found: Needs) -> dict[str, Any]:
-    """Return it as JSON-ready data."""
-    return {"network": {"bytes": found.nbytes, "requests": found.requests, "memory": found.memory}}
+def needs_json(job: Job) -> dict[str, int] | None:
+    """Return the same as JSON-ready data, as a document's `run` has it."""
+    found = needs(job)
+    return None if found is None else found._asdict()
 
 
-def needs_text(found: Needs) -> str:
-    """Return it in a line."""
+def needs_text(job: Job) -> list[str]:
+    """Return the same in a line; no line where nothing is read over the network."""
+    found = needs(job)
+    if found is None:
+        return []
     memory = f"and {units.size(found.memory)} of memory more"
-    return f"network: {units.size(found.nbytes)} in about {found.requests} requests, {memory}"
+    return [f"network: {units.size(found.bytes)} in about {found.requests} requests, {memory}"]
 
 
-def updating(bar: tqdm[Any], job: Job) -> Callable[[int], object]:
-    """Return what a bar is told of progress by; where files come over the network it shows how fast they do."""
-    return _shown(bar) if is_remote(job) else bar.update
-
-
-def _shown(bar: tqdm[Any]) -> Callable[[int], object]:
-    due = 0.0
-
-    def update(nbytes: int) -> None:
-        nonlocal due
-        if (now := time.monotonic()) >= due:
-            due = now + SHOWN_SECONDS
-            bar.set_postfix_str(_state(), refresh=False)
-        bar.update(nbytes)
-
-    return update
+def note(job: Job) -> Callable[[], str] | None:
+    """Return what says how fast files come over the network at a moment; None where none do."""
+    return _state if is_remote(job) else None
 
 
 def _state() -> str:
@@ -101,19 +87,16 @@ def _state() -> str:
     return f"network {units.size(TRAFFIC.rate())}/s{retries}{waiting}"
 
 
-def result_json() -> dict[str, Any]:
-    """Return what has gone over the network as JSON-ready data."""
+def result_json(job: Job) -> dict[str, float] | None:
+    """Return what has gone over the network as JSON-ready data, as a document's `run` has it."""
     count = TRAFFIC.count()
-    return {
-        "bytes": count.nbytes,
-        "requests": count.requests,
-        "retries": count.retries,
-        "waited": round(count.waited, 1),
-    }
+    return count._asdict() | {"waited": round(count.waited, 1)} if is_remote(job) else None
 
 
-def result_text() -> str:
-    """Return what has gone over the network in a line."""
+def result_text(job: Job) -> list[str]:
+    """Return what has gone over the network in a line; no line where nothing has."""
+    if not is_remote(job):
+        return []
     count = TRAFFIC.count()
     retries = f", {count.retries} attempts failed, {count.waited:.0f} s of waiting" if count.retries else ""
-    return f"network: {units.size(count.nbytes)} in {count.requests} requests{retries}"
+    return [f"network: {units.size(count.bytes)} in {count.requests} requests{retries}"]

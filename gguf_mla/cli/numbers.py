@@ -47,9 +47,9 @@ class Real(click.FloatRange):
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
-    """A number of bytes as a user writes it, which stays as it is: 80G, 500M.
+    """A number of bytes as a user writes it, which stays as it is: 80G, 500M, 7.5GiB.
 
-    letter  it has to end with K, M or G
+    letter  it has to say its unit
     """
 
     name = "size"
@@ -63,8 +63,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
             units.parse_size(str(value))
         except InputError as error:
             self.fail(str(error), param, ctx)
-        if self._letter and value.strip()[-1:].isdigit():
-            self.fail("a size with K, M or G is expected, like 200G.", param, ctx)
+        if self._letter and not units.has_unit(value):
+            self.fail("a size with K, M, G or T is expected, like 200G.", param, ctx)
         return value.strip()
 
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_mla.cli import numbers, places
+from gguf_mla.cli import numbers
+from gguf_mla.cli.input_path import InputPath
 
 if TYPE_CHECKING:
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
 
 PATH = click.Path(path_type=Path)
-CHECKPOINT, GGUF, EITHER = places.Place("checkpoint"), places.Place("gguf"), places.Place("either")
-SMALL, TYPES = places.Place("small"), places.Place("types")
+CHECKPOINT, GGUF, EITHER = InputPath("checkpoint"), InputPath("gguf"), InputPath("either")
+SMALL, TYPES = InputPath("small"), InputPath("types")
+OUT = click.Path()  # a text: whether it ends in a slash matters
 THREADS: dict[str, Any] = {"type": numbers.Whole(numbers.THREADS), "help": "Worker threads  [default: all cores]"}
 DEVICE: dict[str, Any] = {
     "show_default": True,
@@ -39,6 +41,13 @@ SET: dict[str, Any] = {
     "multiple": True,
     "metavar": "KEY=VALUE",
     "help": "A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
+}
+
+
+OVERRIDE_KV: dict[str, Any] = {
+    "multiple": True,
+    "metavar": "KEY=TYPE:VALUE",
+    "help": "Set a metadata value of TYPE int, float, bool or str, which has to be the key's. Repeatable.",
 }
 
 
@@ -71,13 +80,17 @@ class TypeOptions:
         (), "--exclude-weights", multiple=True, metavar="PART",
         help="Use no importance for tensors whose name contains PART.",
     )  # fmt: skip
+    unseen: str = option(
+        "ones", "--unseen", type=click.Choice(["ones", "layer-mean"]), show_default=True,
+        help="The importance of an expert that no token of the text reached: all 1, or the mean of its layer's others.",
+    )  # fmt: skip
     target_bpw: float | None = option(
         None, "--target-bpw", type=numbers.Real(0.01, 64), metavar="BITS",
-        help="Instead of a type: choose types by measured error, BITS per weight in all.",
+        help="A file whose types are chosen by measured error, BITS per weight in all; beside a type, one file more.",
     )  # fmt: skip
     target_size: str | None = option(
         None, "--target-size", type=numbers.Size(letter=True), metavar="SIZE",
-        help="Likewise, for a file of at most SIZE (200G; decimal).",
+        help="Likewise, for a file of at most SIZE (200G, 186GiB).",
     )  # fmt: skip
     pure: bool = option(False, "--pure", is_flag=True, help="Every tensor gets the file type's default type.")
     tensor_types: tuple[str, ...] = option(
@@ -87,7 +100,7 @@ class TypeOptions:
     tensor_type_file: Path | None = option(  # noqa: RUF009 - it returns a field
         None, "--tensor-type-file", type=PATH, metavar="FILE", help="A file of such settings."
     )
-    types_from: Place | None = option(  # noqa: RUF009 - it returns a field
+    types_from: AnyPath | None = option(  # noqa: RUF009 - it returns a field
         None, "--types-from", type=TYPES, metavar="FILE",
         help="Every tensor's type as in this GGUF file, OWNER/NAME:TAG, or .recipe file of REGEX=TYPE lines.",
     )  # fmt: skip
@@ -127,12 +140,15 @@ class RunOptions:
 
     split_max_size: str | None = option(
         None, "--split-max-size", type=numbers.Size(), metavar="SIZE",
-        help="Write several files of at most SIZE (48G, 500M; decimal).",
+        help="Write several files of at most SIZE of tensors each (48G, 500M, 8GiB); their heads come on top.",
     )  # fmt: skip
     split_max_tensors: int | None = option(
         None, "--split-max-tensors", type=numbers.Whole(numbers.COUNT),
         help="Write several files of at most so many tensors.",
     )  # fmt: skip
+    no_tensor_first_split: bool = option(
+        False, "--no-tensor-first-split", is_flag=True, help="When splitting, leave the first file without tensors."
+    )
     threads: int | None = option(None, "--threads", **THREADS)
     device: str = option("cpu", "--device", **DEVICE)
     overwrite: bool = option(False, "--overwrite", is_flag=True, help="Replace an output that exists.")

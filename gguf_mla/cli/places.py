@@ -1,30 +1,67 @@
-"""Where an input lies, on the command line: a path of this machine, or an id of the hub."""
+"""Where outputs go: what a user writes as OUT, which may be a directory and hold the type."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import click
+from gguf_mla.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# What stands for the type in OUT: ours, and those of llama.cpp's converter.
+TYPES: dict[str, Callable[[str], str]] = {
+    "{type}": str,
+    "{ftype}": str.lower,
+    "{outtype}": str.lower,
+    "{FTYPE}": str.upper,
+    "{OUTTYPE}": str.upper,
+}
 
 
-class Place(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
-    """A path or an id of what `kind` says: a "checkpoint", a "gguf" file, "either", a "small" file, or "types".
+def place(out: str | None, name: str, file_type: str | None = None) -> Path:
+    """Return where an output goes: OUT with {type} filled in, NAME-TYPE.gguf in the directory OUT, or in this one.
 
-    What may be an id is looked at by gguf_mla.remote.location, whose function of the kind's name returns where it lies.
+    OUT is a directory if it ends in a slash or is one already. Without a type the name is NAME.gguf, and nothing is
+    filled in. InputError for "-", which programs take for standard output.
     """
+    if out == "-":
+        raise InputError(
+            "a GGUF file cannot go to standard output: it is written in many places at the same time",
+            remedy="Name a file; ./- is one of that name",
+        )
+    own = f"{name}.gguf" if file_type is None else f"{name}-{file_type}.gguf"
+    if out is None:
+        return Path(own)
+    filled = _filled(out, file_type) if file_type else out
+    return Path(filled) / own if _is_directory(filled) else Path(filled)
 
-    name = "path"
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+def new_directories(out: str | None, paths: Iterable[Path]) -> list[Path]:
+    """Return the directories of outputs that a user wants to be created where they are missing.
 
-    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Any:
-        """Return a Path, or the path of what lies elsewhere; InputError for an id that leads nowhere."""
-        if not isinstance(value, str):
-            return value
-        if "/" not in value or value.startswith(("/", "./", "../", "~")) or "\0" in value:
-            return Path(value)
-        from gguf_mla.remote import location  # noqa: PLC0415 - help and plain paths need none of it
+    They are those that OUT calls directories, by a slash at its end, or that have the type in their names. Any other
+    that is missing is more likely a slip of the pen.
+    """
+    wanted = out is not None and (_ends_as_directory(out) or _has_type(os.path.dirname(out)))  # noqa: PTH120 - a text
+    return list(dict.fromkeys(path.parent for path in paths)) if wanted else []
 
-        return getattr(location, self._kind)(value)
+
+def _filled(out: str, file_type: str) -> str:
+    for mark, spelled in TYPES.items():
+        out = out.replace(mark, spelled(file_type))
+    return out
+
+
+def _has_type(text: str) -> bool:
+    return any(mark in text for mark in TYPES)
+
+
+def _is_directory(out: str) -> bool:
+    return _ends_as_directory(out) or Path(out).is_dir()
+
+
+def _ends_as_directory(out: str) -> bool:
+    return out.endswith(("/", os.sep))

@@ -8,12 +8,27 @@ from typing import Any
 
 import click
 
+from gguf_mla.cli import speech
 from gguf_mla.quoting import TEXT, quoted
 
 
 def warn(warning: str) -> None:
     """Print a warning on standard error, on one line of bounded length."""
-    click.echo(f"warning: {quoted(warning, TEXT)}", err=True)
+    text = quoted(warning, TEXT)
+    log("warning", f"warning: {text}", warning=text)
+
+
+def log(event: str, text: str, style: str | None = None, /, **fields: Any) -> None:
+    """Print a line on standard error: a text, or an object with the event and its fields where JSON was asked for.
+
+    `style` is the form where the thread does not know what its command was asked.
+    """
+    if speech.current().hearer is not None:
+        return  # what counts is in the document
+    if (style or speech.current().log) == speech.TEXT:
+        click.echo(text, err=True)
+    else:
+        click.echo(as_json({"event": event, **(fields or {"text": text})}), err=True)
 
 
 def as_json(data: Any, indent: int | None = None) -> str:

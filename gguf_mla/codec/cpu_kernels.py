@@ -6,19 +6,23 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import numba  # noqa: F401  # the whole first: two threads that begin with parts of it meet half of it
+import numpy as np
 
 from gguf_mla.codec import feed
+from gguf_mla.codec.arrays import empty
 from gguf_mla.codec.compilation import HelperCompiler, KernelCompiler
 from gguf_mla.codec.kernel_cache import KernelCache, compiler, keep_on_disk
 from gguf_mla.lanes import cpu
 from gguf_mla.lanes.binding import Binder
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gguf_mla.codec.encoding import Encoding
     from gguf_mla.ggtypes.tensor_type import TensorType
 
 # error_model: a division by zero gives infinity, as in C; numba would raise.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+_OPTIONS = {"_nrt": False, "nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 _compile = compiler(**_OPTIONS, pipeline_class=KernelCompiler)
 _binder = Binder(cpu, compiler(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=HelperCompiler))
 
@@ -54,3 +58,16 @@ def decoder(tensor_type: TensorType) -> Any:
     if hasattr(tensor_type.module, "decode_block"):
         return _kernel(feed.decode_each_block, tensor_type, "decode_block")
     return _kernel(feed.decode_blocks, tensor_type, "decode")
+
+
+def room(tensor_type: TensorType, *registers: int) -> tuple[NDArray[Any], ...]:
+    """Return what `feed` works in: starts of blocks, blocks to fill up the last 16, arrays of so many registers."""
+    spare = np.zeros((feed.WIDTH, tensor_type.bytes), np.uint8)
+    values = (empty((count, feed.WIDTH), np.dtype(np.float32)) for count in registers)
+    return (np.zeros(feed.WIDTH, np.int64), spare, *values)
+
+
+def weighted_room(tensor_type: TensorType, rows: int) -> tuple[NDArray[Any], ...]:
+    """Return what `feed.encode_blocks_weighted` needs besides: a block's weights, and a number for each row."""
+    weights = empty((tensor_type.block, feed.WIDTH), np.dtype(np.float32))
+    return weights, np.empty(rows + feed.WIDTH, np.float32)

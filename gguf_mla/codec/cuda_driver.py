@@ -6,6 +6,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numba import cuda
 from numba.cuda.cudadrv import driver
 from numba.cuda.cudadrv.error import CudaSupportError
@@ -64,6 +65,18 @@ def _begin(gpu: int) -> None:
     except OutOfMemoryError:
         remedy = f"End what else runs there, or {ON_THE_CPU}"
         raise MachineError(f"{title(gpu)} has no memory left", remedy=remedy) from None
+
+
+def borrowed(array: Any) -> Any:
+    """Return an array that another library has on a GPU as one of numba's: the same memory.
+
+    It has to be C-contiguous. In the simulator it is one on the CPU.
+    """
+    if not SIMULATED:
+        return cuda.as_cuda_array(array)
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray  # noqa: PLC0415  # only there
+
+    return FakeCUDAArray(np.asarray(array))
 
 
 def title(gpu: int) -> str:

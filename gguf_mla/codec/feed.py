@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gguf_mla import lanes
 from gguf_mla.lanes import Lanes, simd, transpose
 from gguf_mla.lanes.binding import unbound
@@ -19,13 +17,6 @@ MAGNITUDE, CERTAIN = 0x7FFFFFFF, 0x44800000  # float32 without its sign; `floats
 
 # The type's own, in each kernel: its numbers, and the function of its file that encodes or decodes.
 BLOCK, BYTES, SCRATCH, ROW_SPREAD, formula = map(unbound, ("BLOCK", "BYTES", "SCRATCH", "ROW_SPREAD", "formula"))
-
-
-def aligned(rows: int) -> Any:
-    """Return an uninitialised array of values, float32 [rows, 16], on a cache line: registers are loaded whole."""
-    raw = np.empty(rows * WIDTH + WIDTH, np.float32)
-    skip = (-(raw.ctypes.data // 4)) % WIDTH
-    return raw[skip : skip + rows * WIDTH].reshape((rows, WIDTH))
 
 
 def fill(x: Lanes, source: Any, source_code: int, starts: Any, first: int) -> None:
@@ -60,17 +51,24 @@ def copy_blocks(source: Any, first: int, target: Any, to: int, count: int) -> No
 
 def certain(x: Lanes) -> bool:
     """Tell whether an array holds numbers that every type can hold: neither NaN nor infinity, nor any above CERTAIN."""
+    joined = lanes.bits(lanes.load(x, 0))
+    for i in range(1, x.shape[0]):
+        joined = joined | lanes.bits(lanes.load(x, i))
+    if not lanes.any_lane(joined & MAGNITUDE > CERTAIN):  # no number is larger than all their bits together
+        return True
     large = lanes.bits(lanes.load(x, 0)) & MAGNITUDE > CERTAIN
     for i in range(1, x.shape[0]):
         large = large | (lanes.bits(lanes.load(x, i)) & MAGNITUDE > CERTAIN)
     return not lanes.any_lane(large)
 
 
-def encode_blocks(source: Any, source_code: int, check: bool, tables: Any, out: Any) -> int:
-    """Encode out.shape[0] blocks; return -1, or a block at or just before what `check` found not to be `certain`."""
+def encode_blocks(source: Any, source_code: int, check: bool, tables: Any, room: Any, out: Any) -> int:
+    """Encode out.shape[0] blocks; return -1, or a block at or just before what `check` found not to be `certain`.
+
+    `room` is what `cpu_kernels` makes: to do so here would be a second of code for numba to compile.
+    """
     blocks = out.shape[0]
-    x, scratch = aligned(BLOCK), aligned(SCRATCH)
-    starts, spare = np.empty(WIDTH, np.int64), np.empty((WIDTH, BYTES), np.uint8)
+    starts, spare, x, scratch = room
     for first in range(0, blocks, WIDTH):
         block_starts(starts, first, blocks, blocks, BLOCK)
         fill(x, source, source_code, starts, 0)
@@ -83,12 +81,14 @@ def encode_blocks(source: Any, source_code: int, check: bool, tables: Any, out: 
     return -1
 
 
-def encode_blocks_weighted(source: Any, source_code: int, check: bool, importance: Any, tables: Any, out: Any) -> int:
-    """Like `encode_blocks`, for whole rows; importance float32 [cols] weighs every row's columns."""
-    blocks, per_row = out.shape[0], importance.size // BLOCK
-    x, w, scratch, weights = aligned(BLOCK), aligned(BLOCK), aligned(SCRATCH), importance.view(np.uint8)
-    starts, spare = np.empty(WIDTH, np.int64), np.empty((WIDTH, BYTES), np.uint8)
-    spread = mean_squares(source, source_code, blocks // per_row, importance.size if ROW_SPREAD else 0)
+def encode_blocks_weighted(
+    source: Any, source_code: int, check: bool, weights: Any, tables: Any, room: Any, out: Any
+) -> int:
+    """Like `encode_blocks`, for whole rows; `weights`, bytes of float32 [cols], weigh every row's columns."""
+    blocks, per_row = out.shape[0], weights.size // (4 * BLOCK)
+    starts, spare, x, scratch, w, spread = room
+    if ROW_SPREAD:
+        mean_squares(x, starts, source, source_code, blocks // per_row, per_row * BLOCK, spread)
     for first in range(0, blocks, WIDTH):
         block_starts(starts, first, blocks, blocks, BLOCK)
         fill(x, source, source_code, starts, 0)
@@ -105,11 +105,9 @@ def encode_blocks_weighted(source: Any, source_code: int, check: bool, importanc
     return -1
 
 
-def mean_squares(source: Any, source_code: int, rows: int, cols: int) -> Any:
-    """Mean of the squares of each row, summed in order; of nothing if `cols` is 0: the type does not ask."""
-    spread = np.empty((rows + WIDTH if cols else WIDTH), np.float32)
-    x, starts = aligned(WIDTH), np.empty(WIDTH, np.int64)
-    for first in range(0, rows if cols else 0, WIDTH):
+def mean_squares(x: Lanes, starts: Any, source: Any, source_code: int, rows: int, cols: int, spread: Any) -> None:
+    """Spread = mean of the squares of each row, summed in order, and what follows the last up to a register's end."""
+    for first in range(0, rows, WIDTH):
         block_starts(starts, first, rows, rows, cols)
         total = lanes.full(0.0)
         for column in range(0, cols, WIDTH):
@@ -117,14 +115,12 @@ def mean_squares(source: Any, source_code: int, rows: int, cols: int) -> Any:
             for i in range(WIDTH):
                 total = total + lanes.load(x, i) * lanes.load(x, i)
         lanes.write(spread, first, total / lanes.full(cols))
-    return spread
 
 
-def decode_blocks(data: Any, tables: Any, out: Any) -> None:
+def decode_blocks(data: Any, tables: Any, room: Any, out: Any) -> None:
     """Decode data uint8 [blocks, bytes] to out float32 [blocks * values]."""
     blocks = data.shape[0]
-    y = aligned(BLOCK)
-    starts, spare = np.empty(WIDTH, np.int64), np.zeros((WIDTH, BYTES), np.uint8)
+    starts, spare, y = room
     for first in range(0, blocks, WIDTH):
         whole = first + WIDTH <= blocks
         if not whole:
@@ -135,7 +131,7 @@ def decode_blocks(data: Any, tables: Any, out: Any) -> None:
             transpose.untranspose(y, row, out, starts, row)
 
 
-def decode_each_block(data: Any, tables: Any, out: Any) -> None:
+def decode_each_block(data: Any, tables: Any, _room: Any, out: Any) -> None:
     """Like `decode_blocks`, one block after the other."""
     for block in range(data.shape[0]):
         formula(data[block], tables, out[block * BLOCK : block * BLOCK + BLOCK])

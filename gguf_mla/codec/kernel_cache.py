@@ -150,6 +150,11 @@ def stores() -> tuple[Store, ...]:
     return tuple(Store(base / f"gguf_mla-{installation}") for base in bases if base.is_absolute())
 
 
+def keeps() -> bool:
+    """Tell whether what is compiled here can be kept."""
+    return any(store.accepts() for store in stores())
+
+
 def sources(package: Path = PACKAGE) -> Iterator[Path]:
     """Return every file that kernels are compiled from: formulas, their lanes, and this room, which binds them.
 

@@ -46,9 +46,7 @@ class Store:
 
     def write(self, name: str, key: bytes, payload: bytes) -> None:
         """Keep bytes in place of those of the name, whole or not at all; OSError where that is impossible."""
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        self._check()
+        self._make()
         path = self.directory / (name + SUFFIX)
         unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
@@ -59,6 +57,19 @@ class Store:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
             raise
+
+    def accepts(self) -> bool:
+        """Tell whether `write` can be expected to succeed; the directory is made."""
+        try:
+            self._make()
+        except OSError:
+            return False
+        return os.access(self.directory, os.W_OK)
+
+    def _make(self) -> None:
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        self._check()
 
     def _check(self) -> None:
         if not platform.is_private(self.directory.lstat()):

@@ -54,7 +54,9 @@ class Cpu:
         else:
             from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
-            cpu_kernels.decoder(tensor_type)(data.reshape(-1, tensor_type.bytes), tensor_type.tables(), out.reshape(-1))
+            room = cpu_kernels.room(tensor_type, tensor_type.block)
+            blocks = data.reshape(-1, tensor_type.bytes)
+            cpu_kernels.decoder(tensor_type)(blocks, tensor_type.tables(), room, out.reshape(-1))
 
     def _decoded(self, tensor_type: TensorType, data: Array) -> Array:
         out = np.empty((data.shape[0], data.shape[1] // tensor_type.bytes * tensor_type.block), np.float32)
@@ -91,7 +93,11 @@ def _encode_blocks(
 ) -> int:
     from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
-    weights = [] if importance is None else [np.ascontiguousarray(importance)]
-    values = x.reshape(-1).view(np.uint8)
+    values, code, kind = x.reshape(-1).view(np.uint8), SOURCE_CODES[source], encoding.type
     run = cpu_kernels.encoder(encoding)
-    return int(run(values, SOURCE_CODES[source], check, *weights, encoding.type.tables(), blocks))
+    room = cpu_kernels.room(kind, kind.block, kind.scratch)
+    if importance is None:
+        return int(run(values, code, check, kind.tables(), room, blocks))
+    more = cpu_kernels.weighted_room(kind, len(x))
+    weights = np.ascontiguousarray(importance).view(np.uint8)
+    return int(run(values, code, check, weights, kind.tables(), (*room, *more), blocks))

@@ -138,6 +138,19 @@ class Cuda:
 
         self._in_pieces(len(out), out.shape[1], run)
 
+    def decode_there(self, tensor_type: TensorType, data: Array, out: Any) -> None:
+        """Decode rows on a GPU into memory of another library there, float32 [rows, cols], and wait for it.
+
+        It has to have `__cuda_array_interface__`, and to be C-contiguous.
+        """
+
+        def run(stream: GpuStream, rows: slice) -> None:
+            stored = stream.up("stored", data[rows].reshape(-1))
+            decoded(stream, tensor_type, stored, cuda_driver.borrowed(out[rows]))
+            stream.queue.synchronize()
+
+        self._in_pieces(len(out), out.shape[1], run)
+
     def _in_pieces(self, rows: int, cols: int, run: Callable[[GpuStream, slice], None]) -> None:
         """Run on all rows, as many at a time as the GPU has memory for."""
         with self.stream() as stream:

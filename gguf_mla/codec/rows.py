@@ -7,13 +7,13 @@ when the first kernel is needed, and only the kernels of the types in use are co
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla import ggtypes
+from gguf_mla.codec.arrays import empty
 from gguf_mla.codec.device import open_device
 from gguf_mla.codec.encoding import GGML, choose
 from gguf_mla.codec.on_cpu import CPU
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 CHUNK_VALUES = 1 << 20
-CACHE_LINE = 64
 BEYOND_SCALES = 2.0**29  # Q6_K reaches farthest of those with half-precision scales: 65504 · 128 · 32, and a bit
 
 
@@ -129,14 +128,6 @@ def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
     return out
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an uninitialised array that begins on a cache line, which registers of that size then fill whole."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
-
-
 def _report_special(x: Array, source: str, start: int) -> None:
     """Raise for the first NaN or infinity at or after flat position `start`."""
     flat = x.reshape(-1)[start:]
@@ -180,15 +171,17 @@ def quantize(
     check: bool = True,
     search: str = GGML,
 ) -> Array:
-    """Encode [rows, cols] or [n, rows, cols] as a ggml type, on `threads` threads (default: one per core).
+    """Encode [cols], [rows, cols] or [n, rows, cols] as a ggml type, on `threads` threads (default: one per core).
 
     importance is float32 [cols], or [n, cols] for a 3-D tensor: one row per expert or head ([cols] serves all).
     search says whose search for scales and levels runs: "ggml", or another that the type's file has.
-    Returns uint8 [rows, row_bytes] or [n, rows, row_bytes]; the bytes do not depend on `threads` or `device`.
+    Returns uint8 of as many dimensions, [..., row_bytes]; the bytes do not depend on `threads` or `device`. Lists are
+    taken for float32.
     """
     tensor_type, opened = ggtypes.by_name(type), open_device(device)
+    x, importance = _array(x, np.float32), None if importance is None else _array(importance, np.float32)
     choose(tensor_type, search, weighted=importance is not None)  # an error now rather than in a thread
-    slices = x if x.ndim == 3 else x[np.newaxis]
+    slices = _slices(x)
     weights = _importance_rows(importance, slices.shape)
     out = empty((*slices.shape[:2], tensor_type.row_bytes(slices.shape[2])), np.dtype(np.uint8))
 
@@ -197,13 +190,14 @@ def quantize(
         encode(piece, type, source=source, importance=row, search=search, out=room, check=check, device=opened)
 
     _run(job, slices.shape, threads)
-    return out if x.ndim == 3 else out[0]
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def dequantize(data: Array, type: str, device: str = "cpu", threads: int | None = None) -> Array:  # noqa: A002
-    """Decode uint8 [rows, row_bytes] or [n, rows, row_bytes] to float32 of as many rows, on `threads` threads."""
+    """Decode uint8 [row_bytes], [rows, row_bytes] or [n, rows, row_bytes] to as many rows of float32."""
     tensor_type, opened = ggtypes.by_name(type), open_device(device)
-    slices = data if data.ndim == 3 else data[np.newaxis]
+    data = _array(data, np.uint8)
+    slices = _slices(data)
     cols = slices.shape[2] // tensor_type.bytes * tensor_type.block
     out = empty((*slices.shape[:2], cols), np.dtype(np.float32))
 
@@ -211,7 +205,28 @@ def dequantize(data: Array, type: str, device: str = "cpu", threads: int | None 
         decode(slices[index, rows], type, out=out[index, rows], device=opened)
 
     _run(job, out.shape, threads)
-    return out if data.ndim == 3 else out[0]
+    return out.reshape(*data.shape[:-1], cols)
+
+
+def _array(x: Any, dtype: Any) -> Array:
+    """Return an array as it is, and anything else as an array of that type; InputError for what is not numbers."""
+    if isinstance(x, np.ndarray):
+        return x
+    try:
+        return np.asarray(x, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        words = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"these are not rows of numbers ({words})", remedy="Give an array, or lists of equal length"
+        ) from None
+
+
+def _slices(x: Array) -> Array:
+    """Return [cols], [rows, cols] or [n, rows, cols] as [n, rows, cols]."""
+    if not 1 <= x.ndim <= 3:
+        expected = "[cols], [rows, cols] or [n, rows, cols]"
+        raise InputError("this is not a row and not a matrix", expected=expected, found=list(x.shape))
+    return x.reshape((1,) * (3 - x.ndim) + x.shape)
 
 
 def _importance_rows(importance: Array | None, shape: tuple[int, ...]) -> list[Array | None]:

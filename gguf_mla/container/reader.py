@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gguf_mla import ggtypes
+from gguf_mla import ggtypes, units
 from gguf_mla.container.lists import Numbers, Strings, not_text
 from gguf_mla.container.pieces import LFS, joined, not_whole
 from gguf_mla.container.values import STRUCT_CODES, Kind, Value
+from gguf_mla.container.view import Tensor
 from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, Foreign, alignment_of
 from gguf_mla.errors import InputError
 from gguf_mla.files import bounds, impostors
 from gguf_mla.files.input import open_input
-from gguf_mla.files.readable import place
+from gguf_mla.files.readable import any_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.readable import Place, Readable
+    from gguf_mla.files.readable import AnyPath, Readable
     from gguf_mla.ggtypes.tensor_type import TensorType
 
     _Info = tuple[str, tuple[int, ...], TensorType | int, int]
@@ -103,6 +104,12 @@ class GgufTensor:
 
         return codec.decode(self.read(), self.type).reshape(self.shape)
 
+    def decoded(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return the values of rows `start:stop` as float32 [rows, cols]."""
+        from gguf_mla import codec  # noqa: PLC0415 - as above
+
+        return codec.decode(self.read(start, stop), self.type)
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -111,7 +118,7 @@ class GgufFile:
     `metadata` maps a key to its content, `values` a key to its typed value, `tensors` a name to its tensor.
     """
 
-    path: Place
+    path: AnyPath
     version: int
     size: int
     alignment: int
@@ -123,10 +130,19 @@ class GgufFile:
         """Content by key, without the type tags."""
         return {key: value.data for key, value in self.values.items()}
 
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor to read numbers or bytes of; KeyError if there is none of that name."""
+        tensor = self.tensors[name]
+        return Tensor(tensor.name, tensor.shape, tensor.type, tensor.decoded, tensor.read)
+
+    def __repr__(self) -> str:
+        kind = self.metadata.get("general.architecture")
+        return f"<{type(self).__name__} {self.path.name}: {kind}, {len(self.tensors)} tensors, {units.size(self.size)}>"
+
 
 def open_gguf(path: PurePath | str) -> GgufFile:
     """Read the head of a GGUF file; raises InputError with a sentence for anything that is not a sound one."""
-    path = place(path)
+    path = any_path(path)
     if path.is_dir():
         raise InputError("is a directory, not a GGUF file", file=path, remedy="Name the .gguf file itself")
     file = open_input(path)
@@ -158,7 +174,7 @@ class CutOffError(InputError):
 class _Parser:
     """A cursor over the head of one file, of which as much is read as it comes to."""
 
-    def __init__(self, file: Readable, path: Place) -> None:
+    def __init__(self, file: Readable, path: AnyPath) -> None:
         self._file, self._path, self._head, self._at = file, path, bytearray(), 0
         self._size = min(file.size, MAX_HEAD)
         self._types: dict[int, TensorType | int] = {}

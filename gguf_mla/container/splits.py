@@ -17,13 +17,13 @@ from gguf_mla.container.values import Kind, Value
 from gguf_mla.container.writer import ALIGNMENT
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import bounded, named
-from gguf_mla.files.readable import place
+from gguf_mla.files.readable import any_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gguf_mla.container.writer import TensorSpec
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
@@ -49,7 +49,7 @@ def open_gguf_parts(path: PurePath | str) -> GgufParts:
 
     Raises InputError, naming the part, when one is missing, belongs to another model or is not where its name says.
     """
-    path = place(path)
+    path = any_path(path)
     first = open_gguf(path)
     files = (first, *_others(first, path)) if is_split(first) else (first,)
     values = {key: value for key, value in first.values.items() if key not in SPLIT_KEYS}
@@ -59,9 +59,13 @@ def open_gguf_parts(path: PurePath | str) -> GgufParts:
 
 def part_paths(path: P, count: int) -> list[P]:
     """Return the names of `count` parts of an output; `path` is NAME.gguf, NAME or the name of such a part."""
+    return [path.with_name(f"{model_name(path)}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def model_name(path: PurePath) -> str:
+    """Return what the model in a file is called: the file's name without .gguf and the number of a part."""
     named = _PART_NAME.fullmatch(path.name)
-    prefix = named["prefix"] if named else path.name.removesuffix(".gguf")
-    return [path.with_name(f"{prefix}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    return named["prefix"] if named else path.name.removesuffix(".gguf")
 
 
 def part_metadata(metadata: Mapping[str, Value], number: int, count: int, tensors: int) -> dict[str, Value]:
@@ -113,7 +117,7 @@ def is_split(file: GgufFile) -> bool:
     return SPLIT_COUNT in file.values and _number(file, SPLIT_COUNT) > 1
 
 
-def _others(first: GgufFile, path: Place) -> list[GgufFile]:
+def _others(first: GgufFile, path: AnyPath) -> list[GgufFile]:
     """Open parts 2 and up, and check that they and the first belong together."""
     count = _number(first, SPLIT_COUNT)
     paths = _expected_paths(first, path, count)
@@ -131,7 +135,7 @@ def _others(first: GgufFile, path: Place) -> list[GgufFile]:
     return others
 
 
-def _expected_paths(first: GgufFile, path: Place, count: int) -> list[Place]:
+def _expected_paths(first: GgufFile, path: AnyPath, count: int) -> list[AnyPath]:
     paths = part_paths(path, count)
     number = _number(first, SPLIT_NO)
     if number != 0:
@@ -151,7 +155,7 @@ def _expected_paths(first: GgufFile, path: Place, count: int) -> list[Place]:
     return paths
 
 
-def _part(first: GgufFile, path: Place, number: int) -> GgufFile:
+def _part(first: GgufFile, path: AnyPath, number: int) -> GgufFile:
     part = open_gguf(path)
     for key, expected in ((SPLIT_NO, number), *((key, _number(first, key)) for key in (SPLIT_COUNT, SPLIT_TENSORS))):
         found = _number(part, key)
@@ -169,7 +173,7 @@ def _foreign(part: GgufFile, first: GgufFile, expected: str, found: object) -> I
         file=part.path,
         expected=expected,
         found=found,
-        remedy="Download or copy it again",
+        remedy="Parts of two models lie in one place: put those of one model together",
     )
 
 

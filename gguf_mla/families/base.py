@@ -127,6 +127,8 @@ class Family:
     specials      special tokens that the family has under names of its own: a role (bos, unk, eot) and the token's text
     bos_first     what to call a model whose prompts begin with bos whatever the tokenizer's files say; "" for others
     light         the family as whose model it can be written with less, for engines that do not know this one
+    template      the chat template of checkpoints that bring none: a file in data/templates; "" for none
+    fixed         types that llama.cpp's converter gives to matrices stored so, "FP8" or "BF16", whatever is asked of it
     """
 
     architecture: str
@@ -141,6 +143,8 @@ class Family:
     specials: Mapping[str, str] = field(default_factory=dict)
     bos_first: str = ""
     light: Family | None = None
+    template: str = ""
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
 
 def ordinary_layers(config: Config, _names: Container[str]) -> Layers:

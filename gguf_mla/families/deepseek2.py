@@ -150,7 +150,7 @@ def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
-def common_values(config: Config, layers: Layers) -> dict[str, Value]:
+def common_values(config: Config, layers: Layers, architecture: str = ARCHITECTURE) -> dict[str, Value]:
     """Return the keys of every architecture with this attention and these experts, without its prefix."""
     _check(config)
     dims = dimensions(config)
@@ -161,7 +161,7 @@ def common_values(config: Config, layers: Layers) -> dict[str, Value]:
         "feed_forward_length": u32(dims["ffn"]),
         "attention.head_count": u32(dims["heads"]),
         "attention.head_count_kv": u32(1),  # all heads share the latent row
-        **yarn.rope_values(config),
+        **yarn.rope_values(config, architecture),
         "attention.layer_norm_rms_epsilon": f32(config.number("rms_norm_eps", 1e-6)),
         **_routing_values(config),
         "attention.key_length": u32(dims["kv_rank+rope"]),

@@ -74,7 +74,7 @@ def sparse_values(config: Config, layers: Layers, *, interleaved: bool = False) 
         what = "is not what readers of this architecture take the indexer to do, and no key can tell them,"
         raise config.refuse("indexer_rope_interleave", interleaved, not interleaved, what)
     return {
-        **deepseek2.common_values(config, layers),
+        **deepseek2.common_values(config, layers, ARCHITECTURE),
         **prediction.values(layers),
         "attention.q_lora_rank": u32(dims["q_rank"]),
         "attention.indexer.head_count": u32(dims["index_heads"]),

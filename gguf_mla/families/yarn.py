@@ -1,8 +1,13 @@
 """The rotary position keys of an MLA model, and which configurations GGUF cannot express.
 
-YaRN multiplies cos and sin by g(s, mscale) / g(s, mscale_all_dim) and the softmax scale by g(s, mscale_all_dim)², with
-g(s, m) = 1 + 0.1·m·ln s. GGUF carries only mscale_all_dim, as `yarn_log_multiplier` = 0.1·mscale_all_dim, and a
-deepseek2 reader takes mscale to be equal to it. Source: DeepSeek-V2's and V3's published modelling code.
+YaRN multiplies cos and sin by r = g(s, mscale) / g(s, mscale_all_dim), without these keys by r = g(s, 1), and the
+softmax scale by k² = g(s, mscale_all_dim)², without by 1, with g(s, m) = 1 + 0.1·m·ln s. Source: DeepSeek-V2's and V3's
+published modelling code, and transformers', whose attention_factor is r itself.
+
+GGUF has `yarn_log_multiplier` for 0.1·mscale_all_dim, and `attn_factor`, a number that readers multiply r with. Given l
+and a, a reader of deepseek2 (llama.cpp) arrives at r = a and k = a·(1 + l·ln s); one of the others, which takes mscale
+for 1, at k = a·g(s, 1) and r = k / (1 + l·ln s). So whatever r and k are, l = (k/r - 1) / ln s. Of published models a
+is 1.
 
 beta_fast and beta_slow have keys, which llama.cpp (b11549) reads for other architectures than these: it takes 32 and 1,
 as DeepSeek has them, unless its user says otherwise. Kimi-K2 has 1 and 1.
@@ -18,8 +23,11 @@ from gguf_mla.container.values import Value, f32, string, u32
 if TYPE_CHECKING:
     from gguf_mla.sources.config import Config
 
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
+TAKE_ONE = ("deepseek32", "glm-dsa")  # whose readers take mscale for 1
 
-def rope_values(config: Config) -> dict[str, Value]:
+
+def rope_values(config: Config, architecture: str) -> dict[str, Value]:
     """Return the rope keys without the architecture's prefix; InputError for a rotation GGUF cannot express.
 
     Reads `rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta`.
@@ -33,7 +41,11 @@ def rope_values(config: Config) -> dict[str, Value]:
         )
     scaling = _scaling(config)
     theta = scaling.number("rope_theta", config.number("rope_theta", 10000.0))
-    values = {"yarn": _yarn, "linear": _linear}.get(_kind(scaling), _unscaled)(config, scaling)
+    kind, values = _kind(scaling), dict[str, Value]()
+    if kind == "yarn":
+        values = _yarn(config, scaling, takes_one=architecture in TAKE_ONE)
+    elif kind == "linear":
+        values = _linear(scaling)
     return values | {"rope.freq_base": f32(theta)}
 
 
@@ -42,12 +54,21 @@ def warnings(config: Config) -> list[str]:
     scaling = _scaling(config)
     said = {"beta_fast": (32.0, "--yarn-beta-fast"), "beta_slow": (1.0, "--yarn-beta-slow")}
     stated = {key: scaling.number(key) for key in said if _kind(scaling) == "yarn" and scaling.has(key)}
-    return [
+    found = [_on_scales()] if _kind(scaling) == "yarn" and _rotated(scaling) != 1.0 else []
+    return found + [
         f"YaRN's {key} is {value:g} in this model, and the file says so, but llama.cpp takes {said[key][0]:g}; "
         f"run it with {said[key][1]} {value:g}."
         for key, value in stated.items()
         if value != said[key][0]
     ]
+
+
+def _on_scales() -> str:
+    return (
+        "YaRN's scales of attention are not those of DeepSeek's models; they are written as rope.scaling.attn_factor "
+        "and yarn_log_multiplier, from which llama.cpp (b11434) arrives at them. A reader that ignores the first "
+        "computes another model."
+    )
 
 
 def _scaling(config: Config) -> Config:
@@ -58,11 +79,7 @@ def _kind(scaling: Config) -> str:
     return scaling.choice("rope_type" if scaling.has("rope_type") else "type", ("yarn", "linear", "default"), "default")
 
 
-def _unscaled(_config: Config, _scaling: Config) -> dict[str, Value]:
-    return {}
-
-
-def _linear(_config: Config, scaling: Config) -> dict[str, Value]:
+def _linear(scaling: Config) -> dict[str, Value]:
     """Return the keys of positions divided by a factor, which change no scale of the attention.
 
     Readers of these architectures multiply the attention's scale by ((1 + 0.1·ln s)·(1 + 0.1·L·ln s))² whatever the
@@ -78,7 +95,7 @@ def _linear(_config: Config, scaling: Config) -> dict[str, Value]:
     }
 
 
-def _yarn(config: Config, scaling: Config) -> dict[str, Value]:
+def _yarn(config: Config, scaling: Config, *, takes_one: bool) -> dict[str, Value]:
     original = scaling.positive(
         "original_max_position_embeddings",
         config.positive("original_max_position_embeddings", config.positive("max_position_embeddings")),
@@ -87,7 +104,7 @@ def _yarn(config: Config, scaling: Config) -> dict[str, Value]:
         "rope.scaling.type": string("yarn"),
         "rope.scaling.factor": f32(scaling.number("factor")),
         "rope.scaling.original_context_length": u32(original),
-        "rope.scaling.yarn_log_multiplier": f32(0.1 * _mscale(scaling)),
+        **_scales(scaling, takes_one=takes_one),
     }
     for key in ("beta_fast", "beta_slow"):
         if scaling.has(key):
@@ -95,42 +112,54 @@ def _yarn(config: Config, scaling: Config) -> dict[str, Value]:
     return values
 
 
-def _mscale(scaling: Config) -> float:
-    """Return mscale_all_dim; refuse a configuration whose attention scale a reader would not arrive at."""
-    for key in ("mscale", "mscale_all_dim"):
-        if not scaling.has(key):
-            raise scaling.refuse(
-                f"rope scaling without {key}",
-                "mscale and mscale_all_dim, equal",
-                "nothing",
-                "has an attention scale that GGUF cannot express",
-                _override(scaling),
-            )
-    mscale, all_dim = scaling.number("mscale"), scaling.number("mscale_all_dim")
-    if mscale != all_dim:
+def _scales(scaling: Config, *, takes_one: bool) -> dict[str, Value]:
+    """Return the keys from which a reader arrives at the scales of the rotation and of the softmax."""
+    stretch = math.log(max(1.0, scaling.number("factor")))
+    all_dim = scaling.number("mscale_all_dim", 0.0)
+    rotated, root = _rotated(scaling), 1.0 + 0.1 * all_dim * stretch
+    is_usual = bool(all_dim) and not (takes_one and all_dim != 1.0)  # a reader that sees 0 takes mscale for 1
+    if rotated == 1.0 and (is_usual or not stretch):
+        return {LOG_MULTIPLIER: f32(0.1 * all_dim)}
+    if not stretch:
+        raise scaling.refuse("factor", "more than 1", scaling.number("factor"), "cannot stand beside attention_factor")
+    multiplier = (root / rotated - 1.0) / stretch
+    whole = 1.0 + 0.1 * stretch
+    factor = root / whole if takes_one or not multiplier else rotated
+    return {LOG_MULTIPLIER: f32(multiplier), "rope.scaling.attn_factor": f32(factor)}
+
+
+def _rotated(scaling: Config) -> float:
+    """Return what cos and sin are multiplied by; InputError where DeepSeek's code and transformers differ on it."""
+    stretch = math.log(max(1.0, scaling.number("factor")))
+
+    def scale(mscale: float) -> float:
+        return 1.0 + 0.1 * mscale * stretch
+
+    mscale, all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    if min(scale(mscale), scale(all_dim), scaling.number("attention_factor", 1.0)) <= 0:
+        raise scaling.refuse("rope scaling", "scales of attention above zero", "one that is not")
+    here = scale(mscale) / scale(all_dim) if mscale and all_dim else scale(1.0)
+    there = scale(scaling.number("mscale", 1.0)) / scale(all_dim)
+    factor = scaling.number("attention_factor", here)
+    if not math.isclose(here, there, rel_tol=1e-6):
         raise scaling.refuse(
-            "rope scaling with mscale ≠ mscale_all_dim",
-            f"both {all_dim:g}",
-            f"mscale {mscale:g} and mscale_all_dim {all_dim:g}",
-            "cannot be expressed in GGUF, which has a key for mscale_all_dim alone",
-            _override(scaling),
+            "rope scaling with one of mscale and mscale_all_dim, or with 0,",
+            "both, or neither",
+            f"mscale {_shown(scaling, 'mscale')} and mscale_all_dim {_shown(scaling, 'mscale_all_dim')}",
+            "is read in two ways, by transformers and by DeepSeek's own code",
+            "Say which: --set rope_scaling.mscale=1 --set rope_scaling.mscale_all_dim=1 is what DeepSeek's models "
+            "have, null for both what other programs write (rope_parameters where that is its name)",
         )
-    if scaling.has("attention_factor") and scaling.number("attention_factor") != 1.0:
+    if (mscale or all_dim) and not math.isclose(factor, here, rel_tol=1e-6):
         raise scaling.refuse(
             "attention_factor",
-            1.0,
-            scaling.number("attention_factor"),
-            "cannot be expressed in GGUF beside mscale_all_dim",
+            f"{here:g}, or none",
+            factor,
+            "contradicts mscale and mscale_all_dim",
+            "Say which counts: --set rope_scaling.attention_factor=null, or null for the other two",
         )
-    return all_dim
+    return factor
 
 
-def _override(scaling: Config) -> str:
-    """Return how to convert all the same, and what it costs: the file then has the scales of another model."""
-    factor = scaling.number("factor")
-    scale = (1.0 + 0.1 * math.log(factor)) ** 2 if factor > 1.0 else 1.0
-    return (
-        "With --set rope_scaling.mscale=1 --set rope_scaling.mscale_all_dim=1 (rope_parameters where that is its name) "
-        f"it is converted as DeepSeek's own models are; attention is then up to {scale:.2f} times as sharp as in the "
-        "original, and answers differ"
-    )
+def _shown(scaling: Config, key: str) -> str:
+    return f"{scaling.number(key):g}" if scaling.has(key) else "missing"

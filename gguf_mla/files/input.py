@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.readable import Place, Readable
+    from gguf_mla.files.readable import AnyPath, Readable
 
 
 class InputFile:
@@ -113,7 +113,7 @@ class InputFile:
         self.close()
 
 
-def open_input(path: Place) -> InputFile | Readable:
+def open_input(path: AnyPath) -> InputFile | Readable:
     """Return a file to read, wherever it lies; InputError when it is missing or cannot be read."""
     return path.opened() if isinstance(path, Elsewhere) else InputFile(path)
 

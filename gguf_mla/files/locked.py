@@ -26,12 +26,12 @@ def open_locked(path: Path) -> int:
         except FileNotFoundError:
             if path.parent.is_dir():
                 continue  # it was there, and is not any more: another process has finished
-            raise _impossible(path, os.strerror(errno.ENOENT)) from None
+            raise impossible(path, os.strerror(errno.ENOENT)) from None
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 remedy = "Allow more open files (ulimit -n), and run again"
                 raise MachineError(f"cannot be opened ({error.strerror})", file=path, remedy=remedy) from None
-            raise _impossible(path, str(error.strerror)) from None
+            raise impossible(path, str(error.strerror)) from None
         if not platform.lock(fd):
             os.close(fd)
             raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it")
@@ -75,7 +75,8 @@ def is_named(fd: int, path: Path) -> bool:
         return False
 
 
-def _impossible(path: Path, why: str) -> InputError:
+def impossible(path: Path, why: str) -> InputError:
+    """Return the error for an output that the system does not let anybody create."""
     return InputError(
         f"the output cannot be created ({why})", file=path, remedy="Choose a directory that exists and can be written"
     )

@@ -54,9 +54,11 @@ class OutputFile:
         self._inode, self._gone, self._named = status.st_ino, False, False
         self._descriptor = Descriptor(number, self._reopened)
         self.kept = status.st_size > 0
-        if self.kept and not is_known(status, known.get(path.name)):
+        try:
+            check_known(self.path, status, known.get(path.name))
+        except InputError:
             self._close()
-            raise InputError("is there already, and no run of ours has noted it", file=self.path, remedy=ELSEWHERE)
+            raise
 
     @property
     def missing(self) -> int:
@@ -213,6 +215,12 @@ class OutputFile:
     def _taken_away(self) -> TakenAwayError:
         remedy = "Run the command again, and leave the files alone that it writes"
         return TakenAwayError("the file that was written was taken away", file=self.path, remedy=remedy)
+
+
+def check_known(path: Path, status: platform.Status, inode: int | None) -> None:
+    """Raise InputError if an unfinished file holds anything and is not the one that a run has noted, by its inode."""
+    if status.st_size > 0 and not is_known(status, inode):
+        raise InputError("is there already, and no run of ours has noted it", file=path, remedy=ELSEWHERE)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def write_at(fd: int, view: memoryview, offset: int) -> int:
         return os.write(fd, view)
 
 
-def append(fd: int, data: bytes) -> None:
+def append(fd: int, data: bytes | memoryview) -> None:
     """Write bytes after the end of a file that this thread alone writes."""
     os.lseek(fd, 0, os.SEEK_END)
     view = memoryview(data)

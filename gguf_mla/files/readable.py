@@ -108,12 +108,17 @@ class Elsewhere(PurePosixPath):
         raise NotImplementedError
 
 
-Place = Path | Elsewhere  # where an input lies
+AnyPath = Path | Elsewhere  # where an input lies
 
 
-def place(path: PurePath | str) -> Place:
+def any_path(path: PurePath | str) -> AnyPath:
     """Return a path as one that can be opened: what leads elsewhere as it is, anything else on this machine."""
     return path if isinstance(path, Elsewhere) else Path(path)
+
+
+def here(paths: Iterable[PurePath | None]) -> list[Path]:
+    """Return those paths that lead to files of this machine."""
+    return [path for path in paths if isinstance(path, Path)]
 
 
 class Folder(ABC):
@@ -143,7 +148,7 @@ class Folder(ABC):
             text = self.data(name, at_most).removeprefix(UTF8_MARK).decode("utf-8")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 text ({error})"
-            raise InputError(what, file=self.path / name, remedy="Download the file again") from None
+            raise InputError(what, file=self.path / name, remedy="Save it as UTF-8, or download it again") from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def json(self, name: str, at_most: int = json_text.MAX_BYTES) -> dict[str, Any]:

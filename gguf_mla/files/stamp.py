@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gguf_mla.files.guard import Mark
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
 
 HEAD_BYTES = 1 << 20  # that are compared: the header of a shard, most of that of a GGUF file
 
 
-def stamp(path: Place) -> list[Any]:
+def stamp(path: AnyPath) -> list[Any]:
     """Return name, size, time of change in ns and a digest of the first MiB; InputError for an unreadable file.
 
     Of a file elsewhere, name, size and the identity that it has there.
@@ -45,7 +45,7 @@ class ChangedError(MachineError):
 class Watch:
     """Files that must not change from now on; InputError for one that cannot be looked at."""
 
-    def __init__(self, paths: Iterable[Place]) -> None:
+    def __init__(self, paths: Iterable[AnyPath]) -> None:
         paths = [*paths]
         self._marks = {path: _mark(path) for path in paths if isinstance(path, Path)}
         self._elsewhere = [path for path in paths if isinstance(path, Elsewhere)]

@@ -17,20 +17,15 @@ from gguf_mla.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gguf_mla.container.reader import GgufFile
+    from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.layers import Pass
     from gguf_mla.forward.model import Model
     from gguf_mla.forward.tensors import Roles
     from gguf_mla.sources.config import Config
 
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
-
 State = Any
-"""What goes from layer to layer: an array whose first axis is the sequence. How many streams, its architecture says."""
+"""What goes from layer to layer: a tensor [B, T, ...] of sequences and their tokens; the rest its architecture says."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,8 @@ class Architecture:
     roles       its tensors
     attends     the matrices that attention multiplies by, without `blk.N.` and `.weight`
     embed       tokens → the state before the first layer
-    layer       layer, the state before it, tokens → the state after it
+    attend      layer, the state before it, tokens → the state after its attention, the only part where tokens meet
+    feed        layer, that state, tokens → the state after the layer; token by token, so that B and T may be any
     finish      the state after the last layer → normed hidden states, which the output head reads
     attention   layer, hidden states, tokens → what the layer's attention adds to them
     """
@@ -56,7 +52,8 @@ class Architecture:
     roles: Roles
     attends: tuple[str, ...]
     embed: Callable[[Pass, Numbers], State]
-    layer: Callable[[Pass, int, State, Numbers], State]
+    attend: Callable[[Pass, int, State, Numbers], State]
+    feed: Callable[[Pass, int, State, Numbers], State]
     finish: Callable[[Pass, State], Floats]
     attention: Callable[[Pass, int, Floats, Numbers], Floats]
 

@@ -24,22 +24,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from gguf_mla import codec
 from gguf_mla.forward import kernels, rope
 from gguf_mla.forward.indexer import NOTHING
+from gguf_mla.forward.place import as_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Mask, Numbers
     from gguf_mla.forward.rope import Rotary
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
-    Mask = NDArray[np.bool_]
 
 PAGE = 16
 SCORES = 1 << 22  # of attention that are held at a time
@@ -73,13 +69,20 @@ Form = Callable[[Inputs], "Floats"]  # → [T, H, v]
 def vanilla(x: Inputs) -> Floats:
     """Multi-head attention over expanded keys and values; ValueError where it is observed."""
     refuse_observer(x)
-    out = np.empty((*x.q_nope.shape[:2], x.v_b.shape[1]), np.float32)
-    hidden = unseen(x.chosen, len(x.q_nope), len(x.latent))
-    for head in range(out.shape[1]):
-        key = np.concatenate([x.latent @ x.k_b[head], x.k_pe], axis=1)
-        query = np.concatenate([x.q_nope[:, head], x.q_pe[:, head]], axis=1)
-        out[:, head] = masked_softmax(query @ key.T, x.scale, hidden) @ (x.latent @ x.v_b[head].T)
-    return out
+    hidden = unseen(x.chosen, len(x.q_nope), len(x.latent), x.latent.device)
+    queries, out = torch.cat([x.q_nope, x.q_pe], dim=-1).transpose(0, 1), []
+    step = max(1, SCORES // hidden.numel())
+    for some in (slice(first, first + step) for first in range(0, len(queries), step)):
+        keys = expanded_keys(x, some)
+        scores = queries[some] @ keys.transpose(1, 2)
+        out.append(masked_softmax(scores, x.scale, hidden) @ (x.latent @ x.v_b[some].transpose(1, 2)))
+    return torch.cat(out).transpose(0, 1)
+
+
+def expanded_keys(x: Inputs, heads: slice) -> Floats:
+    """Return the keys of some heads, [heads, S, n+p]."""
+    own = x.latent @ x.k_b[heads]
+    return torch.cat([own, x.k_pe.expand(len(own), -1, -1)], dim=-1)
 
 
 def refuse_observer(x: Inputs) -> None:
@@ -88,28 +91,24 @@ def refuse_observer(x: Inputs) -> None:
         raise ValueError("vanilla attention does not multiply the columns of attn_k_b; observe an absorbed form")
 
 
-def unseen(chosen: Numbers | None, queries: int, cached: int) -> Mask:
+def unseen(chosen: Numbers | None, queries: int, cached: int, device: torch.device | None = None) -> Mask:
     """Return which tokens every query does not attend to, bool [T, S]; without a choice it sees the first S-T+t+1."""
     if chosen is None:
-        return np.triu(np.ones((queries, cached), bool), cached - queries + 1)
-    hidden = np.ones((queries, cached + 1), bool)
-    np.put_along_axis(hidden, chosen, values=False, axis=1)  # NOTHING is the last column
-    return hidden[:, :cached]
+        return torch.ones(queries, cached, dtype=torch.bool, device=device).triu(cached - queries + 1)
+    hidden = torch.ones(queries, cached + 1, dtype=torch.bool, device=chosen.device)
+    places = torch.where(chosen == NOTHING, cached, chosen)  # the last column
+    return hidden.scatter_(1, places, value=False)[:, :cached]
 
 
 def causal_softmax(scores: Floats, scale: float) -> Floats:
-    """Return softmax(scale·scores) of [..., T, S], in place; query t sees the first S-T+t+1 tokens."""
-    return masked_softmax(scores, scale, unseen(None, *scores.shape[-2:]))
+    """Return softmax(scale·scores) of [..., T, S]; query t sees the first S-T+t+1 tokens. The scores are lost."""
+    queries, cached = scores.shape[-2:]
+    return masked_softmax(scores, scale, unseen(None, queries, cached, scores.device))
 
 
 def masked_softmax(scores: Floats, scale: float, hidden: Mask) -> Floats:
-    """Return softmax(scale·scores) of [..., T, S], in place, without what is hidden [T, S]."""
-    scores *= np.float32(scale)
-    scores[..., hidden] = -np.inf
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
+    """Return softmax(scale·scores) of [..., T, S] without what is hidden [T, S]. The scores are lost."""
+    return scores.mul_(scale).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class RowLayout:
 
     def join(self, latent: Floats, pe: Floats) -> Floats:
         """Return rows [..., r+p]."""
-        return np.concatenate([pe, latent] if self.pe_first else [latent, pe], axis=-1)
+        return torch.cat([pe, latent] if self.pe_first else [latent, pe], dim=-1)
 
     @property
     def latent(self) -> slice:
@@ -152,8 +151,7 @@ def _by_head(x: Inputs, name: str, rows: Floats, matrices: Floats) -> Floats:
     if x.observe is not None:
         for head in range(len(matrices)):
             x.observe(name, head, rows[:, head])
-    by_head = rows.transpose(1, 0, 2) @ matrices.transpose(0, 2, 1)
-    return by_head.transpose(1, 0, 2)
+    return (rows.transpose(0, 1) @ matrices.transpose(1, 2)).transpose(0, 1)
 
 
 def attend(queries: Floats, rows: Floats, layout: RowLayout, scale: float, chosen: Numbers | None = None) -> Floats:
@@ -162,15 +160,16 @@ def attend(queries: Floats, rows: Floats, layout: RowLayout, scale: float, chose
     All heads share the rows, so some queries with all their heads are one matrix. A choice [T, K] masks all others.
     """
     count, heads, width = queries.shape
-    out = np.empty((count, heads, layout.rank), np.float32)
+    out = torch.empty(count, heads, layout.rank, device=queries.device)
     step = max(1, SCORES // (heads * len(rows)))
     for start in range(0, count, step):
         block = queries[start : start + step]
         part = None if chosen is None else chosen[start : start + step]
-        seen = rows[: len(rows) - count + start + len(block) if part is None else part.max() + 1]
+        seen = rows[: len(rows) - count + start + len(block) if part is None else int(part.max()) + 1]
+        hidden = unseen(part, len(block), len(seen), rows.device)
         scores = (block.reshape(-1, width) @ seen.T).reshape(len(block), heads, -1)
-        masked_softmax(scores.transpose(1, 0, 2), scale, unseen(part, len(block), len(seen)))
-        attended = scores.reshape(-1, len(seen)) @ seen[:, layout.latent]
+        weights = masked_softmax(scores, scale, hidden[:, None])
+        attended = weights.reshape(-1, len(seen)) @ seen[:, layout.latent]
         out[start : start + len(block)] = attended.reshape(len(block), heads, -1)
     return out
 
@@ -187,8 +186,8 @@ def as_stored(rows: Floats, type_name: str) -> Floats:
     """Return rows as a cache of that type gives them back."""
     if type_name == "F32":
         return rows
-    values: Floats = codec.decode(codec.encode(rows, type_name), type_name)
-    return values
+    values = codec.decode(codec.encode(as_array(rows), type_name), type_name)
+    return torch.from_numpy(values).to(rows.device)
 
 
 def token_by_token(x: Inputs) -> Floats:
@@ -196,9 +195,9 @@ def token_by_token(x: Inputs) -> Floats:
     before = len(x.latent) - len(x.q_nope)
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1])
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
-    chosen = [None] * len(queries) if x.chosen is None else np.split(x.chosen, len(queries))
+    chosen: Sequence[Numbers | None] = [None] * len(queries) if x.chosen is None else x.chosen.split(1)
     steps = [attend(queries[t : t + 1], rows[: before + t + 1], layout, x.scale, now) for t, now in enumerate(chosen)]
-    return expand(x, np.concatenate(steps))
+    return expand(x, torch.cat(steps))
 
 
 def gathered(x: Inputs, block: int = 1) -> Floats:
@@ -207,7 +206,7 @@ def gathered(x: Inputs, block: int = 1) -> Floats:
     rows, queries = layout.join(x.latent, x.k_pe), layout.join(absorb(x), x.q_pe)
     for part, used, columns in _unions(x, block):
         out.append(attend(queries[part], rows[used], layout, x.scale, columns))
-    return expand(x, np.concatenate(out))
+    return expand(x, torch.cat(out))
 
 
 def vanilla_gathered(x: Inputs, block: int = UNION) -> Floats:
@@ -216,21 +215,21 @@ def vanilla_gathered(x: Inputs, block: int = UNION) -> Floats:
     for part, used, columns in _unions(x, block):
         queries = replace(x, q_nope=x.q_nope[part], q_pe=x.q_pe[part])
         out.append(vanilla(replace(queries, latent=x.latent[used], k_pe=x.k_pe[used], chosen=columns)))
-    return np.concatenate(out)
+    return torch.cat(out)
 
 
 def _unions(x: Inputs, block: int) -> Iterator[tuple[slice, Numbers, Numbers]]:
     """Yield blocks of queries, the tokens that any of them attends to, and where their choices lie among those."""
-    chosen = everything(len(x.q_nope), len(x.latent)) if x.chosen is None else x.chosen
+    chosen = everything(len(x.q_nope), len(x.latent), x.latent.device) if x.chosen is None else x.chosen
     for start in range(0, len(chosen), block):
         part = chosen[start : start + block]
-        used = np.unique(part[part != NOTHING])
-        yield slice(start, start + block), used, np.where(part == NOTHING, NOTHING, np.searchsorted(used, part))
+        used = part[part != NOTHING].unique()
+        yield slice(start, start + block), used, torch.where(part == NOTHING, NOTHING, torch.searchsorted(used, part))
 
 
-def everything(queries: int, cached: int) -> Numbers:
+def everything(queries: int, cached: int, device: torch.device | None = None) -> Numbers:
     """Return the choice [T, S] of all tokens up to the query's own."""
-    return np.where(unseen(None, queries, cached), NOTHING, np.arange(cached))
+    return torch.where(unseen(None, queries, cached, device), NOTHING, torch.arange(cached, device=device))
 
 
 @dataclass(frozen=True)
@@ -247,31 +246,35 @@ class Pages:
 
 
 def decode_paged(q_latent: Floats, q_pe: Floats, pages: Pages, scale: float) -> tuple[Floats, Floats]:
-    """Return latents [B, H, r] and the natural log-sum-exp [B, H] of one query per request."""
-    out = np.full(q_latent.shape, np.nan, np.float32)
-    lse = np.full(q_latent.shape[:2], np.nan, np.float32)
-    kernels.paged_decode(
-        np.ascontiguousarray(q_latent), np.ascontiguousarray(q_pe), pages.data, pages.indptr, pages.indices,
-        pages.lengths, scale, out, lse,
-    )  # fmt: skip
-    return out, lse
+    """Return latents [B, H, r] and the natural log-sum-exp [B, H] of one query per request, computed on the CPU."""
+    out = torch.full(q_latent.shape, torch.nan)
+    lse = torch.full(q_latent.shape[:2], torch.nan)
+    parts = pages.data, pages.indptr, pages.indices, pages.lengths
+    arrays = [as_array(part.contiguous()) for part in (q_latent, q_pe, *parts)]
+    kernels.paged_decode(*arrays, scale, out.numpy(), lse.numpy())
+    return out.to(q_latent.device), lse.to(q_latent.device)
 
 
 def prefixes(rows: Floats, queries: int, page_size: int = PAGE) -> Pages:
     """Return rows [S, r+p] as pages, and the last `queries` tokens as requests that share them."""
-    cached = len(rows)
-    padded = np.full((-(-cached // page_size) * page_size, rows.shape[1]), np.nan, np.float32)
+    cached, device = len(rows), rows.device
+    padded = torch.full((-(-cached // page_size) * page_size, rows.shape[1]), torch.nan, device=device)
     padded[:cached] = rows
-    lengths = np.arange(cached - queries + 1, cached + 1)
-    counts = -(-lengths // page_size)
-    indices = np.concatenate([np.arange(count) for count in counts])
-    return Pages(padded.reshape(-1, page_size, rows.shape[1]), np.append(0, np.cumsum(counts)), indices, lengths)
+    lengths = torch.arange(cached - queries + 1, cached + 1, device=device)
+    counts = (lengths + page_size - 1) // page_size
+    indices = torch.cat([torch.arange(count, device=device) for count in counts.tolist()])
+    return Pages(padded.reshape(-1, page_size, rows.shape[1]), _starts(counts), indices, lengths)
 
 
 def single_rows(rows: Floats, chosen: Numbers) -> Pages:
     """Return rows [S, r+p] as pages of one token, of which every query has those it chose [T, K]."""
-    counts = (chosen != NOTHING).sum(axis=1)
-    return Pages(rows[:, None], np.append(0, np.cumsum(counts)), chosen[chosen != NOTHING], counts)
+    counts = (chosen != NOTHING).sum(dim=1)
+    return Pages(rows[:, None], _starts(counts), chosen[chosen != NOTHING], counts)
+
+
+def _starts(counts: Numbers) -> Numbers:
+    """Return where each of some parts begins, and the last ends."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def paged(x: Inputs) -> Floats:
@@ -284,8 +287,8 @@ def paged(x: Inputs) -> Floats:
 
 def shift(rows: Floats, layout: RowLayout, by: int, model: Rotary) -> Floats:
     """Return cached rows [S, r+p] moved by so many positions: only their rotated part turns, the latent stays."""
-    moved = rows.copy()
-    moved[:, layout.pe] = rope.rotate(rows[:, layout.pe], np.full(len(rows), by), model)
+    moved, positions = rows.clone(), torch.full((len(rows),), by, device=rows.device)
+    moved[:, layout.pe] = rope.rotate(rows[:, layout.pe], positions, model)
     return moved
 
 

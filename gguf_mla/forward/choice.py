@@ -9,14 +9,8 @@ from gguf_mla.forward import indexer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Numbers
     from gguf_mla.forward.indexer import Index
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
-    Mask = NDArray[np.bool_]
 
 
 class Chooser:

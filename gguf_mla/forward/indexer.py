@@ -8,24 +8,20 @@ published inference code.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-import ml_dtypes
-import numpy as np
+import torch
 
 from gguf_mla.forward import rope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.model import Indexer
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 EPS = 1e-6  # of the keys' LayerNorm, whatever rms_norm_eps is
 PRODUCTS = 1 << 22  # of queries and keys that are held at a time
@@ -58,11 +54,10 @@ def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], 
 
     q [T, heads · size], k [S, size], weights [T, heads]; norm: weight and bias of the keys' LayerNorm, [size]
     """
-    indexer, positions = _of(model), np.arange(len(k))
+    indexer, positions = _of(model), torch.arange(len(k), device=k.device)
     queries = _turned(q.reshape(len(q), indexer.heads, indexer.size), positions[len(k) - len(q) :], model)
     keys = _turned(layer_norm(k, *norm), positions, model)
-    scale = np.float32(indexer.heads**-0.5 * indexer.size**-0.5)
-    return Index(queries, keys, weights * scale)
+    return Index(queries, keys, weights * (indexer.heads**-0.5 * indexer.size**-0.5))
 
 
 def _of(model: Indexed) -> Indexer:
@@ -78,29 +73,27 @@ def _turned(x: Floats, positions: Numbers, model: Indexed) -> Floats:
 
 def _rotated(x: Floats, positions: Numbers, model: Indexed) -> Floats:
     turn = rope.rotate if _of(model).interleaved else rope.rotate_halves
-    return np.concatenate([turn(x[..., : model.rope], positions, model), x[..., model.rope :]], axis=-1)
+    return torch.cat([rope.place(x[..., : model.rope], positions, model, turn), x[..., model.rope :]], dim=-1)
 
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
     """Return (x - mean x) / √(variance + 1e-6) · weight + bias over the last axis."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    normed: Floats = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(EPS))
-    return normed * weight + bias
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + EPS) * weight + bias
 
 
 def hadamard(x: Floats) -> Floats:
     """Return the orthonormal Hadamard transform of the last axis, 2^m values in Sylvester's order; its own inverse."""
-    transformed: Floats = x @ _sylvester(x.shape[-1])
-    return transformed
+    return x @ _sylvester(x.shape[-1]).to(x.device)
 
 
 @cache
 def _sylvester(size: int) -> Floats:
     """Return the matrix of the transform: [[H, H], [H, -H]] doubled up from 1, each row of length 1."""
-    matrix = np.ones((1, 1), np.float32)
+    matrix, step = torch.ones(1, 1), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix * np.float32(size**-0.5)
+        matrix = torch.kron(step, matrix)
+    return matrix / math.sqrt(size)
 
 
 def round_fp8(x: Floats) -> Floats:
@@ -109,27 +102,24 @@ def round_fp8(x: Floats) -> Floats:
     The scale is 2^⌈log2(max(largest, 1e-4) / 448)⌉.
     """
     blocks = x.reshape(*x.shape[:-1], -1, min(FP8_BLOCK, x.shape[-1]))
-    largest = np.maximum(np.abs(blocks).max(axis=-1, keepdims=True), np.float32(FP8_FLOOR))
-    scale = np.exp2(np.ceil(np.log2(largest / np.float32(FP8_LARGEST))))
-    rounded: Floats = (e4m3(blocks / scale) * scale).reshape(x.shape)
-    return rounded
+    largest = blocks.abs().amax(dim=-1, keepdim=True).clamp(min=FP8_FLOOR)
+    scale = torch.exp2(torch.ceil(torch.log2(largest / FP8_LARGEST)))
+    return (e4m3(blocks / scale) * scale).reshape(x.shape)
 
 
 def e4m3(x: Floats) -> Floats:
     """Return x rounded to the nearest value of 4 exponent and 3 mantissa bits, ties to even, at most ±448."""
-    limited = np.clip(x, -np.float32(FP8_LARGEST), np.float32(FP8_LARGEST))
-    return limited.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return x.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(torch.float32)
 
 
 def scores(index: Index, start: int, stop: int) -> Floats:
     """Return the scores of the queries start … stop-1, float32 [queries, S]; -inf for tokens after the query."""
     queries, weights = index.queries[start:stop], index.weights[start:stop]
-    products = queries.reshape(-1, queries.shape[-1]) @ index.keys.T
-    np.maximum(products, 0, out=products)
-    found: Floats = np.einsum("th,ths->ts", weights, products.reshape(*weights.shape, -1), optimize=True)
-    before = len(index.keys) - len(index.queries)
-    found[np.arange(len(index.keys))[None] > before + np.arange(start, stop)[:, None]] = -np.inf
-    return found
+    products = (queries.reshape(-1, queries.shape[-1]) @ index.keys.T).relu_().reshape(*weights.shape, -1)
+    found = (weights[:, None] @ products)[:, 0]
+    cached, device = len(index.keys), index.keys.device
+    seen = cached - len(index.queries) + torch.arange(start, stop, device=device)
+    return found.masked_fill_(torch.arange(cached, device=device) > seen[:, None], -torch.inf)
 
 
 def blocks(index: Index) -> Iterator[slice]:
@@ -143,17 +133,23 @@ def blocks(index: Index) -> Iterator[slice]:
 def choose(index: Index, top_k: int) -> Numbers:
     """Return the positions every query attends to, int64 [T, min(top_k, S)] in rising order, NOTHING at the end."""
     parts = [best(scores(index, block.start, block.stop), top_k) for block in blocks(index)]
-    return np.concatenate(parts)
+    return torch.cat(parts)
 
 
 def best(found: Floats, top_k: int) -> Numbers:
-    """Return the columns of the `top_k` largest of every row [N, S], in rising order, NOTHING for those of -inf."""
-    count = found.shape[1]
-    kept = min(top_k, count)
-    columns = np.argpartition(-found, kept - 1, axis=1)[:, :kept]
-    hidden = np.take_along_axis(found, columns, axis=1) == -np.inf
-    ordered = np.sort(np.where(hidden, count, columns), axis=1)
-    return np.where(ordered == count, NOTHING, ordered)
+    """Return the columns of the `top_k` largest of every row [N, S], in rising order, NOTHING for those of -inf.
+
+    Of equal values the first are taken; NaN is the largest, as infinity.
+    """
+    found = found.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    kept = min(top_k, found.shape[1])
+    least = found.topk(kept, dim=1).values[:, -1:]
+    above, same = found > least, found == least
+    taken = above | same & (same.cumsum(dim=1) <= kept - above.sum(dim=1, keepdim=True))
+    columns = taken.nonzero()[:, 1].reshape(-1, kept)
+    hidden = found.gather(1, columns) == -torch.inf
+    ordered = columns.masked_fill(hidden, found.shape[1]).sort(dim=1).values
+    return ordered.masked_fill(ordered == found.shape[1], NOTHING)
 
 
 def shift(keys: Floats, by: int, model: Indexed) -> Floats:
@@ -161,4 +157,4 @@ def shift(keys: Floats, by: int, model: Indexed) -> Floats:
 
     They are cached after the Hadamard transform, which therefore has to be undone first; their leading part turns.
     """
-    return hadamard(_rotated(hadamard(keys), np.full(len(keys), by), model))
+    return hadamard(_rotated(hadamard(keys), torch.full((len(keys),), by, device=keys.device), model))

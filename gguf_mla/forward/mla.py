@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from gguf_mla.forward import indexer, rope
 from gguf_mla.forward.architecture import Architecture
@@ -22,13 +22,9 @@ from gguf_mla.forward.tensors import Role, Roles
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.layers import Pass
     from gguf_mla.forward.model import Model
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 _ATTENTION, _EXPERT, _SHARED = "self_attn.", "mlp.experts.{expert}.", "mlp.shared_experts."
 _INDEXER = _ATTENTION + "indexer."
@@ -92,9 +88,13 @@ def embed(pass_: Pass, tokens: Numbers) -> Floats:
     return lookup(pass_, "token_embd.weight", tokens)
 
 
-def run_layer(pass_: Pass, layer: int, hidden: Floats, tokens: Numbers) -> Floats:
-    """Return hidden states [B, T, hidden] after one layer."""
-    hidden = hidden + attention(pass_, layer, hidden, tokens)
+def attend(pass_: Pass, layer: int, hidden: Floats, tokens: Numbers) -> Floats:
+    """Return hidden states [B, T, hidden] after a layer's attention."""
+    return hidden + attention(pass_, layer, hidden, tokens)
+
+
+def feed(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floats:
+    """Return hidden states [..., hidden] after a layer's MLP or experts."""
     return hidden + feed_forward(pass_, layer, hidden)
 
 
@@ -114,13 +114,13 @@ def attention(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floa
     if model.indexer is not None and not model.attends_to_all(layer):
         indexes = _indexes(pass_, at, x, low) if model.is_sparse(layer) else None
         chosen = pass_.chooser.take(indexes, model.indexer.top_k)
-    k_b, v_b = (pass_.weights.stack(at + name).all() for name in ("attn_k_b.weight", "attn_v_b.weight"))
+    k_b, v_b = (pass_.matrices(at + name) for name in ("attn_k_b.weight", "attn_v_b.weight"))
     observe, scale = _observer(pass_, at), model.softmax_scale
     heads = [
         pass_.form(Inputs(q_nope[b], q_pe[b], latent[b], k_pe[b], k_b, v_b, scale, chosen[b], observe))
         for b in range(len(x))
     ]
-    return pass_.linear(np.stack(heads).reshape(*x.shape[:2], -1), at + "attn_output.weight")
+    return pass_.linear(torch.stack(heads).reshape(*x.shape[:2], -1), at + "attn_output.weight")
 
 
 def _model(pass_: Pass) -> MlaModel:
@@ -166,8 +166,8 @@ def _indexes(pass_: Pass, at: str, x: Floats, low: Floats) -> list[indexer.Index
 
 def _turned(x: Floats, model: Model) -> Floats:
     """Rotate x [B, T, ..., p] to the positions 0 … T-1."""
-    positions = np.tile(np.arange(x.shape[1]), x.shape[0])
-    return rope.rotate(x.reshape(len(positions), -1, model.rope), positions, model).reshape(x.shape)
+    positions = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0])
+    return rope.place(x.reshape(len(positions), -1, model.rope), positions, model).reshape(x.shape)
 
 
 ARCHITECTURE = Architecture(
@@ -185,7 +185,8 @@ ARCHITECTURE = Architecture(
         "indexer.attn_k", "indexer.proj",
     ),
     embed=embed,
-    layer=run_layer,
+    attend=attend,
+    feed=feed,
     finish=finish,
     attention=attention,
 )  # fmt: skip

@@ -15,13 +15,19 @@ BEST, BEST_TWO = "best", "best two"  # how a group of experts is scored
 
 @dataclass(frozen=True)
 class Yarn:
-    """Rope scaling of YaRN; `all_dim` is mscale_all_dim, and mscale is the same."""
+    """Rope scaling of YaRN; what is rotated is multiplied by `rotated`, and the softmax's scale by `softmax`."""
 
     factor: float
     original: int
-    all_dim: float
+    softmax: float
+    rotated: float = 1.0
     fast: float = BETA_FAST
     slow: float = BETA_SLOW
+
+
+def growth(factor: float, mscale: float) -> float:
+    """Return 1 + 0.1·m·ln s, YaRN's measure of how much attention is to be sharpened; 1 where nothing is stretched."""
+    return 1 + 0.1 * mscale * math.log(factor) if factor > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,8 @@ class Model:
     indexer: Indexer | None = None
     predictors: int = 0
 
-    def size(self, name: str) -> int:
-        """Return a tensor dimension by the name it has in the architecture's `Roles`."""
+    def size(self, name: str, _layer: int | None = None) -> int:
+        """Return a tensor dimension by the name it has in the architecture's `Roles`; some are a layer's own."""
         derived = self.derived_sizes()
         return derived[name] if name in derived else int(getattr(self, name))
 
@@ -168,10 +174,8 @@ class MlaModel(Model):
 
     @property
     def softmax_scale(self) -> float:
-        """(n+p)^-1/2 · g(s, mscale_all_dim)², g(s, m) = 1 + 0.1·m·ln s. Source: DeepSeek-V3's modelling code."""
+        """(n+p)^-1/2, times what the scaling of positions makes of it. Source: DeepSeek-V3's modelling code."""
         scale = 1 / math.sqrt(self.nope + self.rope)
         if self.linear is not None:
             return scale * self.linear.scale
-        if self.yarn is None or self.yarn.factor <= 1:
-            return scale
-        return scale * (1 + 0.1 * self.yarn.all_dim * math.log(self.yarn.factor)) ** 2
+        return scale if self.yarn is None else scale * self.yarn.softmax

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, Linear, MlaModel, Routing, Yarn
+from gguf_mla.forward.model import (
+    BEST,
+    BEST_TWO,
+    BETA_FAST,
+    BETA_SLOW,
+    Indexer,
+    Linear,
+    MlaModel,
+    Routing,
+    Yarn,
+    growth,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -130,15 +141,27 @@ def _config_linear(config: Config) -> Linear | None:
 
 
 def _config_yarn(config: Config) -> Yarn | None:
+    """Return how positions are stretched, with the scales that transformers computes."""
     section = _rope_section(config)
     if _scaling_kind(section) != "yarn":
         return None
+    factor, mscale, all_dim = (
+        section.number("factor"),
+        section.number("mscale", 0.0),
+        section.number("mscale_all_dim", 0.0),
+    )
+    rotated = growth(factor, 1.0)
+    if mscale and all_dim:
+        if growth(factor, all_dim) <= 0:
+            raise section.refuse("mscale_all_dim", "a number that leaves attention a scale", all_dim)
+        rotated = growth(factor, mscale) / growth(factor, all_dim)
     return Yarn(
-        factor=section.number("factor"),
+        factor=factor,
         original=section.positive(
             "original_max_position_embeddings", config.positive("max_position_embeddings", 1 << 31)
         ),
-        all_dim=section.number("mscale_all_dim", 0.0),
+        softmax=growth(factor, all_dim) ** 2,
+        rotated=section.number("attention_factor", rotated),
         fast=section.number("beta_fast", BETA_FAST),
         slow=section.number("beta_slow", BETA_SLOW),
     )

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import LAYERS, shown
-from gguf_mla.forward.model import BEST, BEST_TWO, BETA_FAST, BETA_SLOW, Indexer, Linear, MlaModel, Routing, Yarn
+from gguf_mla.forward.model import (
+    BEST,
+    BEST_TWO,
+    BETA_FAST,
+    BETA_SLOW,
+    Indexer,
+    Linear,
+    MlaModel,
+    Routing,
+    Yarn,
+    growth,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -138,13 +149,31 @@ def _gguf_linear(keys: Keys) -> Linear | None:
 def _gguf_yarn(keys: Keys) -> Yarn | None:
     if keys.get("rope.scaling.type", "none") != "yarn":
         return None
+    factor = keys.number("rope.scaling.factor")
+    rotated, root = _yarn_scales(keys, factor)
     return Yarn(
-        factor=keys.number("rope.scaling.factor"),
+        factor=factor,
         original=keys.integer("rope.scaling.original_context_length"),
-        all_dim=keys.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1,
+        softmax=root**2,
+        rotated=rotated,
         fast=keys.number("rope.scaling.yarn_beta_fast", BETA_FAST),
         slow=keys.number("rope.scaling.yarn_beta_slow", BETA_SLOW),
     )
+
+
+def _yarn_scales(keys: Keys, factor: float) -> tuple[float, float]:
+    """Return what readers multiply cos and sin by, and the root of what they multiply the softmax's scale by.
+
+    mscale has no key: it is taken for 1, and in deepseek2 for mscale_all_dim where that is not 1.
+    """
+    all_dim = keys.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
+    root = growth(factor, all_dim)
+    if root <= 0:
+        raise keys.refuse("rope.scaling.yarn_log_multiplier", "a number that leaves attention a scale", all_dim / 10)
+    follows = keys.get("general.architecture") not in INTERLEAVED and all_dim
+    rotated = 1.0 if follows else growth(factor, 1.0) / root
+    rotated *= keys.number("rope.scaling.attn_factor", 1.0)
+    return rotated, rotated * root
 
 
 class KeyRefusedError(InputError):

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from gguf_mla.forward import layers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Ids
     from gguf_mla.forward.layers import Pass
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 
 def head(layer: int) -> str:
@@ -26,13 +22,13 @@ def head(layer: int) -> str:
     return f"blk.{layer}.nextn.shared_head_head.weight"
 
 
-def enter(pass_: Pass, layer: int, states: Floats, tokens: Numbers) -> Floats:
+def enter(pass_: Pass, layer: int, states: Floats, tokens: Ids) -> Floats:
     """Return the input [B, T-1, hidden] of a prediction layer's block, for final states [B, T, hidden] of tokens."""
     model, at = pass_.model, f"blk.{layer}.nextn."
-    embedded = layers.lookup(pass_, at + "embed_tokens.weight", tokens[:, 1:])
+    embedded = layers.lookup(pass_, at + "embed_tokens.weight", pass_.place.ids(tokens)[:, 1:])
     parts = (embedded, "enorm"), (states[:, :-1], "hnorm")
     normed = [layers.rms_norm(x, pass_.vector(f"{at}{name}.weight"), model.eps) for x, name in parts]
-    return pass_.linear(np.concatenate(normed, axis=-1), at + "eh_proj.weight")
+    return pass_.linear(torch.cat(normed, dim=-1), at + "eh_proj.weight")
 
 
 def leave(pass_: Pass, layer: int, hidden: Floats) -> Floats:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from gguf_mla.forward import kernels
+import torch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
+    from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.model import Linear, Yarn
 
-    Floats = NDArray[np.float32]
+    Turn = Callable[[Floats, Numbers, "Rotary"], Floats]
 
 
 class Rotary(Protocol):
@@ -41,16 +40,15 @@ class Rotary(Protocol):
 
 
 def frequencies(model: Rotary) -> Floats:
-    """Return the angle per position of every pair, float32 [p/2]."""
-    steps = np.arange(0, model.rope, 2, dtype=np.float32) / np.float32(model.rope)
-    plain: Floats = np.float32(1) / np.power(np.float32(model.theta), steps)
+    """Return the angle per position of every pair, float32 [p/2], on the CPU."""
+    steps = torch.arange(0, model.rope, 2, dtype=torch.float32) / model.rope
+    plain = 1 / torch.pow(model.theta, steps)
     if model.linear is not None:
-        return plain / np.float32(model.linear.factor)
+        return plain / model.linear.factor
     if model.yarn is None:
         return plain
     kept = 1 - _ramp(model.yarn, model.theta, model.rope)
-    blended: Floats = plain / np.float32(model.yarn.factor) * (1 - kept) + plain * kept
-    return blended
+    return plain / model.yarn.factor * (1 - kept) + plain * kept
 
 
 def _ramp(yarn: Yarn, theta: float, width: int) -> Floats:
@@ -61,21 +59,31 @@ def _ramp(yarn: Yarn, theta: float, width: int) -> Floats:
         return width * math.log(yarn.original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = max(math.floor(pair_of(yarn.fast)), 0), min(math.ceil(pair_of(yarn.slow)), width - 1)
-    span = np.float32(high - low if high > low else 0.001)
-    ramp: Floats = np.clip((np.arange(width // 2, dtype=np.float32) - np.float32(low)) / span, 0, 1)
-    return ramp
+    span = high - low if high > low else 0.001
+    return ((torch.arange(width // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
 
 
-def rotate(x: Floats, positions: NDArray[np.int64], model: Rotary) -> Floats:
+def rotate(x: Floats, positions: Numbers, model: Rotary) -> Floats:
     """Return x [N, H, p] or [N, p] with its pairs (2i, 2i+1) turned to their positions [N]."""
-    angles = positions[:, None].astype(np.float32) * frequencies(model)[None]
-    turned = x.reshape(len(x), -1, model.rope).astype(np.float32, order="C", copy=True)
-    kernels.rotate(turned, np.cos(angles), np.sin(angles))
-    return turned.reshape(x.shape)
+    pairs = x.reshape(len(x), -1, model.rope // 2, 2)
+    return _turned(pairs, positions, model, -1).reshape(x.shape)
 
 
-def rotate_halves(x: Floats, positions: NDArray[np.int64], model: Rotary) -> Floats:
+def rotate_halves(x: Floats, positions: Numbers, model: Rotary) -> Floats:
     """Return x [N, H, p] or [N, p] with its pairs (i, i+p/2) turned to their positions [N]."""
-    paired = np.ascontiguousarray(x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)).reshape(x.shape)
-    turned = rotate(paired, positions, model).reshape(*x.shape[:-1], -1, 2)
-    return np.ascontiguousarray(turned.swapaxes(-1, -2)).reshape(x.shape)
+    pairs = x.reshape(len(x), -1, 2, model.rope // 2)
+    return _turned(pairs, positions, model, -2).reshape(x.shape)
+
+
+def place(x: Floats, positions: Numbers, model: Rotary, turn: Turn = rotate) -> Floats:
+    """Return x rotated to its positions by `turn`, with the scale that YaRN gives to what is rotated."""
+    turned = turn(x, positions, model)
+    return turned if model.yarn is None or model.yarn.rotated == 1 else turned * model.yarn.rotated
+
+
+def _turned(pairs: Floats, positions: Numbers, model: Rotary, axis: int) -> Floats:
+    """Return pairs [N, H, ...] turned; `axis`, one of the last two, goes through the two values of a pair."""
+    angles = positions[:, None].to(torch.float32) * frequencies(model).to(positions.device)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    a, b = pairs.unbind(axis)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=axis)

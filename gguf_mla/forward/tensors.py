@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gguf_mla import codec
+from gguf_mla import codec, ggtypes
 from gguf_mla.errors import InputError
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.ggtypes.shared import floats
@@ -24,13 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.reader import GgufFile, GgufTensor
+    from gguf_mla.forward.arrays import Rows
     from gguf_mla.forward.model import Model
     from gguf_mla.sources.checkpoint import Checkpoint
     from gguf_mla.sources.tensor import SourceTensor
-
-    Floats = NDArray[np.float32]
-
-CHUNK_VALUES = 1 << 22  # 16 MiB as float32: enough for a matrix product to be worth it
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Roles:
         prefix, held = "" if layer is None else f"blk.{layer}.", self.conditions(model, layer)
         for name, role in roles.items():
             if role.where in held:
-                yield prefix + name, tuple(model.size(size) for size in role.shape)
+                yield prefix + name, tuple(model.size(size, layer) for size in role.shape)
 
 
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
@@ -96,11 +93,21 @@ def shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Rows as a ggml type stores them, uint8 [rows, row_bytes]; their values are to be multiplied with `scale`."""
+
+    data: NDArray[np.uint8]
+    type: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Stack:
-    """A tensor as `count` matrices of [rows, cols]; a vector is one row.
+    """A tensor as `count` matrices of [rows, cols]; a vector is one row. Any number of threads may read.
 
     stored  the type it has in its file
     read    matrix number, first row, row after the last → float32 [rows, cols]
+    blocks  the same before decoding, for who decodes elsewhere; None where more is done to the values
     """
 
     name: str
@@ -108,27 +115,12 @@ class Stack:
     rows: int
     cols: int
     stored: str
-    read: Callable[[int, int, int], Floats]
+    read: Callable[[int, int, int], Rows]
+    blocks: Callable[[int, int, int], Blocks] | None = None
 
-    def matrix(self, index: int = 0) -> Floats:
+    def matrix(self, index: int = 0) -> Rows:
         """Return a whole matrix, float32 [rows, cols]."""
         return self.read(index, 0, self.rows)
-
-    def all(self) -> Floats:
-        """Return the whole stack, float32 [count, rows, cols]."""
-        matrices: Floats = np.stack([self.matrix(index) for index in range(self.count)])
-        return matrices
-
-    def vector(self) -> Floats:
-        """Return a vector, float32 [cols]."""
-        values: Floats = self.read(0, 0, 1)[0]
-        return values
-
-    def chunks(self, index: int = 0) -> Iterator[tuple[int, Floats]]:
-        """Yield a matrix in pieces of about CHUNK_VALUES values: first row, rows."""
-        step = max(1, CHUNK_VALUES // self.cols)
-        for start in range(0, self.rows, step):
-            yield start, self.read(index, start, min(start + step, self.rows))
 
 
 class Weights(Protocol):
@@ -169,7 +161,7 @@ class CheckpointWeights:
         prefix = "" if layer is None else roles.prefix.format(layer=layer)
         if rest in SHARED and prefix + role.checkpoint not in self.checkpoint.tensors:
             return replace(self.stack(SHARED[rest]), name=name)
-        count, rows, cols = _three([self.model.size(size) for size in role.shape])
+        count, rows, cols = _three([self.model.size(size, layer) for size in role.shape])
         template = prefix + role.checkpoint
         first = self._tensor(template.format(expert=0))
         if rest in LEGACY_HALVES:
@@ -178,8 +170,10 @@ class CheckpointWeights:
         sources = [self._tensor(template.format(expert=index)) for index in range(count)] if count > 1 else [first]
         self._check_shapes(sources, rows, cols)
         return Stack(
-            name, count, rows, cols, first.stored, lambda index, start, stop: _values(sources[index], start, stop)
-        )
+            name, count, rows, cols, first.stored,
+            lambda index, start, stop: _values(sources[index], start, stop),
+            lambda index, start, stop: _plain(sources[index], start, stop),
+        )  # fmt: skip
 
     def _check_shapes(self, sources: list[SourceTensor], rows: int, cols: int) -> None:
         for source in sources:
@@ -191,7 +185,7 @@ class CheckpointWeights:
 
     def _tensor(self, name: str) -> SourceTensor:
         if name not in self.checkpoint.tensors:
-            raise InputError("is missing", file=self.checkpoint.folder.path, tensor=name, remedy="Download it again")
+            raise InputError("is missing", file=self.checkpoint.folder.path, tensor=name)
         return self.checkpoint.tensors[name]
 
 
@@ -250,21 +244,19 @@ class GgufWeights:
         tensor = self.file.tensors[name]
         count, rows, cols = _three(tensor.shape)
         scales = self._scales(name, count)
-        return Stack(
-            name,
-            count,
-            rows,
-            cols,
-            tensor.type,
-            lambda index, start, stop: _decoded(tensor, index * rows + start, index * rows + stop) * scales[index],
-        )
 
-    def _scales(self, name: str, count: int) -> Floats:
-        """Return what each matrix of a tensor is to be multiplied with, float32 [count]."""
+        def blocks(index: int, start: int, stop: int) -> Blocks:
+            data = tensor.read(index * rows + start, index * rows + stop)
+            return Blocks(data, tensor.type, scales[index])
+
+        return _of_blocks(name, count, rows, cols, blocks, tensor.type)
+
+    def _scales(self, name: str, count: int) -> list[float]:
+        """Return what each matrix of a tensor is to be multiplied with."""
         beside = name.removesuffix(WEIGHT) + SCALE
         if not is_scale(beside, self.file):
-            return np.ones(count, np.float32)
-        scales: Floats = _decoded(self.file.tensors[beside], 0, 1)[0]
+            return [1.0] * count
+        scales: list[float] = _decoded(self.file.tensors[beside], 0, 1)[0].tolist()
         return scales
 
 
@@ -285,11 +277,24 @@ def _fused(name: str, half: int, tensor: GgufTensor) -> Stack:
     count, both, cols = _three(tensor.shape)
     rows = both // 2
 
-    def read(index: int, start: int, stop: int) -> Floats:
+    def blocks(index: int, start: int, stop: int) -> Blocks:
         first = index * both + half * rows
-        return _decoded(tensor, first + start, first + stop)
+        return Blocks(tensor.read(first + start, first + stop), tensor.type)
 
-    return Stack(name, count, rows, cols, tensor.type, read)
+    return _of_blocks(name, count, rows, cols, blocks, tensor.type)
+
+
+def _of_blocks(
+    name: str, count: int, rows: int, cols: int, blocks: Callable[[int, int, int], Blocks], stored: str
+) -> Stack:
+    """Return a stack whose values are blocks decoded."""
+
+    def read(index: int, start: int, stop: int) -> Rows:
+        found = blocks(index, start, stop)
+        values: Rows = codec.decode(found.data, found.type)
+        return values if found.scale == 1 else values * np.float32(found.scale)
+
+    return Stack(name, count, rows, cols, stored, read, blocks if stored in ggtypes.types() else None)
 
 
 def _three(shape: Any) -> tuple[int, int, int]:
@@ -297,16 +302,16 @@ def _three(shape: Any) -> tuple[int, int, int]:
     return count, rows, cols
 
 
-def _half(name: str, rest: str, model: Model, stored: str, read: Callable[[int, int], Floats]) -> Stack:
+def _half(name: str, rest: str, model: Model, stored: str, read: Callable[[int, int], Rows]) -> Stack:
     """Return the key or value half of a kv_b_proj whose rows `read` gives."""
     heads, nope, value_rows, rank = (model.size(name) for name in ("heads", "nope", "value", "kv_rank"))
     step = nope + value_rows
 
-    def key(head: int, start: int, stop: int) -> Floats:
+    def key(head: int, start: int, stop: int) -> Rows:
         rows = read(head * step, head * step + nope)
         return np.ascontiguousarray(rows.T[start:stop])
 
-    def value(head: int, start: int, stop: int) -> Floats:
+    def value(head: int, start: int, stop: int) -> Rows:
         first = head * step + nope
         return read(first + start, first + stop)
 
@@ -315,11 +320,17 @@ def _half(name: str, rest: str, model: Model, stored: str, read: Callable[[int, 
     return Stack(name, heads, value_rows, rank, stored, value)
 
 
-def _values(source: SourceTensor, start: int, stop: int) -> Floats:
-    values: Floats = floats.to_float32(source.read(start, stop), source.values)
+def _values(source: SourceTensor, start: int, stop: int) -> Rows:
+    values: Rows = floats.to_float32(source.read(start, stop), source.values)
     return values.reshape(stop - start, -1)
 
 
-def _decoded(tensor: GgufTensor, start: int, stop: int) -> Floats:
-    values: Floats = codec.dequantize(tensor.read(start, stop), tensor.type)
+def _plain(source: SourceTensor, start: int, stop: int) -> Blocks:
+    """Return rows as they are read, as float32, float16 or BF16: half the bytes of their values, or all of them."""
+    data = np.ascontiguousarray(source.read(start, stop)).reshape(stop - start, -1)
+    return Blocks(data.view(np.uint8), source.values)
+
+
+def _decoded(tensor: GgufTensor, start: int, stop: int) -> Rows:
+    values: Rows = codec.decode(tensor.read(start, stop), tensor.type)
     return values

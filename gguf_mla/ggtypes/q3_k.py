@@ -96,15 +96,21 @@ def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:
 
 
 def _fit(x: Lanes, scratch: Lanes, j: int) -> None:
-    """Levels and scales of sub-blocks j … j + 3: by rounding, then five rounds of moving levels (`make_q3_quants`)."""
+    """Levels and scales of sub-blocks j … j + 3: by rounding, then rounds of moving levels (`make_q3_quants`).
+
+    Five at most, and none after one that moves nothing: the next would be the same.
+    """
     (a, a2), (b, b2) = _start(x, scratch, j), _start(x, scratch, j + 1)
     (c, c2), (d, d2) = _start(x, scratch, j + 2), _start(x, scratch, j + 3)
     for _ in range(5):
+        moved = lanes.full(0.0)
         for i in range(16 * j, 16 * j + 16):
-            a, a2 = _move(x, scratch, i, a, a2)
-            b, b2 = _move(x, scratch, i + 16, b, b2)
-            c, c2 = _move(x, scratch, i + 32, c, c2)
-            d, d2 = _move(x, scratch, i + 48, d, d2)
+            a, a2, moved = _move(x, scratch, i, a, a2, moved)
+            b, b2, moved = _move(x, scratch, i + 16, b, b2, moved)
+            c, c2, moved = _move(x, scratch, i + 32, c, c2, moved)
+            d, d2, moved = _move(x, scratch, i + 48, d, d2, moved)
+        if not lanes.any_lane(moved > 0.0):
+            break
     _store_fit(scratch, j, a, a2)
     _store_fit(scratch, j + 1, b, b2)
     _store_fit(scratch, j + 2, c, c2)
@@ -127,8 +133,13 @@ def _start(x: Lanes, scratch: Lanes, j: int) -> tuple[Lanes, Lanes]:
     return sum_xl, sum_l2
 
 
-def _move(x: Lanes, scratch: Lanes, i: int, sum_xl: Lanes, sum_l2: Lanes) -> tuple[Lanes, Lanes]:
-    """Move level i to its optimum given the others, if that raises the explained square; the sums after that."""
+def _move(
+    x: Lanes, scratch: Lanes, i: int, sum_xl: Lanes, sum_l2: Lanes, moved_before: Lanes
+) -> tuple[Lanes, Lanes, Lanes]:
+    """Move level i to its optimum given the others, if that raises the explained square.
+
+    Returns the sums after that, and 1 where this or an earlier level has moved.
+    """
     value, level = lanes.load(x, i), lanes.load(scratch, LEVELS + i)
     weight = value * value
     rest_xl = sum_xl - weight * value * level
@@ -139,7 +150,8 @@ def _move(x: Lanes, scratch: Lanes, i: int, sum_xl: Lanes, sum_l2: Lanes) -> tup
     better = (rest_xl > 0.0) & (moved != level) & (new_l2 > 0.0)
     better = better & (new_xl * new_xl * sum_l2 > sum_xl * sum_xl * new_l2)
     lanes.store(scratch, LEVELS + i, lanes.where(better, moved, level))
-    return lanes.where(better, new_xl, sum_xl), lanes.where(better, new_l2, sum_l2)
+    moved_now = lanes.where(better, 1.0, moved_before)
+    return lanes.where(better, new_xl, sum_xl), lanes.where(better, new_l2, sum_l2), moved_now
 
 
 def _store_fit(scratch: Lanes, j: int, sum_xl: Lanes, sum_l2: Lanes) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.half import from_half, to_half
-from gguf_mla.ggtypes.shared.planes import pack_planes, plane
+from gguf_mla.ggtypes.shared.planes import pack_kept_planes, plane
 from gguf_mla.ggtypes.shared.search import fit_symmetric, spread_weights, store_signed_levels, store_symmetric_levels
 from gguf_mla.ggtypes.tensor_type import TensorType
 
@@ -21,7 +21,7 @@ TYPE = TensorType("Q4_0", id=2, block=32, bytes=2 + 16, scratch=65, row_spread=T
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:
     """Encode: the scale maps the value of largest magnitude to -8."""
     lanes.put16(out, SCALE, to_half(store_signed_levels(x, 8, scratch, LEVELS)))
-    pack_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
+    pack_kept_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
 
 
 def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:
@@ -31,7 +31,7 @@ def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes
     scale, inverse, empty = fit_symmetric(x, 0, weights, 32, 8)
     lanes.put16(out, SCALE, to_half(scale))
     store_symmetric_levels(x, 0, 32, inverse, empty, 8, scratch, LEVELS)
-    pack_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
+    pack_kept_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
 
 
 def decode_block(data: Lanes, _tables: Any, y: Lanes) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.affine import fit, store_affine_levels, store_range_levels
 from gguf_mla.ggtypes.shared.half import from_half, to_half
-from gguf_mla.ggtypes.shared.planes import pack_planes, plane
+from gguf_mla.ggtypes.shared.planes import pack_kept_planes, plane
 from gguf_mla.ggtypes.shared.search import spread_weights
 from gguf_mla.ggtypes.tensor_type import TensorType
 
@@ -22,9 +22,8 @@ TYPE = TensorType("Q4_1", id=3, block=32, bytes=2 + 2 + 16, scratch=65, row_spre
 def encode(x: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:
     """Scale and minimum map the block's range to 0 … 15."""
     scale, minimum = store_range_levels(x, 15, scratch, LEVELS)
-    lanes.put16(out, SCALE, to_half(scale))
-    lanes.put16(out, MINIMUM, to_half(minimum))
-    pack_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
+    lanes.put32(out, SCALE, to_half(scale) | to_half(minimum) << 16)
+    pack_kept_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
 
 
 def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes) -> None:
@@ -32,10 +31,9 @@ def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes
     weights, levels = scratch[WEIGHTS:LEVELS], scratch[LEVELS:]
     spread_weights(x, 0, w, 32, lanes.load(scratch, SPREAD), weights, 0)
     scale, minimum, inverse, offset = fit(x, 0, weights, levels, 32, 15, -0.9, 0.05, 37)
-    lanes.put16(out, SCALE, to_half(scale))
-    lanes.put16(out, MINIMUM, to_half(minimum))
+    lanes.put32(out, SCALE, to_half(scale) | to_half(minimum) << 16)
     store_affine_levels(x, 0, 32, inverse, offset, 15, scratch, LEVELS)
-    pack_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
+    pack_kept_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
 
 
 def decode_block(data: Lanes, _tables: Any, y: Lanes) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.half import from_half, to_half
-from gguf_mla.ggtypes.shared.planes import pack_bits, pack_planes, plane, run_bits
+from gguf_mla.ggtypes.shared.planes import pack_kept_bits, pack_kept_planes, plane, run_bits
 from gguf_mla.ggtypes.shared.search import fit_symmetric, spread_weights, store_signed_levels, store_symmetric_levels
 from gguf_mla.ggtypes.tensor_type import TensorType
 
@@ -35,8 +35,8 @@ def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes
 
 
 def _pack(scratch: Lanes, out: Lanes) -> None:
-    pack_bits(scratch, LEVELS, 32, 1, 4, out, FIFTHS)
-    pack_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
+    pack_kept_bits(scratch, LEVELS, 32, 1, 4, out, FIFTHS)
+    pack_kept_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
 
 
 def decode_block(data: Lanes, _tables: Any, y: Lanes) -> None:

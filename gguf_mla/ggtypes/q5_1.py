@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla import lanes
 from gguf_mla.ggtypes.shared.affine import fit, store_affine_levels, store_range_levels
 from gguf_mla.ggtypes.shared.half import from_half, to_half
-from gguf_mla.ggtypes.shared.planes import pack_bits, pack_planes, plane, run_bits
+from gguf_mla.ggtypes.shared.planes import pack_kept_bits, pack_kept_planes, plane, run_bits
 from gguf_mla.ggtypes.shared.search import spread_weights
 from gguf_mla.ggtypes.tensor_type import TensorType
 
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
-SCALE, MINIMUM, FIFTHS, NIBBLES = 0, 2, 4, 8  # float16, float16, uint32, uint8[16]
+SCALE, MINIMUM, FIFTHS, NIBBLES = 0, 2, 4, 8  # float16, float16 after it, uint32, uint8[16]
 SPREAD, WEIGHTS, LEVELS = 0, 1, 33  # rows of scratch
 TYPE = TensorType("Q5_1", id=7, block=32, bytes=2 + 2 + 4 + 16, scratch=65, row_spread=True, module_name=__name__)
 
@@ -35,10 +35,9 @@ def encode_weighted(x: Lanes, w: Lanes, scratch: Lanes, _tables: Any, out: Lanes
 
 
 def _pack(scale: Lanes, minimum: Lanes, scratch: Lanes, out: Lanes) -> None:
-    lanes.put16(out, SCALE, to_half(scale))
-    lanes.put16(out, MINIMUM, to_half(minimum))
-    pack_bits(scratch, LEVELS, 32, 1, 4, out, FIFTHS)
-    pack_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
+    lanes.put32(out, SCALE, to_half(scale) | to_half(minimum) << 16)
+    pack_kept_bits(scratch, LEVELS, 32, 1, 4, out, FIFTHS)
+    pack_kept_planes(scratch, LEVELS, 16, 2, 4, 0, out, NIBBLES, 16)
 
 
 def decode_block(data: Lanes, _tables: Any, y: Lanes) -> None:

@@ -11,9 +11,12 @@ from gguf_mla.files import bounds
 from gguf_mla.importance.entries import MAX_NAME_BYTES, Contents, StoredSums
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from gguf_mla.files.input import InputFile
+    from gguf_mla.files.output import OutputFile
 
 
 BLOCK = 1 << 12  # bytes that are read at a time
@@ -85,3 +88,51 @@ class DatParser:
             self._block, self._begin, start = self._file.read(self._at, size).tobytes(), self._at, 0
         self._at += count
         return self._block[start : start + count]
+
+
+class DatFile:
+    """A `.dat` file that is to be written, as llama-imatrix has it: entries that no token reached are left out.
+
+    entries      tensor name → sums of squares [n, cols] and the tokens added [n]; asked for more than once
+    dataset      a name, not a path
+    chunk_count  how many chunks of text, each of `chunk_size` tokens
+    size         how many bytes it will have
+    """
+
+    def __init__(
+        self, entries: Mapping[str, tuple[NDArray[np.float32], ...]], dataset: str, chunk_count: int, chunk_size: int
+    ) -> None:
+        self._entries = entries
+        self._names = [name for name in sorted(entries) if entries[name][1].any()]
+        self._chunk_size = chunk_size
+        text = dataset.encode()
+        self._tail = _int32(chunk_count) + _int32(len(text)) + text
+        sizes = (12 + len(name.encode()) + 4 * entries[name][0].size for name in self._names)
+        self.size = 4 + sum(sizes) + len(self._tail)
+
+    def write(self, file: OutputFile) -> None:
+        """Write all of it; MachineError when that fails."""
+        at = _put(file, _int32(len(self._names)), 0)
+        for name in self._names:
+            squares, counts = self._entries[name][:2]
+            calls = -(-int(counts.max()) // self._chunk_size)
+            text = name.encode()
+            at = _put(file, _int32(len(text)) + text + _int32(calls) + _int32(squares.size), at)
+            at = _put(file, _values(squares.reshape(counts.size, -1), counts.reshape(-1, 1), calls).tobytes(), at)
+        _put(file, self._tail, at)
+
+
+def _values(squares: NDArray[np.float32], counts: NDArray[np.float32], calls: int) -> NDArray[np.float32]:
+    """Return means times the number of calls; 1 times it where there is no mean."""
+    means = np.ones_like(squares)
+    np.divide(squares, counts, out=means, where=counts > 0)
+    return means * np.float32(calls)
+
+
+def _int32(number: int) -> bytes:
+    return number.to_bytes(4, "little", signed=True)
+
+
+def _put(file: OutputFile, data: bytes, at: int) -> int:
+    file.write(np.frombuffer(data, np.uint8), at)
+    return at + len(data)

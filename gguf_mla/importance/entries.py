@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 DEFAULT_CHUNK_SIZE = 512  # tokens; llama-imatrix's own where no file says
 MAX_NAME_BYTES = 1024
-SUMS, COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS, PLAIN = ".in_sum2", ".counts", ".in_sum"  # in the order in which llama-imatrix stores them
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSums:
     """Where the sums of one tensor lie in one file, and over how many tokens (or calls) each row was taken.
 
-    `counts` is float64 [n] of whole numbers, `unit` what both sums and counts are multiplied by before merging.
+    `counts` is float64 [n] of whole numbers, `unit` what both sums and counts are multiplied by before merging. `plain`
+    is where the sums of the values themselves lie, not of their squares; None where the file has none.
     """
 
     file: Readable
@@ -36,6 +37,7 @@ class StoredSums:
     length: int
     counts: NDArray[np.float64]
     unit: int = 1
+    plain: int | None = None
 
     def read(self) -> NDArray[np.float32]:
         """Return the sums as float32 [length]; InputError for one that is not a finite number of at least 0."""
@@ -45,16 +47,28 @@ class StoredSums:
         check_values(values, self.file.name, self.name, "importance value")
         return values
 
+    def read_plain(self) -> NDArray[np.float32] | None:
+        """Return the sums of the values themselves, float32 [length]; InputError for one that is not finite."""
+        if self.plain is None:
+            return None
+        values = self.file.read(self.plain, 4 * self.length).view(np.float32)
+        check_values(np.abs(values), self.file.name, self.name, "sum of values")
+        return values
+
 
 @dataclass(frozen=True)
 class Contents:
-    """What one file holds; `chunk_size` is None for a `.dat` file, which counts calls instead of tokens."""
+    """What one file holds; `chunk_size` is None for a `.dat` file, which counts calls instead of tokens.
+
+    `predictors` is how many of the model's last layers are of multi-token prediction, where the file says so.
+    """
 
     path: Path
     datasets: tuple[str, ...]
     chunk_count: int
     chunk_size: int | None
     entries: Mapping[str, StoredSums]
+    predictors: int = 0
 
 
 def check_values(values: NDArray[np.float32], path: Path | str, name: str, what: str) -> None:

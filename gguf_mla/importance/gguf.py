@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
-from gguf_mla.container.values import Kind, array, string, u32
+from gguf_mla.container.values import Kind, Value, array, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import SUMS as SUMS_AT_MOST
 from gguf_mla.files.bounds import bounded
 from gguf_mla.files.guard import check_free
 from gguf_mla.files.output import OutputFile
-from gguf_mla.importance.entries import COUNTS, SUMS, Contents, StoredSums, check_values
+from gguf_mla.importance.entries import COUNTS, PLAIN, SUMS, Contents, StoredSums, check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    Entry = tuple[NDArray[np.float32], NDArray[np.float32]]
+    Entry = tuple[NDArray[np.float32], ...]
+
+PREDICTORS = "imatrix.n_layer_nextn"
+
+
+class Written(Protocol):
+    """A file that knows how to write itself."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+
+    def write(self, file: OutputFile) -> None:
+        """Write all of it; MachineError when that fails."""
 
 
 def open_gguf_matrix(path: Path) -> Contents:
     """Return what a matrix in GGUF form holds; InputError where it is not sound."""
     file = open_gguf(path)
-    sums, counts = _by_suffix(file, SUMS), _by_suffix(file, COUNTS)
+    sums, counts, plain = (_by_suffix(file, suffix) for suffix in (SUMS, COUNTS, PLAIN))
     if file.metadata.get("general.type", "imatrix") != "imatrix" or not sums:
         raise InputError("is a GGUF file, but not an importance matrix", file=path)
     for name in sums.keys() ^ counts.keys():
         raise InputError("has sums without counts or counts without sums", file=path, tensor=name)
-    entries = {name: _gguf_entry(name, tensor, counts[name]) for name, tensor in sums.items()}
+    entries = {name: _gguf_entry(name, tensor, counts[name], plain.get(name)) for name, tensor in sums.items()}
     chunk_count, chunk_size = _number(file, "imatrix.chunk_count"), _number(file, "imatrix.chunk_size")
-    return Contents(path, _datasets(file), chunk_count, chunk_size, entries)
+    return Contents(path, _datasets(file), chunk_count, chunk_size, entries, _number(file, PREDICTORS))
 
 
 def _by_suffix(file: GgufFile, suffix: str) -> dict[str, GgufTensor]:
     return {name.removesuffix(suffix): tensor for name, tensor in file.tensors.items() if name.endswith(suffix)}
 
 
-def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor) -> StoredSums:
+def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor, plain: GgufTensor | None) -> StoredSums:
     path = sums.file.name
-    for tensor in (sums, counts):
-        if tensor.type != "F32":
+    for tensor in (sums, counts, plain):
+        if tensor is not None and tensor.type != "F32":
             raise InputError("has another type", file=path, tensor=tensor.name, expected="F32", found=tensor.type)
     length, rows = math.prod(sums.shape), math.prod(counts.shape)
     bounded(length, SUMS_AT_MOST, "the number of importance values", file=path, tensor=name)
@@ -59,10 +72,14 @@ def _gguf_entry(name: str, sums: GgufTensor, counts: GgufTensor) -> StoredSums:
             expected=f"a multiple of {rows}",
             found=length,
         )
+    if plain is not None and math.prod(plain.shape) != length:
+        found = math.prod(plain.shape)
+        raise InputError("has another number of values", file=path, tensor=plain.name, expected=length, found=found)
     numbers = counts.file.read(counts.offset, counts.nbytes).view(np.float32)
     check_values(numbers, path, counts.name, "count")
     # Rounded as llama-quantize does it: a count is a whole number that a file can only store as float32.
-    return StoredSums(sums.file, name, sums.offset, length, np.floor(numbers.astype(np.float64) + 0.5))
+    rounded = np.floor(numbers.astype(np.float64) + 0.5)
+    return StoredSums(sums.file, name, sums.offset, length, rounded, plain=None if plain is None else plain.offset)
 
 
 def _datasets(file: GgufFile) -> tuple[str, ...]:
@@ -82,23 +99,26 @@ def _number(file: GgufFile, key: str) -> int:
 class MatrixFile:
     """An importance matrix in GGUF form that is to be written, as llama-imatrix lays it out.
 
-    entries      tensor name → sums of squares [n, cols] and the tokens added [n], n experts or heads; asked for twice
+    entries      tensor name → sums of squares [n, cols], the tokens added [n], n experts or heads, and, where they are
+                 known, sums of the values themselves [n, cols]; asked for twice
     datasets     names, not paths, of what the model was run over
     chunk_count  how many chunks of text, each of `chunk_size` tokens
+    predictors   how many of the model's last layers are of multi-token prediction
     size         how many bytes it will have
     """
 
     def __init__(
-        self, entries: Mapping[str, Entry], *, datasets: Sequence[str], chunk_count: int, chunk_size: int
+        self,
+        entries: Mapping[str, Entry],
+        *,
+        datasets: Sequence[str],
+        chunk_count: int,
+        chunk_size: int,
+        predictors: int = 0,
     ) -> None:
-        metadata = {
-            "general.type": string("imatrix"),
-            "imatrix.datasets": array(Kind.STRING, list(datasets)),
-            "imatrix.chunk_count": u32(chunk_count),
-            "imatrix.chunk_size": u32(chunk_size),
-        }
         self._entries = entries
-        self._layout = lay_out(metadata, [spec for name in sorted(entries) for spec in _specs(name, *entries[name])])
+        specs = [spec for name in sorted(entries) for spec in _specs(name, entries[name])]
+        self._layout = lay_out(metadata_of(datasets, chunk_count, chunk_size, predictors), specs)
         self.size = self._layout.size
 
     def write(self, file: OutputFile) -> None:
@@ -109,18 +129,43 @@ class MatrixFile:
             file.write(np.ascontiguousarray(data, np.float32), offset)
 
 
-def _specs(name: str, sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Iterator[TensorSpec]:
-    yield TensorSpec(name + SUMS, sums.shape, "F32")
-    yield TensorSpec(name + COUNTS, (counts.size, 1), "F32")
+def metadata_of(
+    datasets: Sequence[str], chunk_count: int, chunk_size: int, predictors: int = 0, kind: str = "imatrix"
+) -> dict[str, Value]:
+    """Return what a matrix says of itself, with the three keys that llama-quantize insists on."""
+    keys = {
+        "general.type": string(kind),
+        "imatrix.datasets": array(Kind.STRING, list(datasets)),
+        "imatrix.chunk_count": u32(chunk_count),
+        "imatrix.chunk_size": u32(chunk_size),
+    }
+    return keys | ({PREDICTORS: u32(predictors)} if predictors else {})
+
+
+def matrix_specs(name: str, shape: tuple[int, ...], counts: int) -> list[TensorSpec]:
+    """Return the tensors of an entry, in the order in which llama-imatrix stores them; it writes no leading 1."""
+    sums, numbers = ((shape[-1:] if shape[0] == 1 else shape), ((counts, 1) if counts > 1 else (1,)))
+    return [TensorSpec(name + suffix, numbers if suffix == COUNTS else sums, "F32") for suffix in (SUMS, COUNTS, PLAIN)]
+
+
+def _specs(name: str, entry: Entry) -> list[TensorSpec]:
+    sums, counts = entry[:2]
+    rows = (counts.size,) if sums.ndim == 1 else (counts.size, 1)
+    parts = zip((SUMS, COUNTS, PLAIN), (sums.shape, rows, sums.shape)[: len(entry)], strict=False)
+    return [TensorSpec(name + suffix, shape, "F32") for suffix, shape in parts]
 
 
 def write_imatrix(
     path: Path, entries: Mapping[str, Entry], *, datasets: Sequence[str], chunk_count: int, chunk_size: int
 ) -> None:
     """Write an importance matrix of its own, as `MatrixFile` has it; InputError when a file of that name is there."""
-    matrix = MatrixFile(entries, datasets=datasets, chunk_count=chunk_count, chunk_size=chunk_size)
-    check_free(path, overwrite=False)
-    with OutputFile(path, matrix.size) as file:
+    write_matrix(path, MatrixFile(entries, datasets=datasets, chunk_count=chunk_count, chunk_size=chunk_size))
+
+
+def write_matrix(path: Path, matrix: Written, *, overwrite: bool = False) -> None:
+    """Write what knows its size and how to write itself; InputError when another file is in the way."""
+    check_free(path, overwrite=overwrite)
+    with OutputFile(path, matrix.size, overwrite=overwrite) as file:
         matrix.write(file)
         file.finish()
         file.commit()

@@ -25,8 +25,9 @@ from gguf_mla.files.input import InputFile
 from gguf_mla.files.stamp import stamp
 from gguf_mla.importance.dat import DatParser
 from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
+from gguf_mla.importance.exact import Exact, Sums
 from gguf_mla.importance.gguf import open_gguf_matrix
-from gguf_mla.importance.names import HEADS, STAND_INS, kind_of, others_for, plain_name
+from gguf_mla.importance.names import GROUPED, HEADS, STAND_INS, kind_of, others_for, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLANK = 16  # columns; the smallest group that shares a scale in any type
+ONES, LAYER_MEAN = "ones", "layer-mean"  # what is taken for the importance of an expert that saw no token
 RECENT = 4  # tensors kept, so that threads on chunks of the same tensor read it once
 
 
@@ -45,6 +47,7 @@ def read_imatrix(
     exclude: Sequence[str] = (),
     stand_ins: Mapping[str, str] = STAND_INS,
     literal: bool = False,
+    unseen: str = ONES,
 ) -> Imatrix:
     """Open importance files and find the tensors in them; the sums stay on the disk until they are asked for.
 
@@ -54,6 +57,7 @@ def read_imatrix(
     stand_ins  which tensor's importance serves one that has none, by the part of the name between two dots; empty:
                none does, not even that of a weight with the same input
     literal    as llama.cpp takes them: names as they are, sizes as they must be, and zeros as importance
+    unseen     what an expert that saw no token gets: all 1 (ONES), or the mean of those that saw some (LAYER_MEAN)
 
     Raises InputError for a file that is not sound, or when files disagree about a tensor's size.
     """
@@ -65,7 +69,9 @@ def read_imatrix(
     entries = _merged(contents, plain=not literal)
     kept = [name for name in entries if not _matches(name, exclude) and (not include or _matches(name, include))]
     return Imatrix(
-        contents, {name: entries[name] for name in kept}, Selection((*include,), (*exclude,), {**stand_ins}, literal)
+        contents,
+        {name: entries[name] for name in kept},
+        Selection((*include,), (*exclude,), {**stand_ins}, literal, unseen),
     )
 
 
@@ -77,13 +83,15 @@ class Selection:
     exclude: tuple[str, ...]
     stand_ins: Mapping[str, str]
     literal: bool = False
+    unseen: str = ONES
 
 
 class Imatrix:
     """One or several importance files as one; made by `read_imatrix`, an Importance usable from any number of threads.
 
     `names` are the tensors it has, without those filtered out; `files` the paths, `datasets` and `chunk_count` what and
-    how much of it the matrix was computed on, `chunk_size` the tokens of a chunk.
+    how much of it the matrix was computed on, `chunk_size` the tokens of a chunk, `predictors` the number of layers of
+    multi-token prediction.
     """
 
     def __init__(
@@ -96,6 +104,7 @@ class Imatrix:
         self.datasets = tuple(dataset for content in contents for dataset in content.datasets)
         self.chunk_count = sum(content.chunk_count for content in contents)
         self.chunk_size = next((size for c in contents if (size := c.chunk_size)), DEFAULT_CHUNK_SIZE)
+        self.predictors = max(content.predictors for content in contents)
         self._entries, self._selection = entries, selection
         self._lock, self._recent = threading.Lock(), lru_cache(maxsize=RECENT)(self._importance)
 
@@ -105,6 +114,11 @@ class Imatrix:
         return {"files": [stamp(path) for path in self.files], **asdict(self._selection)}
 
     @property
+    def fills_in(self) -> bool:
+        """Whether an expert that saw no token gets the mean importance of its layer's others."""
+        return self._selection.unseen == LAYER_MEAN
+
+    @property
     def literal(self) -> bool:
         """Whether zeros are taken as importance, as llama.cpp does."""
         return self._selection.literal
@@ -112,8 +126,9 @@ class Imatrix:
     def rows(self, name: str, shape: Sequence[int], /) -> NDArray[np.float32] | None:
         """Return the importance of a tensor as float32 [n, cols], one row per expert or head, or None if there is none.
 
-        `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n. A row that saw no token is all
-        1. The array is shared: do not change it. InputError for another number of values, or an invalid one.
+        `shape` is the tensor's, [..., rows, cols], where the leading dimensions make n; of a grouped one n are its
+        groups of rows. A row that saw no token is all 1, or the mean of the others. The array is shared: do not change
+        it. InputError for another number of values, or an invalid one.
         """
         entry = self._entry(name)
         if entry is None:
@@ -126,6 +141,8 @@ class Imatrix:
             return np.tile(values, (count, 1))
         if count == 1 and kind_of(entry) in HEADS and not self.literal and values.size % cols == 0:
             return np.asarray(values.reshape(-1, cols).mean(axis=0, keepdims=True, dtype=np.float64), np.float32)
+        if kind_of(name) in GROUPED and not self.literal and count == 1 and values.size % cols == 0:
+            return values.reshape(-1, cols)
         if values.size != count * cols:
             raise InputError(
                 f"the importance{'' if entry == name else ' of ' + entry} does not fit the tensor",
@@ -143,7 +160,7 @@ class Imatrix:
 
     def unseen(self, names: Iterable[str]) -> dict[str, int]:
         """Return how many rows (experts) saw no token and are taken as all 1, by tensor, where there are any."""
-        zeros = {name: int((self._counts(entry) == 0).sum()) for name in names if (entry := self._entry(name))}
+        zeros = {name: int((self.counts(entry) == 0).sum()) for name in names if (entry := self._entry(name))}
         return {name: count for name, count in zeros.items() if count}
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
@@ -166,6 +183,8 @@ class Imatrix:
         values["quantize.imatrix.entries_count"] = u32(len(self.names))
         if self.chunk_count:
             values["quantize.imatrix.chunks_count"] = u32(self.chunk_count)
+        if self.fills_in:
+            values["quantize.imatrix.unseen"] = string(LAYER_MEAN)
         return values
 
     def _entry(self, name: str) -> str | None:
@@ -176,8 +195,8 @@ class Imatrix:
             return None
         return next(others_for(name, self._entries, self._selection.stand_ins), None)
 
-    def _counts(self, entry: str) -> NDArray[np.float64]:
-        """Add up the counts of the files; one count stands for all rows."""
+    def counts(self, entry: str) -> NDArray[np.float64]:
+        """Return how many tokens each row of one of `names` was taken over, in all files; one stands for all rows."""
         stored = self._entries[entry]
         total = np.zeros(max(len(sums.counts) for sums in stored))
         for sums in stored:
@@ -193,13 +212,33 @@ class Imatrix:
                 values += other.read()
         if others:
             check_values(values, first.file.name, name, "merged importance value")
-        counts = self._counts(name).astype(np.float32)[:, None]
+        counts = self.counts(name).astype(np.float32)[:, None]
         return values.reshape(len(counts), -1), counts
+
+    def exact(self, name: str) -> Sums:
+        """Return the sums of one of `names` so that their order has no influence; plain ones are 0 if a file has none.
+
+        `has_plain` says whether all files have them.
+        """
+        total: Sums | None = None
+        for stored in self._entries[name]:
+            squares = Exact.of(stored.read().reshape(len(stored.counts), -1).astype(np.float64))
+            plain = stored.read_plain()
+            values = np.zeros(stored.length) if plain is None else plain.astype(np.float64) * stored.unit
+            found = Sums(squares, Exact.of(values.reshape(squares.whole.shape)), stored.counts * stored.unit)
+            total = found if total is None else total + found
+        assert total is not None  # noqa: S101 - a name has an entry in some file
+        return total
+
+    def has_plain(self, name: str) -> bool:
+        """Whether all files have the sums of the values themselves for one of `names`."""
+        return all(stored.plain is not None for stored in self._entries[name])
 
     def _importance(self, entry: str) -> NDArray[np.float32]:
         rows, counts = self.sums(entry)
         np.divide(rows, counts, out=rows, where=counts > 0)
-        rows[counts[:, 0] == 0] = 1
+        seen = counts[:, 0] > 0
+        rows[~seen] = rows[seen].mean(axis=0, dtype=np.float64) if self.fills_in and seen.any() else 1
         return rows.reshape(-1)
 
 

@@ -17,6 +17,9 @@ _OPERATION = re.compile(r" \((reshaped|view|permuted|cont|transposed|copy)\)")
 _DEVICE = re.compile(r"[^#]*#(.+)#\d+")
 
 HEADS = ("attn_k_b", "attn_v_b")  # a matrix per head, which some programs record as one
+# Multiplied group by group: the rows of each group of heads have their own input, and collectors record one after the
+# other. llama-quantize takes such an entry for one of another model.
+GROUPED = ("attn_output_a",)
 # The normalised latent is the input of a legacy attn_kv_b, and in every head attn_v_b is multiplied with averages of
 # it. The input of attn_k_b is a head's query: nothing in a legacy file says anything about it.
 STAND_INS: Mapping[str, str] = {"attn_v_b": "attn_kv_b", "attn_kv_b": "attn_v_b"}

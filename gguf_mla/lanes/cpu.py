@@ -34,7 +34,7 @@ from gguf_mla.lanes.memory import (
     store,
     write,
 )
-from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, splat
+from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, halves, splat
 from gguf_mla.lanes.tables import pick4, pick8, transpose_table
 
 __all__ = [
@@ -138,7 +138,10 @@ def to_int(typing: Any, value: Any) -> Any:  # noqa: ARG001
     """F → I towards zero; NaN and what does not fit give -2**31: LLVM leaves that open, so it is said explicitly."""
     _expect("to_int", F, value)
 
-    def emit(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def emit(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        features = context.codegen().magic_tuple()[2].split(",")
+        if "+avx" in features and "+avx512f" not in features:  # whose instruction does just that
+            return halves(builder, "llvm.x86.avx.cvtt.ps2dq.256", args, I)
         limit = splat(builder, ir.FloatType()(2.0**31), F)
         fits = builder.fcmp_ordered("<", _call_unary(builder, "fabs", args[0]), limit)
         return builder.select(fits, builder.fptosi(args[0], I.vector), splat(builder, INT32(-(2**31)), I))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import errors, types
+from numba.core import cgutils, errors, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, lower_cast, models, register_model
 
@@ -50,6 +50,18 @@ def splat(builder: Builder, number: Any, kind: LaneType) -> Any:
     undefined = ir.Constant(kind.vector, ir.Undefined)
     first = builder.insert_element(undefined, number, INT32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, WIDTH), [0] * WIDTH))
+
+
+def halves(builder: Builder, name: str, args: Any, result: LaneType) -> Any:
+    """Call an LLVM function that takes and returns 8 lanes for both halves of 16."""
+    joined = ir.Constant(ir.VectorType(INT32, WIDTH), list(range(WIDTH)))
+    parts = []
+    for first in (0, WIDTH // 2):
+        mask = ir.Constant(ir.VectorType(INT32, WIDTH // 2), list(range(first, first + WIDTH // 2)))
+        lanes = [builder.shuffle_vector(arg, ir.Constant(arg.type, ir.Undefined), mask) for arg in args]
+        kind = ir.FunctionType(ir.VectorType(result.vector.element, WIDTH // 2), [lane.type for lane in lanes])
+        parts.append(builder.call(cgutils.get_or_insert_function(builder.module, kind, name), lanes))
+    return builder.shuffle_vector(*parts, joined)
 
 
 @lower_cast(types.Number, F)

@@ -68,6 +68,6 @@ def layers(file: GgufFile) -> range:
             raise InputError(
                 f"layer {layer} of {len(found)} has neither attn_kv_b nor both attn_k_b and attn_v_b",
                 file=file.path,
-                remedy="The file is incomplete, download it again",
+                remedy="The model was pruned or saved in part: take a file with all of its layers",
             )
     return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import ggtypes
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import named
+from gguf_mla.importance.names import GROUPED, kind_of
 from gguf_mla.plan.budgeted import buy
 from gguf_mla.plan.jobs import TensorJob
 from gguf_mla.recipes import Budget, FileType, RecipeModel, Tensor, choose, needing_importance
@@ -57,9 +59,24 @@ def assign(
     has_importance = bool(imatrix and imatrix.names)
     choices, warnings = choose(known, target, model, overrides, has_importance=has_importance, bought=bought)
     warnings += _check_importance(known, choices, target, imatrix)
-    jobs = tuple(_job(t, choice, via) for t, choice in zip(tensors, choices, strict=True))
+    grouped = [_grouped(tensor, imatrix) for tensor in tensors]
+    jobs = tuple(_job(t, choice, via) for t, choice in zip(grouped, choices, strict=True))
     substituted = {t.name: c.instead_of for t, c in zip(tensors, choices, strict=True) if c.instead_of}
     return Assigned(target, jobs, warnings, substituted)
+
+
+def _grouped(tensor: Untyped, imatrix: Imatrix | None) -> Untyped:
+    """Return a tensor whose groups of rows have an importance of their own as one of that many parts."""
+    if imatrix is None or kind_of(tensor.name) not in GROUPED or len(tensor.parts) != 1:
+        return tensor
+    weights, whole = imatrix.rows(tensor.name, tensor.shape), tensor.parts[0]
+    groups = 1 if weights is None else len(weights)
+    if whole.rows % groups:
+        found = f"{groups} groups for {whole.rows} rows"
+        raise InputError("the importance does not fit the tensor", tensor=tensor.name, found=found)
+    step = whole.rows // groups
+    parts = tuple(replace(whole, start=at, stop=at + step) for at in range(whole.start, whole.stop, step))
+    return replace(tensor, parts=parts)
 
 
 def _job(tensor: Untyped, choice: Choice, via: str | None) -> TensorJob:
@@ -109,10 +126,11 @@ def _report_importance(known: Sequence[Tensor], choices: Sequence[Choice], imatr
     if absent:
         warnings.append(f"{len(absent)} tensors have no importance and are encoded without: {', '.join(absent)}.")
     if unseen := imatrix.unseen(shapes):
+        how = "by the mean of the others" if imatrix.fills_in else "without"
         most, count = max(unseen.items(), key=lambda entry: entry[1])
         warnings.append(
             f"In {len(unseen)} tensors some experts saw no token when the importance was measured, and are encoded "
-            f"without: {sum(unseen.values())} in all, {count} of them in {most}."
+            f"{how}: {sum(unseen.values())} in all, {count} of them in {most}."
         )
     return warnings
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gguf_mla import ggtypes
+from gguf_mla import ggtypes, units
 from gguf_mla.container.writer import ALIGNMENT, TensorSpec, lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.plan.jobs import Untyped
@@ -64,7 +64,9 @@ def buy(
     types = [
         candidates(t.shape[-1], has_importance=imatrix is not None and not imatrix.missing([t.name])) for t in wanted
     ]
-    check_enough(_least(wanted, types), allowed)  # before hours of measuring
+    least = _least(wanted, types)
+    whole = f", {units.bits_per_weight(least + taken, parameters)} bits per weight in all"
+    check_enough(least, allowed, budget.name, whole, has_importance=imatrix is not None)  # before hours of measuring
     chosen = spend(_offers(wanted, types, model, measure), allowed)
     choices = {t.name: Choice(o.type, _reason(budget, o)) for t, o in zip(wanted, chosen, strict=True)}
     return _file_type(budget, chosen), choices

@@ -5,9 +5,10 @@
 
 from gguf_mla.recipes.budget import Budget, Offer, candidates, check_enough, sensitivity, spend, target
 from gguf_mla.recipes.choose import Choice, Tensor, choose, needing_importance, needs_importance, undecided
-from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type
+from gguf_mla.recipes.file_types import COPY, FILE_TYPES, FileType, file_type, without_type
 from gguf_mla.recipes.model import RecipeModel
 from gguf_mla.recipes.overrides import Overrides, parse_tensor_type, read_tensor_types
+from gguf_mla.recipes.rules import types_in
 
 __all__ = [
     "COPY",
@@ -30,5 +31,7 @@ __all__ = [
     "sensitivity",
     "spend",
     "target",
+    "types_in",
     "undecided",
+    "without_type",
 ]

@@ -41,11 +41,11 @@ class Budget:
 
 
 def budget(name: str) -> Budget | None:
-    """Read "3.5bpw" or "200G" (decimal, as sizes of splits are); None for anything else."""
+    """Read "3.5bpw" or a size with its unit, "200G"; None for anything else."""
     if found := re.fullmatch(r"([0-9.]+)bpw", name, re.IGNORECASE):
         return Budget(name, bits=_bits(found[1]))
-    if re.fullmatch(r"[0-9]+[KMG]", name, re.IGNORECASE):
-        return Budget(name, nbytes=units.parse_size(name))
+    if units.has_unit(name):
+        return Budget(name.replace(" ", ""), nbytes=units.parse_size(name))
     return None
 
 
@@ -124,14 +124,20 @@ def spend(offers: Sequence[Mapping[str, Offer]], allowed: int) -> list[Offer]:
     return chosen
 
 
-def check_enough(least: int, allowed: int) -> None:
-    """Raise InputError where the smallest that everything can be, `least` bytes, is more than what is allowed."""
+def check_enough(
+    least: int, allowed: int, name: str = "the wanted size", more: str = "", *, has_importance: bool = False
+) -> None:
+    """Raise InputError where the smallest that everything can be, `least` bytes, is more than what is allowed.
+
+    `name` is the budget's, `more` says the same of the whole model in its unit.
+    """
     if least > allowed:
+        others = "" if has_importance else ", or give --imatrix, which allows types of fewer bits"
         raise InputError(
-            "the wanted size is too small for this model",
-            expected=f"at least {units.size(least)} for what can be chosen",
+            f"{name} is too small for this model",
+            expected=f"at least {units.size(least)} for what can be chosen{more}",
             found=units.size(max(allowed, 0)),
-            remedy="Ask for more, or give --imatrix, which allows types of fewer bits",
+            remedy=f"Ask for more{others}",
         )
 
 

@@ -13,7 +13,7 @@ from gguf_mla.recipes import rules
 from gguf_mla.recipes.expressions import matches
 from gguf_mla.recipes.file_types import COPY, FileType
 from gguf_mla.recipes.overrides import Overrides
-from gguf_mla.recipes.protection import protected_type
+from gguf_mla.recipes.protection import COMPRESSOR, protected_type
 from gguf_mla.recipes.roles import EMBEDDINGS, OUTPUT, TensorRole, kept, role_of, stacked
 
 if TYPE_CHECKING:
@@ -181,6 +181,8 @@ class _Chooser:
                 return Choice(self._overrides.output_tensor_type, "--output-tensor-type, embeddings serve as output")
         facts = self._facts(tensor, role)
         self._decided[role] += 1
+        if not self._overrides.compat and COMPRESSOR in tensor.name:
+            return Choice("BF16", "compresses the cache")
         if kind := protected_type(tensor.name, self._target):
             return Choice(kind, "no routed expert")
         found = ((rule.type, rule.reason(facts, role)) for rule in rules.rules_for(role, self._target.rules))

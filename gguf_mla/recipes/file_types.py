@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from gguf_mla.errors import InputError
@@ -87,6 +88,8 @@ FILE_TYPES = {
     )
 }
 
+_NAMES = "|".join(sorted({*FILE_TYPES} - {COPY.name}, key=len, reverse=True))
+_TYPE_AT_END = re.compile(rf"(?<=.)[-._](?:(?:{OURS})?(?:{_NAMES})|[0-9.]+bpw)$", re.IGNORECASE | re.DOTALL)
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _NUMBERS = {str(entry.id): name for name, entry in FILE_TYPES.items() if entry is not COPY}
 
@@ -98,9 +101,16 @@ def file_type(name: str) -> FileType:
         return _ours(file_type(key.removeprefix(OURS)))
     entry = FILE_TYPES.get(_ALIASES.get(key) or _NUMBERS.get(key) or key)
     if entry is None:
-        expected = f"auto, {', '.join(FILE_TYPES)}; {OURS} before one that quantizes"
+        expected = f"{', '.join(FILE_TYPES)}; {OURS} before one that quantizes; auto for a checkpoint"
         raise InputError("unknown file type", expected=expected, found=name, remedy=closest(name, FILE_TYPES))
     return entry
+
+
+def without_type(name: str) -> str:
+    """Return the name of a file without the types at its end: "v3" for "v3-BF16", "v3.q4_k_m" and "v3-Q4_0-BF16"."""
+    while (shorter := _TYPE_AT_END.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 def _ours(base: FileType) -> FileType:

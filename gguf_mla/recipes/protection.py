@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gguf_mla.recipes.file_types import FileType
 
 ROUTED = "_exps."
+# V4's compressors make one row of the cache of many tokens: an error there is in all that is remembered. Their rows are
+# BF16 in the checkpoint and a hundredth of a model, so they stay so in every file of ours that quantizes.
+COMPRESSOR = "_compressor_"
 HEADS = ("attn_k_b.", "attn_v_b.")
 FEW_BITS = 4
 

@@ -83,7 +83,15 @@ _KEPT = {
 
 # V3.2 weighs its indexer heads by a 64-row matrix. llama.cpp's converter insists on F32 for it, llama-quantize
 # quantizes it all the same; it is a ten-thousandth of a model, and decides which tokens are attended to.
-_KEPT_BY_US = {"indexer.proj.weight": "indexer head weights"}
+# V4's residual streams are mixed by matrices of 4 to 24 rows, and each position of a compressed window has a bias:
+# llama-quantize takes them down to 2 bits with everything else. They are a few megabytes of hundreds of gigabytes.
+_KEPT_BY_US = {
+    "indexer.proj.weight": "indexer head weights",
+    "hc_attn_fn.weight": "residual streams",
+    "hc_ffn_fn.weight": "residual streams",
+    "output_hc_fn.weight": "residual streams",
+    "compressor_ape.weight": "positions to compress",
+}
 
 
 def role_of(name: str) -> TensorRole:

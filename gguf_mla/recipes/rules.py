@@ -195,6 +195,12 @@ NO_SUBSTITUTE = frozenset({"Q1_0", "NVFP4"})
 NEEDS_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
 
 
+def types_in(target: str) -> list[str]:
+    """Return the types that tensors of a file may get by its rules, the default first; floats stay what they are."""
+    given = [FILE_TYPES[target].default, *(rule.type for rule in RULES if target in rule.targets)]
+    return list(dict.fromkeys([*given, *(SMALLER[kind] for kind in given if kind in SMALLER)]))
+
+
 @functools.cache
 def rules_for(role: TensorRole, target: str) -> tuple[TypeRule, ...]:
     """Return the rules that may apply, in order."""

@@ -16,7 +16,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.files.readable import Elsewhere
 
 if TYPE_CHECKING:
-    from gguf_mla.files.readable import Folder, Place, Readable, Tape
+    from gguf_mla.files.readable import AnyPath, Folder, Readable, Tape
     from gguf_mla.remote.repository import Repository
 
 SCHEME = "hf://"
@@ -51,7 +51,7 @@ def parse(text: str) -> HubId | None:
     return HubId(found["id"], found["revision"] or "main", found["file"] or "", found["tag"] or "")
 
 
-def checkpoint(text: str) -> Place:
+def checkpoint(text: str) -> AnyPath:
     """Return where a checkpoint lies, by its directory or id."""
     found = parse(text)
     if found is None:
@@ -61,7 +61,7 @@ def checkpoint(text: str) -> Place:
     return _root(found)
 
 
-def gguf(text: str) -> Place:
+def gguf(text: str) -> AnyPath:
     """Return where a GGUF file lies, or the first part of a split one; InputError where an id leaves a choice."""
     from gguf_mla.remote import selection  # noqa: PLC0415 - a path needs no hub
 
@@ -72,7 +72,7 @@ def gguf(text: str) -> Place:
     return root / (found.file or selection.gguf(_names(root), found.tag, text))
 
 
-def either(text: str) -> Place:
+def either(text: str) -> AnyPath:
     """Return where a checkpoint or a GGUF file lies: a repository with safetensors files is a checkpoint."""
     found = parse(text)
     if found is None:
@@ -95,7 +95,7 @@ def small(text: str) -> Path:
     return open_repository(found.repository, found.revision).downloaded(named)
 
 
-def types(text: str) -> Place:
+def types(text: str) -> AnyPath:
     """Return where a file lies that says which type each tensor gets: a GGUF file, or a .recipe of lines."""
     return small(text) if text.endswith(".recipe") else gguf(text)
 

@@ -6,8 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,11 +15,10 @@ RATE_SECONDS = 5.0  # over which a rate is taken
 TOLD_SECONDS = 3.0  # a wait that is worth a sentence
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """What has gone over the network: bytes, requests, attempts that failed, seconds of waiting between attempts."""
 
-    nbytes: int
+    bytes: int
     requests: int
     retries: int
     waited: float

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 180.0  # seconds without a byte after which a run gives up; what a server asks to wait is not counted
 FIRST_PATIENCE = 20.0  # the same before anything has come at all
+FIRST_PAUSE = 0.5  # seconds before a second attempt, doubled with each failure
 LONGEST_PAUSE = 20.0  # seconds between two attempts, if the server says nothing
 LONGEST_ASKED = 1800.0  # seconds that a server may ask to wait
 SAME_ANSWERS = 6  # wrong answers in a row, which waiting rarely cures
@@ -66,7 +67,7 @@ class Patience:
 
     def _pause(self, trouble: Trouble) -> float:
         if trouble.asked is None:
-            return float(min(LONGEST_PAUSE, 0.25 * 2**self._failures) * random.uniform(0.7, 1.0))  # noqa: S311
+            return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1)) * random.uniform(0.7, 1.0))  # noqa: S311
         if trouble.asked > LONGEST_ASKED:
             raise MachineError(
                 f"cannot be read: the server asks to wait for {trouble.asked:.0f} seconds",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ def check_finite(values: NDArray[Any], first_row: int, source: SourceTensor) -> 
                 tensor=source.name,
                 expected="finite weights",
                 found=f"NaN or Inf at row {first_row + row}, column {col}",
-                remedy="The source is damaged, download it again",
+                remedy=SAVED_SO,
             )
 
 

@@ -13,7 +13,7 @@ from gguf_mla.files.input import InputFile, unreadable
 from gguf_mla.files.readable import Elsewhere, Folder, Readable
 
 if TYPE_CHECKING:
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
 
 __all__ = ["Folder", "LocalFolder", "Readable"]
 
@@ -40,7 +40,7 @@ class LocalFolder(Folder):
         return InputFile(self.path / name)
 
 
-def open_folder(path: Place | str) -> Folder:
+def open_folder(path: AnyPath | str) -> Folder:
     """Return the directory of a checkpoint; InputError for a file, or a path where nothing is."""
     if isinstance(path, Elsewhere):
         return path.folder()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla import codec
+from gguf_mla.codec.ahead import Need, to_decode
 from gguf_mla.container.writer import PIECE_BYTES
 from gguf_mla.sources.tensor import FileRange, Raw
 
@@ -51,6 +52,11 @@ class GgufSource:
     def values(self) -> str:
         """What `read` returns: the stored float type, or "F32"."""
         return self.tensor.type if self.tensor.type in _FLOATS else "F32"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The kernels that `read` needs."""
+        return (to_decode(self.raw_type),) if self.raw_type else ()
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows `start:stop` as values."""

@@ -7,10 +7,11 @@ holes. Source: the safetensors format description.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.files import bounds, impostors, json_text
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def read_shard(file: Readable) -> dict[str, StoredTensor]:
     start = 8 + header.length
     bounds.bounded(len(header.entries), bounds.TENSORS, "the number of tensors", file=file.name)
     entries = [_entry(file, start, name, entry) for name, entry in header.entries.items() if name != "__metadata__"]
-    entries.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    entries.sort(key=operator.attrgetter("offset", "nbytes"))
     _check_tiling(file, start, entries)
     return {tensor.name: tensor for tensor in entries}
 
@@ -155,7 +156,7 @@ def _check_tiling(file: Readable, start: int, entries: list[StoredTensor]) -> No
                 tensor=tensor.name,
                 expected=f"offset {end - start}",
                 found=tensor.offset - start,
-                remedy="The shard is damaged, download it again",
+                remedy=SAVED_SO,
             )
         end += tensor.nbytes
     if end != file.size:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import EDITED, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,7 +20,6 @@ LARGEST_ID = (1 << 31) - 1  # GGUF's ids are 32 bits, and engines read them sign
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # what tokenizer_config.json names as KIND_token
 ENCODED_SPACE = chr(ord(" ") + 256)
 _DECIMAL = re.compile(r"[0-9]{1,10}")
-AGAIN = "Download the file again"
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,17 @@ def _bpe(model: Any, file: PurePath) -> dict[str, Any]:
 
 def _checked_ids(vocab: Any, file: PurePath) -> dict[str, int]:
     if not isinstance(vocab, dict) or not vocab:
-        raise InputError("model.vocab is not a mapping of tokens to ids", file=file, remedy=AGAIN)
+        raise InputError("model.vocab is not a mapping of tokens to ids", file=file, remedy=EDITED)
     if set(map(type, vocab.values())) != {int}:
         token, value = next((token, value) for token, value in vocab.items() if type(value) is not int)
         raise InputError(
-            f"token {_short(token)} has the id {_short(value)}, which is not an integer", file=file, remedy=AGAIN
+            f"token {_short(token)} has the id {_short(value)}, which is not an integer", file=file, remedy=EDITED
         )
     for extreme, wrong in ((min, "negative"), (max, "larger than any vocabulary")):
         token, value = extreme(vocab.items(), key=lambda item: item[1])
         if not 0 <= value <= LARGEST_ID:
             raise InputError(
-                f"token {_short(token)} has the id {_short(value)}, which is {wrong}", file=file, remedy=AGAIN
+                f"token {_short(token)} has the id {_short(value)}, which is {wrong}", file=file, remedy=EDITED
             )
     if len(set(vocab.values())) != len(vocab):
         _refuse_duplicate(vocab, file)
@@ -109,7 +108,7 @@ def _refuse_duplicate(vocab: dict[str, int], file: PurePath) -> None:
     for token, number in vocab.items():
         if number in seen:
             raise InputError(
-                f"id {number} is given to both {_short(seen[number])} and {_short(token)}", file=file, remedy=AGAIN
+                f"id {number} is given to both {_short(seen[number])} and {_short(token)}", file=file, remedy=EDITED
             )
         seen[number] = token
 
@@ -122,19 +121,19 @@ def _added_tokens(
     Where they agree, the configuration's flags win, as transformers loads them.
     """
     if not isinstance(listed, list | None):
-        raise InputError("added_tokens is not a list", file=file, remedy=AGAIN)
+        raise InputError("added_tokens is not a list", file=file, remedy=EDITED)
     added: dict[str, AddedToken] = {}
     numbers = dict(ids)
     owners = {number: token for token, number in ids.items()}
     for token in _listed(listed or [], file):
         if clash := _clash(token, owners, numbers):
-            raise InputError(clash, file=file, remedy=AGAIN)
+            raise InputError(clash, file=file, remedy=EDITED)
         added[token.content] = token
     against = []
     for token in _decoder_tokens(config, file):
         if clash := _clash(token, owners, numbers):
             if file.suffix != ".json":  # beside tiktoken.model nothing else says which tokens are added
-                raise InputError(clash, file=file, remedy=AGAIN)
+                raise InputError(clash, file=file, remedy=EDITED)
             against.append(clash)
         else:
             added[token.content] = token
@@ -169,7 +168,7 @@ def _decoder_tokens(config: Mapping[str, Any], file: PurePath) -> Iterator[Added
     decoder = config.get("added_tokens_decoder")
     source = file.with_name("tokenizer_config.json")
     if not isinstance(decoder, dict | None):
-        raise InputError("added_tokens_decoder is not an object", file=source, remedy=AGAIN)
+        raise InputError("added_tokens_decoder is not an object", file=source, remedy=EDITED)
     for number, entry in (decoder or {}).items():
         yield _added(entry, int(number) if _DECIMAL.fullmatch(number) else number, source)
 
@@ -180,7 +179,7 @@ def _added(entry: Any, number: Any, file: PurePath) -> AddedToken:
         raise InputError(
             f"an added token needs a text and an id of 0 or more, this has {_short(content)} and {_short(number)}",
             file=file,
-            remedy=AGAIN,
+            remedy=EDITED,
         )
     special, normalized = entry.get("special", False), entry.get("normalized", True)
     return AddedToken(number, content, special is True, normalized is not False)
@@ -205,7 +204,7 @@ def _check_named(config: Mapping[str, Any], file: PurePath) -> None:
                 file=file,
                 expected="a text, or an object with a text as content",
                 found=_short(token),
-                remedy=AGAIN,
+                remedy=EDITED,
             )
 
 
@@ -219,7 +218,7 @@ def _merges(merges: Any, ids: Mapping[str, int], file: PurePath) -> list[str]:
     """Return merges as "a b", from either of tokenizer.json's forms: "a b", or ["a", "b"] where tokens hold spaces."""
     if not isinstance(merges, list):
         raise InputError(
-            "model.merges is not a list", file=file, expected="a list", found=type(merges).__name__, remedy=AGAIN
+            "model.merges is not a list", file=file, expected="a list", found=type(merges).__name__, remedy=EDITED
         )
     for number, merge in enumerate(merges):
         if not _is_merge(merge, ids):
@@ -228,7 +227,7 @@ def _merges(merges: Any, ids: Mapping[str, int], file: PurePath) -> list[str]:
                 file=file,
                 expected="'a b' or ['a', 'b']",
                 found=_short(merge),
-                remedy=AGAIN,
+                remedy=EDITED,
             )
     return [merge if type(merge) is str else _joined(merge) for merge in merges]
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla.codec.on_cpu import CPU
-from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums, platform
 from gguf_mla.files.guard import check_free, is_known, partial_path
@@ -24,6 +23,7 @@ from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, che
 from gguf_mla.files.stamp import ChangedError, Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed
+from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
 from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.codec.device import Device
-    from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.output import Extra
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.jobs import Importance
-    from gguf_mla.plan.outputs import Output, PlannedFile
+    from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
     from gguf_mla.stream.engine import Engine, Task, Worker
 
@@ -78,7 +77,7 @@ class Resumption:
     fresh   throw away what an earlier run has left
     """
 
-    inputs: Sequence[Place]
+    inputs: Sequence[AnyPath]
     fresh: bool = False
 
 
@@ -116,28 +115,28 @@ def execute(
     full or failing disk, a file that was taken away and an input that has changed meanwhile, RunInterrupted.
     """
     begin, count = time.monotonic(), threads or platform.cores()
-    target = _Target.of(outputs, extras, outdated, overwrite=overwrite)
+    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite)
     with ExitStack() as stack:
         inputs = resumption.inputs if resumption else ()
         watch, tape = Watch(inputs), tape_of(inputs)
-        journal = _journal(target, len(outputs), resumption, importance)
+        journal = _journal(goal, len(outputs), resumption, importance)
         stack.push(journal)
-        files = _locked(target, journal, stack)
+        files = _locked(goal, journal, stack)
         saver = Saver(files, journal)
-        forgetting = target.nbytes > platform.physical_memory() // 4
+        forgetting = goal.nbytes > platform.physical_memory() // 4
         worker = TensorWorker(sources, importance, files, device, forgetting=forgetting)
-        with _settled(files, journal, target.nbytes):
-            _prepare(files, target, journal)
-            queue = _claimed(arranged(placed(outputs, target.layouts), sources, tape), journal)
+        with _settled(files, journal, goal.nbytes):
+            _prepare(files, goal, journal)
+            queue = _claimed(arranged(placed(outputs, goal.layouts), sources, tape), journal)
             _run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
             streamed = time.monotonic()
             saver.save()
-            _complete(files, target.extras)
+            _complete(files, goal.extras)
             watch.check()
-            _commit(files, target, journal)
+            _commit(files, goal, journal)
     return Result(
-        paths=tuple(file.path for file in target.planned),
-        nbytes=target.nbytes,
+        paths=tuple(file.path for file in goal.planned),
+        nbytes=goal.nbytes,
         taken_over=saver.taken_over,
         streaming_seconds=streamed - begin,
         seconds=time.monotonic() - begin,
@@ -147,77 +146,34 @@ def execute(
     )
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What a run writes, and what of it may be in the way.
-
-    planned    the GGUF files of all outputs, in file order, and where everything lies in each (`layouts`)
-    extras     what is written beside them when they are complete
-    outdated   notes about older outputs, which go
-    overwrite  whether an older file of an output's name is replaced
-    """
-
-    planned: Sequence[PlannedFile]
-    layouts: Sequence[FileLayout]
-    extras: Sequence[Extra]
-    outdated: Sequence[Path]
-    overwrite: bool
-
-    @classmethod
-    def of(
-        cls, outputs: Sequence[Output], extras: Sequence[Extra], outdated: Sequence[Path], *, overwrite: bool
-    ) -> Self:
-        """Lay out every file of the outputs."""
-        planned = [file for output in outputs for file in output]
-        layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
-        return cls(planned, layouts, extras, outdated, overwrite)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the GGUF files together."""
-        return sum(layout.size for layout in self.layouts)
-
-    @property
-    def sizes(self) -> list[tuple[Path, int]]:
-        """Every file with its size, the extras last."""
-        files = [(file.path, layout.size) for file, layout in zip(self.planned, self.layouts, strict=True)]
-        return files + [(extra.path, extra.size) for extra in self.extras]
-
-    def may_replace(self, path: Path) -> bool:
-        """Whether what is there may go: a note about an older output always, another file with `overwrite`."""
-        return checksums.is_note(path) if path in self.outdated else self.overwrite
-
-
-def _journal(
-    target: _Target, outputs: int, resumption: Resumption | None, importance: Importance
-) -> Journal | NoJournal:
+def _journal(goal: Goal, outputs: int, resumption: Resumption | None, importance: Importance) -> Journal | NoJournal:
     """Lock and open the journal; what an earlier run has left is kept until it is known to be of use."""
     if resumption is None:
         return NoJournal()
-    stated = identity(target.planned, target.layouts, resumption.inputs, importance)
-    paths = [path for path, _ in target.sizes]
-    names = dict.fromkeys(path.name for path in [*paths, *target.outdated])
+    stated = identity(goal.planned, goal.layouts, resumption.inputs, importance)
+    paths = [path for path, _ in goal.sizes]
+    names = dict.fromkeys(path.name for path in [*paths, *goal.outdated])
     return Journal(paths[0], stated, [*names], outputs, fresh=resumption.fresh)
 
 
-def _locked(target: _Target, journal: Journal | NoJournal, stack: ExitStack) -> list[OutputFile]:
+def _locked(goal: Goal, journal: Journal | NoJournal, stack: ExitStack) -> list[OutputFile]:
     """Take back what an earlier run has named, and lock all outputs; the journal is locked already."""
     journal.take_back()
-    for path, _ in target.sizes:
-        check_free(path, overwrite=target.may_replace(path))
-    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in target.sizes]
+    for path, _ in goal.sizes:
+        check_free(path, overwrite=goal.may_replace(path))
+    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in goal.sizes]
 
 
-def _prepare(files: Sequence[OutputFile], target: _Target, journal: Journal | NoJournal) -> None:
+def _prepare(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal) -> None:
     """Check that there is room and write the heads."""
     if not journal.nbytes:
         for file in files:
             file.clear()
-    for path in target.outdated:
+    for path in goal.outdated:
         _remove_draft(path, files, journal)
     check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)))
     journal.begin({file.final.name: file.inode() for file in files})
-    for file, layout in zip(files, target.layouts, strict=False):  # what is no GGUF file comes after them
+    for file, layout in zip(files, goal.layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
 
 
@@ -259,16 +215,16 @@ def _complete(files: Sequence[OutputFile], extras: Sequence[Extra]) -> None:
         file.finish()
 
 
-def _commit(files: Sequence[OutputFile], target: _Target, journal: Journal | NoJournal) -> None:
+def _commit(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal) -> None:
     """Give all files their names, once it is certain that all of them can have them."""
     for file in files:
-        file.overwrite = target.may_replace(file.final)
+        file.overwrite = goal.may_replace(file.final)
         file.check()
     journal.finish({file.final.name: file.mark() for file in files})
-    for path in target.outdated:
+    for path in goal.outdated:
         checksums.remove(path)
     for file in files:
-        file.overwrite = file.overwrite and file.final not in target.outdated  # their names are free now
+        file.overwrite = file.overwrite and file.final not in goal.outdated  # their names are free now
         file.commit()
     journal.remove()
 

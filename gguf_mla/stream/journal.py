@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.guard import Mark
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import PlannedFile
     from gguf_mla.stream.engine import Done, Sums
@@ -63,7 +63,7 @@ class Identity:
 
 
 def identity(
-    planned: Sequence[PlannedFile], layouts: Sequence[FileLayout], inputs: Iterable[Place], importance: Importance
+    planned: Sequence[PlannedFile], layouts: Sequence[FileLayout], inputs: Iterable[AnyPath], importance: Importance
 ) -> Identity:
     """Return the identity of a run that writes these files from these inputs; InputError for an unreadable input."""
     digest = hashlib.sha256(str(chunks.CHUNK_VALUES).encode())
@@ -157,11 +157,7 @@ class Journal:
             raise
 
     def _open(self, outputs: int, *, fresh: bool) -> None:
-        past = _Past(self._out, outputs)
-        if not past.is_ours:
-            raise InputError("is there already, and is not the journal of such a run", file=past.path, remedy=ELSEWHERE)
-        if past.made_of is not None and not fresh:
-            _compare(past.path, past.made_of, self._stated)
+        past = _past(self._out, self._stated, outputs, fresh=fresh)
         self.known = {name: inode for name, inode in past.files.items() if name in self._names}
         self._goes_on = past.made_of is not None and not fresh
         self.claims = past.claims if self._goes_on else Claims()
@@ -239,6 +235,32 @@ class _Past:
                 yield line
             else:
                 self._notes[note[0]] = note[1]
+
+
+def _past(out: Path, stated: Identity, outputs: int, *, fresh: bool) -> _Past:
+    """Return what a journal says; InputError if it is not ours, or that of a run that was made of something else."""
+    past = _Past(out, outputs)
+    if not past.is_ours:
+        raise InputError("is there already, and is not the journal of such a run", file=past.path, remedy=ELSEWHERE)
+    if past.made_of is not None and not fresh:
+        _compare(past.path, past.made_of, stated)
+    return past
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What an earlier run has left: the inodes of its unfinished files and the marks of those it named, by name."""
+
+    files: Mapping[str, int]
+    marks: Mapping[str, Mark]
+
+
+def foreseen(out: Path, stated: Identity, outputs: int, *, fresh: bool) -> Foreseen:
+    """Return what a run would find, and change nothing; raises what opening its `Journal` would."""
+    if mark_of(journal_path(out)) is None:
+        return Foreseen({}, {})
+    past = _past(out, stated, outputs, fresh=fresh)
+    return Foreseen(past.files, {} if fresh else past.finished)
 
 
 def _begins_like_ours(path: Path) -> bool:

@@ -12,14 +12,14 @@ from gguf_mla.stream.engine import Task
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from gguf_mla.files.readable import Place, Tape
+    from gguf_mla.files.readable import AnyPath, Tape
     from gguf_mla.sources.tensor import SourceTensor
     from gguf_mla.stream.chunks import PlacedTensor
 
 AHEAD = 1024  # tasks that a tape hears of before a worker takes them: a gigabyte or two
 
 
-def tape_of(inputs: Iterable[Place]) -> Tape | None:
+def tape_of(inputs: Iterable[AnyPath]) -> Tape | None:
     """Return how the inputs of a run are read where some are far away; None where all are on this machine."""
     return next((path.tape for path in inputs if isinstance(path, Elsewhere)), None)
 

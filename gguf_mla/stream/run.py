@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from gguf_mla.files.output import Extra
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.jobs import Importance, Plan
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
@@ -24,12 +25,16 @@ class Job:
     protected  further files that no output may replace
     remarks    turns what reading the sources has shown into sentences, when all is written
     extras     files that are written and named together with the outputs
+    directories  those of outputs that are created where they are missing
+    consumed   inputs that are removed when all is written
     """
 
     outputs: Sequence[tuple[Plan, Output]]
     sources: Mapping[str, SourceTensor]
-    inputs: Sequence[Place]
+    inputs: Sequence[AnyPath]
     importance: Importance | None = None
-    protected: Iterable[Place] = ()
+    protected: Iterable[AnyPath] = ()
     remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()
     extras: Sequence[Extra] = ()
+    directories: Sequence[Path] = ()
+    consumed: Sequence[Path] = ()

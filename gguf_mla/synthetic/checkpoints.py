@@ -10,16 +10,14 @@ import functools
 import itertools
 import json
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from gguf_mla.sources.checkpoint import INDEX
-from gguf_mla.sources.safetensors import ITEM_BYTES
-from gguf_mla.synthetic import numbers, storage, tokenizers
+from gguf_mla.synthetic import numbers, published_v4, storage, tokenizers
 from gguf_mla.synthetic.shapes import shapes
-from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP
+from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP, StoredForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,29 +33,14 @@ FP8_NAMES = ("_proj.weight", "_proj_with_mqa.weight", ".wq_b.weight", ".wk.weigh
 BF16_NAMES = ("eh_proj.weight", "weights_proj.weight")
 
 
-@dataclass(frozen=True)
-class StoredForm:
-    """A tensor of a shard: what it holds of the weight `base`, whose shape is `whole`.
-
-    `form` is "plain", "fp8", "int4" or the scales that belong to one; `content` is there unless it is random numbers.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    base: str
-    whole: tuple[int, ...]
-    form: str = "plain"
-    content: bytes | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of data."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
-
 def tensors(config: Mapping[str, Any]) -> Iterator[StoredForm]:
     """Yield every tensor that is stored, in the format that the configuration states."""
+    if config["model_type"] == published_v4.MODEL_TYPE:
+        return published_v4.tensors(config, shapes(config))
+    return _tensors(config)
+
+
+def _tensors(config: Mapping[str, Any]) -> Iterator[StoredForm]:
     weights = shapes(config)
     layers = config["num_hidden_layers"]
     if config.get("num_nextn_predict_layers") and f"model.layers.{layers}.eh_proj.weight" not in weights:
@@ -142,6 +125,9 @@ def random_weights() -> Callable[[BinaryIO, StoredForm], None]:
         "BF16": _bf16(x * np.float32(0.02)),
         "F32": np.abs(x) * np.float32(1e-3),
         "I32": x.view(np.int32) * np.int32(747796405),
+        "I8": x.view(np.int32).astype(np.int8),
+        "I64": np.zeros(TILE, np.int64),  # tables of experts, who are all the first
+        "F8_E8M0": np.full(TILE, 120, np.uint8),  # 2^-7
     }
 
     def fill(file: BinaryIO, tensor: StoredForm) -> None:
@@ -175,16 +161,21 @@ def tame_weights(seed: int, *, power_of_two: bool = False) -> Callable[[BinaryIO
         values = _tame(name, shape, seed)
         if form == "fp8":
             return numbers.e4m3_blocks(values, FP8_BLOCK, power_of_two=power_of_two)
+        if form == "mxfp4":
+            return numbers.mxfp4_groups(values)
         integers, scales = numbers.int4_groups(values, INT4_GROUP)
         return numbers.to_int32_words(integers), scales
 
     def fill(file: BinaryIO, tensor: StoredForm) -> None:
-        if tensor.form == "plain":
+        form, _, scales = tensor.form.partition(" ")
+        if form == "plain":
             values = _tame(tensor.base, tensor.whole, seed)
             content: NDArray[Any] = values if tensor.dtype == "F32" else numbers.to_bf16(values)
+        elif form == "table":
+            content = published_v4.table(tensor)
         else:
-            form, _, scales = tensor.form.partition(" ")
             content = halves(tensor.base, tensor.whole, form)[bool(scales)]
+            content = numbers.to_e8m0(content) if tensor.dtype == "F8_E8M0" else content
         file.write(np.ascontiguousarray(content).data)
 
     return fill
@@ -193,7 +184,7 @@ def tame_weights(seed: int, *, power_of_two: bool = False) -> Callable[[BinaryIO
 def _tame(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     x = numbers.bell(name, seed, shape)
     if len(shape) == 1:
-        norm = name.endswith("norm.weight")
+        norm = name.endswith(("norm.weight", ".scale", "hc_scale"))
         return x * np.float32(0.1 if norm or name.endswith("norm.bias") else 0.2) + np.float32(norm)
     if name.endswith("embed_tokens.weight"):
         return x
@@ -204,7 +195,7 @@ def _gain(name: str) -> float:
     """Return the deviation of what a matrix makes of values of deviation 1."""
     if name.endswith(("lm_head.weight", "shared_head.head.weight")):
         return 2.5
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
+    if name.endswith(("o_proj.weight", "o_b_proj.weight", "down_proj.weight")):
         return TAMED
     return 0.7 if name.endswith(("q_proj.weight", "q_b_proj.weight", "_with_mqa.weight")) else 1.0
 

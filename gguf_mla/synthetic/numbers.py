@@ -23,6 +23,8 @@ CHUNK = 1 << 20  # values drawn at a time
 BELL_MEAN = np.int64(131070)
 BELL_SCALE = np.float32(1.7320508 / 65536)
 E4M3_MAX = np.float32(448.0)
+E2M1_MAX = np.float32(6.0)
+E2M1_BETWEEN = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)  # neighbours of 0, 0.5, 1, 1.5, 2, 3, 4, 6
 
 
 def bell(name: str, seed: int, shape: tuple[int, ...]) -> Floats:
@@ -94,3 +96,13 @@ def to_int32_words(integers: NDArray[np.int8]) -> NDArray[np.int32]:
     nibbles.reshape(rows, -1)[:, :cols] = integers + 8
     words: NDArray[np.uint32] = np.bitwise_or.reduce(nibbles << np.arange(0, 32, 4, dtype=np.uint32), axis=2)
     return words.view(np.int32)
+
+
+def mxfp4_groups(w: Floats) -> tuple[NDArray[np.uint8], Floats]:
+    """float32 [M, N] → 4-bit floats, two in a byte, the first in the low half, [M, N/2], and scales [M, N/32]."""
+    groups = w.reshape(len(w), -1, 32)
+    scales = _next_power_of_two(np.maximum(np.abs(groups).max(axis=2) / E2M1_MAX, np.float32(2.0**-100)))
+    scaled = groups / scales[:, :, None]
+    codes = np.searchsorted(E2M1_BETWEEN, np.abs(scaled)).astype(np.uint8) | np.where(scaled < 0, 8, 0).astype(np.uint8)
+    flat = codes.reshape(len(w), -1)
+    return flat[:, ::2] | flat[:, 1::2] << 4, scales

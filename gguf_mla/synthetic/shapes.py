@@ -98,6 +98,28 @@ _KIMI_K2 = _V3 | {
     "rope_scaling": _yarn(1.0, 64.0, 1.0), "quantization_config": _INT4,
 }  # fmt: skip
 
+_V4_FLASH: dict[str, Any] = {
+    "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "vocab_size": 129280, "hidden_size": 4096,
+    "num_hidden_layers": 43, "num_attention_heads": 64, "num_key_value_heads": 1, "head_dim": 512, "q_lora_rank": 1024,
+    "qk_rope_head_dim": 64, "o_groups": 8, "o_lora_rank": 1024, "n_routed_experts": 256, "num_experts_per_tok": 6,
+    "n_shared_experts": 1, "moe_intermediate_size": 2048, "index_n_heads": 64, "index_head_dim": 128,
+    "index_topk": 512, "routed_scaling_factor": 1.5, "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
+    "sliding_window": 128, "rope_theta": 10000, "compress_rope_theta": 160000, "num_hash_layers": 3, "hc_mult": 4,
+    "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "swiglu_limit": 10.0, "norm_topk_prob": True,
+    "scoring_func": "sqrtsoftplus", "topk_method": "noaux_tc", "rms_norm_eps": 1e-6, "num_nextn_predict_layers": 1,
+    "max_position_embeddings": 1048576, "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "attention_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True,
+    "expert_dtype": "fp4", "quantization_config": _V32["quantization_config"],
+    "rope_scaling": {
+        "type": "yarn", "factor": 16, "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1,
+    },
+}  # fmt: skip
+_V4_PRO = _V4_FLASH | {
+    "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "o_groups": 16,
+    "n_routed_experts": 384, "moe_intermediate_size": 3072, "index_topk": 1024, "routed_scaling_factor": 2.5,
+    "compress_ratios": [128, 128, *[4, 128] * 29, 4, 0],
+}  # fmt: skip
+
 SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v2-lite": _V2_LITE,
     "deepseek-v2": _V2,
@@ -105,6 +127,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v3.2": _V32,
     "glm-5": _GLM_DSA,
     "kimi-k2-thinking": _KIMI_K2,
+    "deepseek-v4-flash": _V4_FLASH,
+    "deepseek-v4-pro": _V4_PRO,
 }
 FAMILIES = {
     "v2-lite": "deepseek-v2-lite",
@@ -113,6 +137,7 @@ FAMILIES = {
     "v32": "deepseek-v3.2",
     "glm-dsa": "glm-5",
     "kimi-k2": "kimi-k2-thinking",
+    "v4": "deepseek-v4-flash",
 }
 
 
@@ -134,7 +159,7 @@ def reduced(config: Mapping[str, Any], fraction: float) -> dict[str, Any]:
     One dense layer stays; without multi-token prediction.
     """
     base = dict(config) | {"first_k_dense_replace": 1, "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
-    groups, one = config["n_group"], 3 * config["hidden_size"] * config["moe_intermediate_size"]
+    groups, one = config.get("n_group", 1), 3 * config["hidden_size"] * config["moe_intermediate_size"]
     rest = parameters(base | {"n_routed_experts": groups}) - groups * one
     experts = max(groups, (fraction * parameters(config) - rest) / one)
     layers = math.ceil(experts / config["n_routed_experts"])
@@ -145,8 +170,8 @@ def reduced(config: Mapping[str, Any], fraction: float) -> dict[str, Any]:
 def sized(config: Mapping[str, Any], size: int, vocabulary: int) -> dict[str, Any]:
     """Return a configuration of about so many parameters: the heads as they are, everything else smaller.
 
-    Four layers, one of them dense, with 16 experts each; half of the weights or more are in experts where that is
-    possible. InputError for a size below what the heads need, or beyond what is made here.
+    Four layers, one of them dense (of V4 six, of every kind), with 16 experts each; half of the weights or more are in
+    experts where that is possible. InputError for a size below what the heads need, or beyond what is made here.
     """
     widths = range(256, WIDEST + 1, 256)
     smallest, largest = (parameters(_small(config, width, STEP, vocabulary)) for width in (widths[0], widths[-1]))
@@ -163,6 +188,8 @@ def sized(config: Mapping[str, Any], size: int, vocabulary: int) -> dict[str, An
 
 
 def _small(config: Mapping[str, Any], width: int, expert_rows: int, vocabulary: int) -> dict[str, Any]:
+    if "compress_ratios" in config:
+        return _small_v4(config, width, expert_rows, vocabulary)
     grouped = config["n_group"] > 1
     heads = width // 128
     return dict(config) | {
@@ -171,6 +198,15 @@ def _small(config: Mapping[str, Any], width: int, expert_rows: int, vocabulary: 
         "num_attention_heads": heads, "num_key_value_heads": heads,
         "q_lora_rank": config["q_lora_rank"] and width // 2, "n_routed_experts": 16, "num_experts_per_tok": 4,
         "n_group": 4 if grouped else 1, "topk_group": 2 if grouped else 1,
+    }  # fmt: skip
+
+
+def _small_v4(config: Mapping[str, Any], width: int, expert_rows: int, vocabulary: int) -> dict[str, Any]:
+    return dict(config) | {
+        "vocab_size": vocabulary, "hidden_size": width, "moe_intermediate_size": expert_rows, "num_hidden_layers": 6,
+        "compress_ratios": [0, 0, 4, 128, 4, 0, 0], "num_hash_layers": 3, "num_attention_heads": width // 128,
+        "q_lora_rank": width // 2, "o_groups": 2, "o_lora_rank": width // 2, "index_n_heads": 32, "index_topk": 64,
+        "n_routed_experts": 16, "num_experts_per_tok": 4,
     }  # fmt: skip
 
 

@@ -23,20 +23,23 @@ CONTROL, USER_DEFINED = 3, 4  # token types of GGUF that are looked for in a tex
 PREFIX = "tokenizer.ggml."
 
 
-def of_folder(folder: Folder) -> Encode:
-    """Return what reads texts with a checkpoint's tokenizer.json, or with the ranks in its tiktoken.model."""
+def of_folder(folder: Folder, *, special: bool = True) -> Encode:
+    """Return what reads texts with a checkpoint's tokenizer.json, or with the ranks in its tiktoken.model.
+
+    `special`: whether the names of control tokens in a text are those tokens, and not words.
+    """
     names = folder.names()
     name = "tokenizer.json" if "tokenizer.json" in names or ranks.FILE not in names else ranks.FILE
 
     def build() -> Tokenizer:
         return _of_ranks(folder) if name == ranks.FILE else _of_json(folder.text(name))
 
-    return _encoder(build, folder.path / name)
+    return _encoder(build, folder.path / name, special=special)
 
 
-def of_gguf(metadata: Mapping[str, Any], file: PurePath) -> Encode:
+def of_gguf(metadata: Mapping[str, Any], file: PurePath, *, special: bool = True) -> Encode:
     """Return what reads texts with a GGUF file's tokens and merges, cut as its pre-tokenizer does."""
-    return _encoder(lambda: _of_metadata(metadata, file), file)
+    return _encoder(lambda: _of_metadata(metadata, file), file, special=special)
 
 
 def installed() -> bool:
@@ -47,19 +50,21 @@ def installed() -> bool:
         return False
 
 
-def _encoder(build: Callable[[], Tokenizer], file: PurePath) -> Encode:
+def _encoder(build: Callable[[], Tokenizer], file: PurePath, *, special: bool) -> Encode:
     def encode(text: str) -> Sequence[int]:
         if not installed():
             raise InputError(
                 "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
             )
         try:
-            return list(build().encode(text, add_special_tokens=False).ids)
+            tokenizer = build()
+            tokenizer.encode_special_tokens = not special
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
         except (GgufMlaError, MemoryError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exceptions, and panics, which are no Exceptions
             what = f"the package tokenizers cannot read a text with it ({error!s:.200})"
-            raise InputError(what, file=file, remedy="Download it again, or give --tokens") from None
+            raise InputError(what, file=file, remedy="Take that of the original model, or give --tokens") from None
 
     return encode
 

@@ -10,7 +10,7 @@ import binascii
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import EDITED, InputError
 from gguf_mla.files.json_text import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def read_ranks(file: Readable) -> dict[bytes, int]:
             if ranks.setdefault(token, rank) != rank:
                 raise InputError(f"line {number}: a token is there twice", file=file.name, found=repr(token))
     for token, rank in _clash(ranks):
-        raise InputError(f"two tokens have rank {rank}", file=file.name, found=repr(token), remedy="Download it again")
+        raise InputError(f"two tokens have rank {rank}", file=file.name, found=repr(token), remedy=EDITED)
     return ranks
 
 

@@ -34,10 +34,15 @@ def read_tokens(text: Path | None, tokens: Path | None, encode: Encode, vocab: i
     Raises InputError for a file that cannot be read, ids outside the vocabulary, and a text without a tokenizer.
     """
     file = tokens or text or SAMPLE
-    ids = _ids(tokens) if tokens else _tokenized(file, encode)
+    ids = read_ids(tokens) if tokens else np.array(encode(_lines(read_text(file))), np.int64)
     if ids.size < LEAST:
         raise InputError("there is too little text", file=file, expected=f"{LEAST} tokens or more", found=ids.size)
-    if ids.min() < 0 or ids.max() >= vocab:
+    return within(ids, vocab, file)
+
+
+def within(ids: Integers, vocab: int, file: Path) -> Numbers:
+    """Return ids as int64; InputError for one that is outside the vocabulary."""
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab):
         raise InputError(
             "a token is outside the vocabulary",
             file=file,
@@ -47,7 +52,8 @@ def read_tokens(text: Path | None, tokens: Path | None, encode: Encode, vocab: i
     return np.array(ids, np.int64)
 
 
-def _ids(file: Path) -> Integers:
+def read_ids(file: Path) -> Integers:
+    """Return the ids in a file, a .npy array of integers or numbers as text; InputError where it holds none."""
     try:
         values = _stored(file) if file.suffix in (".npy", ".npz") else _written(file)
     except OSError as error:
@@ -70,11 +76,16 @@ def _written(file: Path) -> NDArray[Any]:
     return np.array([int(word) for word in re.split(r"[\s,\[\]]+", file.read_text("utf-8")) if word])
 
 
-def _tokenized(file: Path, encode: Encode) -> Numbers:
+def read_text(file: Path) -> str:
+    """Return a file's text as it stands, line ends included; InputError unless it is UTF-8."""
     try:
-        text = file.read_text("utf-8")
+        return file.read_bytes().decode("utf-8")
     except OSError as error:
         raise unreadable(file, error) from None
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", file=file) from None
-    return np.array(encode(text), np.int64)
+
+
+def _lines(text: str) -> str:
+    r"""Return a text with \n for every line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

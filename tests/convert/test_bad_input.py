@@ -177,10 +177,10 @@ FAULTS = {
     ),
     "architecture is a list": fault(configure(architectures=[[]]), "config.json", "[]", "DeepseekV3ForCausalLM"),
     "no architecture": fault(configure(architectures=None, model_type=None), "config.json", "DeepseekV3ForCausalLM"),
-    "mscale differs from mscale_all_dim": fault(
-        rope(mscale=0.707), "config.json", "mscale", "0.707", "mscale_all_dim 1"
+    "attention_factor differs from mscale": fault(
+        rope(attention_factor=0.707), "config.json", "attention_factor", "0.707", "mscale_all_dim"
     ),
-    "yarn without mscale_all_dim": fault(rope(mscale_all_dim=None), "config.json", "mscale_all_dim"),
+    "yarn without mscale": fault(rope(mscale=None), "config.json", "mscale missing", "mscale_all_dim 1"),
     "another rope scaling": fault(rope(type="dynamic"), "config.json", "dynamic", "yarn"),
     "rope_interleave false": fault(configure(rope_interleave=False), "config.json", "rope_interleave"),
     "unknown topk_method": fault(

@@ -60,13 +60,13 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
 def test_the_plan_as_json_is_what_is_written() -> None:
     plan = json.loads(run(hub.BUNDLED, "out.gguf", "--type", "Q8_0", "--dry-run", "--json").stdout)
     result = json.loads(run(hub.BUNDLED, "out.gguf", "--type", "Q8_0", "--json").stdout)
-    file = open_gguf("out.gguf")
-    assert [(t["name"], tuple(t["shape"]), t["type"], t["bytes"]) for t in plan["tensors"]] == [
+    file, [planned], [written] = open_gguf("out.gguf"), plan["outputs"], result["outputs"]
+    assert [(t["name"], tuple(t["shape"]), t["type"], t["bytes"]) for t in planned["plan"]["tensors"]] == [
         (t.name, t.shape, t.type, t.nbytes) for t in file.tensors.values()
     ]
-    assert plan["metadata"].keys() == file.metadata.keys()
-    assert result["bytes"] == file.size
-    assert result["parameters"] == plan["parameters"]
+    assert planned["plan"]["metadata"].keys() == file.metadata.keys()
+    assert written["bytes"] == file.size
+    assert written | {"plan": None} == planned | {"plan": None}
 
 
 def test_a_file_that_exists_is_replaced_only_on_request() -> None:

@@ -35,6 +35,13 @@ def test_the_demo_converts_and_generates(tmp_path: Path, judges: None) -> None: 
     assert all("self." in text.split("\n", 3)[2] and "=" in text for text in continuations)
 
 
+def test_the_checkpoint_can_be_copied(tmp_path: Path) -> None:
+    copied = gguf_mla("demo", "--copy", tmp_path / "here")
+    assert copied.status == 0, copied.output
+    assert len(open_checkpoint(tmp_path / "here").tensors) == 91
+    assert "exists already" in gguf_mla("demo", "--copy", tmp_path / "here").output
+
+
 STORED = {"v3": "FP8 128x128", "v32": "FP8 128x128", "kimi-k2": "INT4 group 32"}
 
 

@@ -72,7 +72,7 @@ def test_the_bytes_of_avx512_are_left_out_by_name() -> None:
 
 
 def test_json_has_the_same_as_numbers() -> None:
-    found = json.loads(run("dequantize", "--types", "Q8_0,BF16", "--json").output)
+    found = json.loads(run("dequantize", "--types", "Q8_0,BF16", "--json").output)["measurements"]
     assert [(line["type"], line["importance"], line["ratio"]) for line in found] == [
         ("Q8_0", False, None),
         ("BF16", False, None),

@@ -187,7 +187,8 @@ def test_quantize_takes_sizes_too_and_names_the_file_by_it(tmp_path: Path) -> No
 
 def test_the_dry_run_shows_what_each_choice_loses() -> None:
     options = (BUNDLED, "--target-bpw", "4.5", "--dry-run")
-    weights = sum(tensor["type"] != "F32" for tensor in json.loads(run(convert, *options, "--json").output)["tensors"])
+    [planned] = json.loads(run(convert, *options, "--json").output)["outputs"]
+    weights = sum(tensor["type"] != "F32" for tensor in planned["plan"]["tensors"])
     assert len(re.findall(r"4\.5bpw: relative error [0-9.]+ %", run(convert, *options).output)) == weights > 30
 
 

@@ -53,7 +53,7 @@ def inspect(*arguments: object, status: int = 0) -> str:
 
 
 def sizes(*arguments: object) -> dict[tuple[str, str], Any]:
-    return {(r["cache"], r["type"]): r for r in json.loads(inspect(*arguments, "--json"))}
+    return {(r["cache"], r["type"]): r for r in json.loads(inspect(*arguments, "--json"))["caches"]}
 
 
 def test_the_figures_that_llama_cpp_published(v3: Path) -> None:
@@ -66,13 +66,31 @@ def test_the_figures_that_llama_cpp_published(v3: Path) -> None:
     assert found["MLA, K only", "Q4_0"]["bytes"] == TOKENS * 61 * 18 * 18
     assert found["MLA, K only", "F16"]["bytes_per_layer"] == 180 * MIB
     shown = inspect(v3, "--context", TOKENS)
-    assert all(figure in shown for figure in ("10980.00 MiB", "20740.00 MiB", "780800.00 MiB", "47.1 %", "61 layers"))
+    assert all(
+        figure in shown for figure in ("10.72 GiB", "20.25 GiB", "762.50 GiB", "180.00 MiB", "47.1 %", "61 layers")
+    )
 
 
 def test_a_legacy_file_is_told_the_same(v3: Path, tmp_path: Path) -> None:
     kept = {key: size for key, size in SIZES.items() if not key.endswith("_mla")}
     old = model(tmp_path / "old.gguf", "deepseek2", kept | LEGACY)
-    assert sizes(old, "--context", TOKENS) == sizes(v3, "--context", TOKENS)
+    legacy, mla = (sizes(file, "--context", TOKENS) for file in (old, v3))
+    assert {key: record | {"use": ""} for key, record in legacy.items()} == {k: r | {"use": ""} for k, r in mla.items()}
+    assert [record["use"] for (_, kind), record in legacy.items() if kind == "F16"] == [
+        "this file", "after an upgrade, older engines", "after an upgrade",
+    ]  # fmt: skip
+    assert [record["use"] for (_, kind), record in mla.items() if kind == "F16"] == [
+        "after a downgrade", "this file, older engines", "this file",
+    ]  # fmt: skip
+
+
+def test_the_longest_context_is_compared_with_the_models(tmp_path: Path) -> None:
+    file = model(tmp_path / "v3.gguf", "deepseek2", SIZES | {"context_length": 2048})
+    assert "all of 2048" in inspect(file, "--fit", "80G")
+    assert "of 2048" in inspect(file, "--fit", "8M")
+    assert "all of 2048" not in inspect(file, "--fit", "8M")
+    assert "working memory is not counted" in inspect(file, "--fit", "8M")
+    assert sizes(file, "--fit", "80G")["MLA, K only", "F16"]["model_context"] == 2048
 
 
 def test_sparse_attention_adds_its_indexer_and_prediction_layers_add_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,42 @@ def test_yarn_is_written_as_the_reader_undoes_it() -> None:
     assert value(config("v3"), "rope.scaling.original_context_length") == 4096
 
 
+def read_back(found: Config) -> tuple[float, float]:
+    """What llama.cpp multiplies cos and sin by, and the softmax's scale, as b11434 computes them."""
+    family = family_of(found)
+    written = metadata(found, family)
+
+    def number(key: str) -> float:
+        entry = written.get(f"{family.architecture}.rope.scaling.{key}")
+        return 1.0 if entry is None else float(entry.data)
+
+    stretch, all_dim = math.log(number("factor")), number("yarn_log_multiplier") / 0.1
+    mscale = all_dim if family.architecture == "deepseek2" and all_dim != 1 else 1.0
+    factor = (1 + 0.1 * mscale * stretch) / (1 + 0.1 * all_dim * stretch) if all_dim else 1 + 0.1 * stretch
+    factor *= number("attn_factor")
+    return factor, (factor * (1 + 0.1 * all_dim * stretch)) ** 2
+
+
+G = 1 + 0.1 * math.log(40)
+
+
+@pytest.mark.parametrize("kind", ["v3", "v32", "glm-dsa"])
+@pytest.mark.parametrize(
+    ("changes", "rotated", "softmax"),
+    [
+        ({}, 1, G**2),
+        ({"mscale": None, "mscale_all_dim": None}, G, 1),
+        ({"mscale_all_dim": None}, G, 1),
+        ({"mscale": 0.5}, (1 + 0.05 * math.log(40)) / G, G**2),
+        ({"mscale": 0.707, "mscale_all_dim": 0.707}, 1, (1 + 0.0707 * math.log(40)) ** 2),
+        ({"mscale": None, "mscale_all_dim": None, "attention_factor": 1.0}, 1, 1),
+        ({"mscale": None, "mscale_all_dim": None, "attention_factor": 2.5}, 2.5, 1),
+    ],
+)
+def test_a_reader_arrives_at_yarns_scales(kind: str, changes: dict[str, Any], rotated: float, softmax: float) -> None:
+    assert read_back(config(kind, rope_scaling=scaling(**changes))) == pytest.approx((rotated, softmax), rel=1e-6)
+
+
 def test_both_spellings_of_the_rope_section_say_the_same() -> None:
     old = config("v3")
     parameters = {**scaling(), "rope_type": "yarn", "rope_theta": 10000}
@@ -106,11 +143,12 @@ def test_a_model_without_scaling_has_no_scaling_keys() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rope_scaling": scaling(mscale=0.5)}, "mscale ≠ mscale_all_dim.*expected both 1, found mscale 0.5"),
-        ({"rope_scaling": scaling(mscale=None, mscale_all_dim=None)}, "without mscale"),
+        ({"rope_scaling": scaling(mscale=None)}, "two ways.*mscale missing and mscale_all_dim 1"),
+        ({"rope_scaling": scaling(mscale_all_dim=-3)}, "scales of attention above zero"),
+        ({"rope_scaling": scaling(factor=1, attention_factor=1.3, mscale=None, mscale_all_dim=None)}, "more than 1"),
         ({"rope_scaling": scaling(type="dynamic")}, "expected yarn or linear or default, found dynamic"),
         ({"rope_scaling": scaling(factor=None)}, "factor is missing"),
-        ({"rope_scaling": scaling(attention_factor=1.3)}, "attention_factor"),
+        ({"rope_scaling": scaling(attention_factor=1.3)}, "attention_factor contradicts mscale"),
         ({"rope_interleave": False}, "rope_interleave"),
         ({"topk_method": "lottery"}, "topk_method.*noaux_tc, found lottery"),
         ({"scoring_func": "tanh"}, "scoring_func.*found tanh"),

@@ -31,7 +31,7 @@ def opened(directory: Path, tensors: dict[str, torch.Tensor], quantization: dict
 
 def test_every_format_says_for_what_it_stands() -> None:
     assert [each.METHODS for each in formats() if not each.METHODS] == []
-    assert len(formats()) == 7
+    assert len(formats()) == 8
 
 
 @pytest.mark.parametrize("quantization", ["fp8", [1], {"quant_method": ["fp8"]}])

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
+from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
 from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.importance.matrix import Imatrix, read_imatrix
@@ -138,10 +139,11 @@ def test_the_matrix_of_an_upgrade_loads(tmp_path: Path, form: str) -> None:
     old = legacy.write_variant(tmp_path / "mla.gguf", tmp_path / "legacy.gguf", "legacy")
     source = tmp_path / f"m.{form}"
     kv_b, other = "blk.0.attn_kv_b.weight", "blk.0.attn_output.weight"
+    width = open_gguf(old).tensors[other].shape[-1]
     if form == "gguf":
-        matrix(source, {kv_b: drawn(1, 512), other: drawn(1, 515)})
+        matrix(source, {kv_b: drawn(1, 512), other: drawn(1, width)})
     else:
-        entries = {kv_b: drawn(1, 512), other: drawn(1, 515)}
+        entries = {kv_b: drawn(1, 512), other: drawn(1, width)}
         data = np.int32(len(entries)).tobytes()
         for key, rows in entries.items():
             data += np.int32(len(key)).tobytes() + key.encode() + np.array([2, rows.size], np.int32).tobytes()
@@ -150,3 +152,16 @@ def test_the_matrix_of_an_upgrade_loads(tmp_path: Path, form: str) -> None:
     answer = gguf_mla("upgrade", old, tmp_path / "out.gguf", "--imatrix", source, "--quiet")
     assert answer.status == 0, answer.output
     loads(tmp_path / "out.imatrix.gguf")
+
+
+def test_the_matrix_of_another_model_is_not_mapped(tmp_path: Path) -> None:
+    convert(hub.BUNDLED, tmp_path / "mla.gguf", "BF16")
+    for entries, words in (
+        ({"blk.0.attn_output.weight": drawn(1, 515)}, "does not fit the tensor"),
+        ({"blk.99.attn_output.weight": drawn(1, 512)}, "no importance of any tensor"),
+    ):
+        matrix(tmp_path / "m.gguf", entries)
+        answer = gguf_mla("downgrade", tmp_path / "mla.gguf", tmp_path / "out.gguf", "--imatrix", tmp_path / "m.gguf")
+        assert answer.status == 2
+        assert words in answer.output
+        (tmp_path / "m.gguf").unlink()

@@ -53,7 +53,7 @@ def test_tensors_are_listed_on_request(file: Path) -> None:
 
 
 def test_json_has_everything_and_long_arrays_as_their_length(file: Path) -> None:
-    found = json.loads(inspect(file, "--json"))
+    found = json.loads(inspect(file, "--json"))["model"]
     assert found["layout"] == "MLA"
     assert found["parameters"] == 2 * 8 * 64 + 2 * 4 * 32
     assert found["bytes_by_type"] == {"Q8_0": 1088, "F32": 1024}

@@ -16,13 +16,15 @@ from safetensors.torch import save_file
 from gguf_mla.errors import InputError
 from gguf_mla.files.input import InputFile
 from gguf_mla.sources.checkpoint import Checkpoint, open_checkpoint
-from gguf_mla.sources.formats.int4_pack import Rounding, remarks
+from gguf_mla.sources.formats.pack_quantized import remarks
 from tests.support import hub
 from tests.support.kinds import INT4
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from gguf_mla.sources.formats.shared.int4 import Rounding
 
 Tensors = dict[str, torch.Tensor]
 BASE = "w.weight"
@@ -205,8 +207,6 @@ DAMAGES = {
     "a shape below zero": (replaced("_shape", torch.tensor([-4, 64])), "two numbers above zero"),
     "a shape beyond everything": (replaced("_shape", torch.tensor([1 << 62, 1 << 62])), "has the wrong shape"),
     "a shape of floats": (replaced("_shape", torch.tensor([4.0, 64.0])), "two numbers above zero"),
-    "zero points": (replaced("_zero_point", torch.zeros(1, 2, dtype=torch.int32)), "zero points"),
-    "another order": (replaced("_g_idx", torch.zeros(64, dtype=torch.int32)), "actorder"),
     "twice": (replaced("", torch.zeros(4, 64)), "twice"),
 }
 
@@ -225,14 +225,19 @@ def test_damaged_tensors_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ({"num_bits": 8}, "weights.num_bits.*expected 4, found 8"),
-        ({"symmetric": False}, "weights.symmetric.*expected True, found False"),
-        ({"strategy": "channel"}, "weights.strategy.*expected group, found channel"),
+        ({"num_bits": 8}, r"weight_packed has the wrong shape \(expected \[4, 16\], found \[4, 8\]"),
+        ({"num_bits": 9}, "weights.num_bits.*expected 2 to 8, found 9"),
+        ({"num_bits": True}, "weights.num_bits.*found True"),
+        ({"symmetric": False}, "its zero points are missing"),
+        ({"symmetric": "no"}, "weights.symmetric.*expected true or false, found no"),
+        ({"strategy": "channel"}, r"weight_scale has the wrong shape \(expected \[4, 1\], found \[4, 2\]"),
+        ({"strategy": "block"}, "weights.strategy.*expected group or channel or tensor, found block"),
         ({"type": "float"}, "weights.type.*expected int, found float"),
-        ({"actorder": "group"}, "weights.actorder.*expected null, found group"),
-        ({"group_size": None}, "group_size cannot be used"),
-        ({"group_size": 0}, "group_size cannot be used"),
-        ({"group_size": True}, "group_size cannot be used"),
+        ({"actorder": "group"}, "another order"),
+        ({"actorder": "random"}, "weights.actorder.*expected null, weight or group, found random"),
+        ({"group_size": None}, "weights.group_size.*found None"),
+        ({"group_size": 0}, "weights.group_size.*found 0"),
+        ({"group_size": True}, "weights.group_size.*found True"),
     ],
 )
 def test_other_ways_to_pack_are_refused(tmp_path: Path, weights: dict[str, Any], words: str) -> None:

@@ -197,13 +197,18 @@ def test_a_part_holds_at_least_one_tensor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("48G", 48_000_000_000), ("500M", 500_000_000), ("64k", 64_000), ("4096", 4096), (" 1g ", 10**9)]
-)
-def test_sizes_are_decimal(text: str, size: int) -> None:
+    ("text", "size"),
+    [("48G", 48_000_000_000), ("500M", 500_000_000), ("64k", 64_000), ("4096", 4096), (" 1g ", 10**9),
+     ("8GB", 8 * 10**9), ("8GiB", 8 << 30), ("1T", 10**12), ("2tib", 2 << 40), ("7.5G", 7_500_000_000),
+     ("0.1k", 100), ("1 GB", 10**9), ("12B", 12)],
+)  # fmt: skip
+def test_sizes_are_decimal_unless_they_say_otherwise(text: str, size: int) -> None:
     assert units.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "0", "0G", "-1G", "1.5G", "1T", "1GB", "1 G", "٣G", "9" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "G", "0", "0G", "-1G", "1,5G", "1P", "1Gi", "1 G B", "0.1", "1e9", "٣G", "9" * 40]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not a size"):
         units.parse_size(text)

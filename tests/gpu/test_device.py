@@ -13,7 +13,9 @@ from gguf_mla.codec import on_cuda, rows, trial
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.container.values import string
 from gguf_mla.errors import InputError, MachineError
-from gguf_mla.forward.on_device import form_on
+from gguf_mla.forward.attention import FORMS
+from gguf_mla.forward.on_device import form_on, place_on
+from gguf_mla.forward.tensors import Blocks, Stack
 from gguf_mla.plan import outputs
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 from gguf_mla.stream import chunks, execute
@@ -127,9 +129,23 @@ def test_a_proof_attends_on_the_device(device: Cuda, name: str) -> None:
     assert agreement(found, expected).wmape < 1e-5  # 36 products and their sums in float32, in another order
 
 
-def test_a_form_that_the_device_does_not_have_is_refused(device: Cuda) -> None:
-    with pytest.raises(InputError, match=r"--form gathered is the CPU's alone.*vanilla or absorbed or paged"):
-        form_on(device.name, "gathered")
+def test_a_form_without_a_kernel_is_torchs(device: Cuda) -> None:
+    assert form_on(device.name, "gathered") is FORMS["gathered"]
+    assert form_on(device.name, "absorbed") is not FORMS["absorbed"]
+
+
+@pytest.mark.parametrize("stored", ["Q8_0", "BF16"])
+def test_matrices_are_decoded_into_torchs_memory(device: Cuda, stored: str) -> None:
+    data = codec.encode(weights(6, 64), stored)
+    place = place_on(device.name, 1)
+
+    def read(*_: int) -> np.ndarray:
+        raise AssertionError("the CPU was asked")
+
+    stack = Stack("w", 2, 3, 64, stored, read, lambda index, start, stop: Blocks(data[3 * index :][start:stop], stored))
+    found = place.rows(stack, 1, 1, 3)
+    assert found.device == place.device
+    np.testing.assert_array_equal(found.numpy(force=True), codec.decode(data[4:6], stored))
 
 
 def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def told(case: Case, directory: Path) -> str:
     )
     if answer.status:
         return answer.output.strip()
-    plan = json.loads(answer.output)
+    [plan] = json.loads(answer.output)["outputs"]
     return "converts; " + " ".join(plan["warnings"]) + (f" dropped {len(plan['dropped'])}" if plan["dropped"] else "")
 
 

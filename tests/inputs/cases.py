@@ -89,6 +89,7 @@ DENSE_CT = {"quant_method": "compressed-tensors", "format": "dense", "config_gro
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 DOWN = "model.layers.0.mlp.down_proj.weight"
 NORM = "model.norm.weight"
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
 MTP_HEADS = (MTP + "embed_tokens.weight", MTP + "shared_head.head.weight")
 NEXTN = "blk.2.nextn.embed_tokens"
 
@@ -241,6 +242,7 @@ CASES: dict[str, Case] = {
     "A11": Case(buffers),
     "A11 masks": Case(others("model.layers.0.self_attn.masked_bias", "model.position_ids")),
     "A11 scales of the cache": Case(others("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale")),
+    "A11 scales of activations": Case(others("model.layers.1.mlp.experts.w13_input_scale")),
     "A11 optimizer": Case(others("optimizer.state.0.exp_avg", "model.layers.0.mlp.down_proj._extra_state")),
     "A11 value head": Case(others("v_head.summary.weight", "v_head.summary.bias")),
     # A12, byte-order marks
@@ -386,14 +388,12 @@ CASES: dict[str, Case] = {
     "B3": Case(pruned, words=("n_group", "--set n_group=1"), refused=True),
     "B3 set": Case(pruned, options=("--set", "n_group=1", "--set", "topk_group=1"), same=False),
     # B4, positions
-    "B4": Case(
-        scaling(type="yarn", factor=40, original_max_position_embeddings=4096),
-        words=("mscale", "--set rope_scaling.mscale=1", "1.87"),
-        refused=True,
+    "B4": Case(scaling(**YARN), words=("YaRN", "attn_factor")),
+    "B4 one mscale": Case(
+        scaling(**YARN, mscale_all_dim=1), words=("mscale missing", "two ways", "--set rope_sc"), refused=True
     ),
     "B4 set": Case(
-        scaling(type="yarn", factor=40, original_max_position_embeddings=4096),
-        options=("--set", "rope_scaling.mscale=1", "--set", "rope_scaling.mscale_all_dim=1"),
+        scaling(**YARN), options=("--set", "rope_scaling.mscale=1", "--set", "rope_scaling.mscale_all_dim=1")
     ),
     "B4 linear": Case(scaling(type="linear", factor=4.0)),
     "B4 dynamic": Case(scaling(type="dynamic", factor=4.0), words=("dynamic",), refused=True),

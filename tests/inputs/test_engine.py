@@ -64,6 +64,10 @@ def linear(model: Model) -> None:
     scaling(type="linear", factor=4.0)(model)
 
 
+def yarn(**scales: float) -> Callable[[Model], None]:
+    return scaling(type="yarn", rope_type="yarn", factor=40.0, original_max_position_embeddings=4096, **scales)
+
+
 def per_channel(model: Model, *, meant: bool) -> None:
     """Store every projection as FP8 with a scale for each row, or as the values that those mean."""
     for name, tensor in list(model.tensors.items()):
@@ -88,6 +92,8 @@ VARIANTS: dict[str, tuple[Callable[[Model], object], Callable[[Model], object], 
     "dense": (dense_as_transformers_has_it, dense_here, ()),
     "one group": (pruned, lambda m: m.config.update(n_group=3, topk_group=1), ("--set", "n_group=1")),
     "linear scaling": (linear, linear, ()),
+    "YaRN without mscale": (yarn(), yarn(), ()),
+    "YaRN with two scales": (yarn(mscale=0.5, mscale_all_dim=1.0), yarn(mscale=0.5, mscale_all_dim=1.0), ()),
     "FP8 per channel": (lambda m: per_channel(m, meant=True), lambda m: per_channel(m, meant=False), ()),
     "a prefix": (lambda _: None, lambda m: m.rename(lambda n: "module." + n), ()),
 }

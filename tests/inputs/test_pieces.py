@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import EXPERTS
+from gguf_mla.files.input import InputFile
 from gguf_mla.sources.checkpoint import Choices, open_checkpoint, open_partial
 from gguf_mla.sources.config import Config
+from gguf_mla.sources.folder import open_folder
 from gguf_mla.sources.hub_cache import model_name
 from gguf_mla.sources.recognise import architecture, compare, leftovers, settings
+from gguf_mla.sources.recognise.reading import Reading
+from gguf_mla.sources.safetensors import read_shard
 from tests.inputs.changes import LFS, single
-from tests.inputs.workshop import base, change_json, fuse_experts, planned, shard
+from tests.inputs.workshop import Model, base, change_json, fuse_experts, planned, shard
 from tests.support.command import gguf_mla
 from tests.support.memory import MemoryFile, MemoryFolder
 from tests.support.safetensors_file import header_bytes
@@ -101,6 +107,19 @@ def test_no_tensor_of_a_published_model_is_a_leftover() -> None:
     assert [name for name in names if leftovers.reason_of(name)] == []
 
 
+def test_names_are_looked_at_by_kind(tmp_path: Path) -> None:
+    """However many layers and experts there are, a recogniser that finds nothing looks at each kind of name once."""
+    model = base(n_routed_experts=8)
+    stored = read_shard(InputFile(model.write(tmp_path / "m") / shard(1, 2)))
+    reading = Reading(open_folder(tmp_path / "m"), {}, stored)
+    kinds = {re.sub(r"\.\d+\.", ".0.", re.sub(r"\.\d+\.", ".0.", name)) for name in stored}
+    assert reading.kinds == kinds
+    assert len(kinds) < len(stored) / 2
+    wanted = [name for name in stored if ".experts." in name and "up_proj" in name]
+    assert reading.named(re.compile(r"\.experts\.\d+\.up_proj")) == wanted
+    assert reading.named(re.compile("lora_A")) == []
+
+
 # ------------------------------------------------------------------------------------------------------ fused experts
 
 
@@ -169,6 +188,26 @@ def test_scales_whose_blocks_straddle_are_refused() -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match="do not part between gate and up"):
         opened(one_file(entries, 208))
+
+
+@pytest.mark.parametrize("name", ["gate_up_proj", "w13_weight"])
+@pytest.mark.parametrize("shape", [(3, 4, 1), (3,), (3, 1), (3, 1, 1), (3, 2)], ids=str)
+def test_scales_of_fused_experts_go_with_their_rows(tmp_path: Path, shape: tuple[int, ...], name: str) -> None:
+    """For each row, each expert, or each half: the factor of a value is that of its place in the whole tensor."""
+    random, before = np.random.default_rng(0), "model.layers.0.mlp.experts."
+    codes = random.integers(0, 0x7E, (3, 4, 6)).astype(np.uint8)
+    scales = random.random(shape).astype(np.float32)
+    model = Model({"num_hidden_layers": 1}, {}, shards=1)
+    model.add(before + name, codes, "F8_E4M3")
+    model.add(f"{before}{name}_scale", scales)
+    found = open_partial(model.write(tmp_path / "m")).tensors
+    wide = scales.reshape(3, -1, 1)
+    whole = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.repeat(wide, 4 // wide.shape[1], axis=1)
+    for expert in range(3):
+        for part, rows in (("gate_proj", slice(0, 2)), ("up_proj", slice(2, 4))):
+            tensor = found[f"{before}{expert}.{part}.weight"]
+            assert tensor.read().tobytes() == whole[expert, rows].tobytes()
+            assert tensor.read(1, 2).tobytes() == whole[expert, rows][1:2].tobytes()
 
 
 def test_an_expert_that_is_there_twice_is_refused(tmp_path: Path) -> None:

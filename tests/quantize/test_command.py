@@ -152,7 +152,7 @@ def test_a_dry_run_says_why_and_json_says_all(bf16: Path) -> None:
     assert "blk.0.attn_k_b.weight" in shown
     assert "rows of 128 do not fit Q4_K" in shown
     plan = json.loads(run("quantize", bf16, "Q4_K_M", "--dry-run", "--json").stdout)
-    assert plan["out"] == ["tiny-BF16-Q4_K_M.gguf"]
+    assert [part["path"] for output in plan["outputs"] for part in output["parts"]] == ["tiny-Q4_K_M.gguf"]
     assert list(Path().iterdir()) == []
 
 

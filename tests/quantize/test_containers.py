@@ -83,12 +83,12 @@ def test_inspect_shows_all_of_a_split_model_or_says_which_part(tmp_path: Path) -
     whole = run("inspect", first)
     assert "parts         all 3 parts of a split model" in whole
     assert "in 5 tensors" in whole
-    assert len(json.loads(run("inspect", first, "--json"))["tensors"]) == 5
+    assert len(json.loads(run("inspect", first, "--json"))["model"]["tensors"]) == 5
     second = part_paths(first, 3)[1]
     assert "parts         part 2 of 3 of a split model" in run("inspect", second)
     second.unlink()
     assert "parts         part 1 of 3 of a split model" in run("inspect", first)
-    assert json.loads(run("inspect", first, "--json"))["parts"] == "part 1 of 3 of a split model"
+    assert json.loads(run("inspect", first, "--json"))["model"]["split"] == "part 1 of 3 of a split model"
 
 
 # ------------------------------------------------------------------------------------------------------ foreign types

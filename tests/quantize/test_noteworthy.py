@@ -166,7 +166,7 @@ def test_types_that_stand_in_are_counted_at_the_end(tmp_path: Path) -> None:
         "2 Q5_0 instead of Q4_K (blk.0.attn_k_b.weight and 1 more)"
     )
     result = json.loads(quantize(path, "Q4_K_S", "--pure", "--json"))
-    assert result["substituted"] == {f"blk.{layer}.attn_k_b.weight": "Q4_K" for layer in range(2)}
+    assert result["outputs"][0]["substituted"] == {f"blk.{layer}.attn_k_b.weight": "Q4_K" for layer in range(2)}
 
 
 def test_no_fallback_refuses_them(tmp_path: Path) -> None:

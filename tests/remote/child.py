@@ -26,6 +26,7 @@ def run() -> None:
     layout.RUN_BYTES = settings.get("run", layout.RUN_BYTES)
     saving.SAVE_SECONDS = settings.get("save", saving.SAVE_SECONDS)
     troubles.PATIENCE, troubles.FIRST_PATIENCE = settings.get("patience", 6.0), 3.0
+    troubles.FIRST_PAUSE = settings.get("pause", troubles.FIRST_PAUSE)
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line))), file=sys.__stdout__, flush=True)
 
@@ -43,7 +44,7 @@ def _answer(arguments: list[str]) -> dict[str, object]:
         "status": status,
         "said": told.getvalue(),
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest() if out and out.is_file() else None,
-        "bytes": after.nbytes - before.nbytes,
+        "bytes": after.bytes - before.bytes,
         "requests": after.requests - before.requests,
         "seconds": time.monotonic() - begin,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

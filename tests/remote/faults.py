@@ -61,7 +61,7 @@ def _measures(place: Path) -> Iterator[str]:
             shards = [path for path in source.iterdir() if path.suffix == ".safetensors"]
             nbytes, requests = sum(count for *_, count in net.books.ranges), net.books.requests.total()
         dry = json.loads(gguf_mla("convert", source, place / "dry.gguf", "--dry-run", "--json").output)
-        needed = sum(path.stat().st_size for path in shards) - _dropped(shards, dry["dropped"])
+        needed = sum(path.stat().st_size for path in shards) - _dropped(shards, dry["outputs"][0]["dropped"])
         allowed = needed / (8 * MIB) + 20 * len(shards)
         print(
             f"{family} {kind}: {needed / 1e6:.1f} MB in {len(shards)} shards, {nbytes / needed:.4f} of it fetched "

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from gguf_mla.forward import indexer
 from gguf_mla.forward.attention import Inputs
@@ -28,8 +29,8 @@ def inputs(queries: int, cached: int, heads: int, seed: int = 0) -> Inputs:
     """Inputs of a trained model's size: latents are normed, and scores have a spread of a few units."""
     rng = np.random.default_rng(seed)
 
-    def bell(*shape: int, deviation: float = 1.0) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32) * np.float32(deviation)
+    def bell(*shape: int, deviation: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal(shape, np.float32) * np.float32(deviation))
 
     return Inputs(
         bell(queries, heads, NOPE, deviation=1.5),
@@ -49,31 +50,31 @@ def terms(cached: int) -> int:
 
 def exact(x: Inputs) -> np.ndarray:
     """Vanilla attention in float64, straight from its definition."""
-    arrays = {name: value for name, value in vars(x).items() if isinstance(value, np.ndarray) and name != "chosen"}
-    wide = {name: value.astype(np.float64) for name, value in arrays.items()}
+    arrays = {name: value for name, value in vars(x).items() if isinstance(value, torch.Tensor) and name != "chosen"}
+    wide = {name: value.double().numpy() for name, value in arrays.items()}
     key = np.einsum("sr,hrn->shn", wide["latent"], wide["k_b"])
     value = np.einsum("sr,hvr->shv", wide["latent"], wide["v_b"])
     scores = np.einsum("thn,shn->hts", wide["q_nope"], key) + np.einsum("thp,sp->hts", wide["q_pe"], wide["k_pe"])
     queries, cached = scores.shape[1:]
     hidden = np.arange(cached)[None] > np.arange(queries)[:, None] + cached - queries
     if x.chosen is not None:
-        hidden = ~(x.chosen[:, :, None] == np.arange(cached)).any(axis=1)
+        hidden = ~(x.chosen.numpy()[:, :, None] == np.arange(cached)).any(axis=1)
     scores = np.where(hidden, -np.inf, scores * x.scale)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.einsum("hts,shv->thv", weights / weights.sum(axis=-1, keepdims=True), value)
 
 
-def chosen(queries: int, cached: int, top_k: int, seed: int = 1) -> np.ndarray:
+def chosen(queries: int, cached: int, top_k: int, seed: int = 1) -> torch.Tensor:
     """Random choices of at most `top_k` of the tokens up to a query's own."""
     scores = np.random.default_rng(seed).standard_normal((queries, cached), np.float32)
     scores[np.triu(np.ones_like(scores, bool), cached - queries + 1)] = -np.inf
-    return indexer.best(scores, top_k)
+    return indexer.best(torch.from_numpy(scores), top_k)
 
 
 def score_size(index: Index) -> np.ndarray:
     """What an indexer's scores are made of, √Σ(weight · q · k)² over heads and values [T, S]: signs are random."""
-    squares = np.einsum("thd,sd->ths", index.queries.astype(np.float64) ** 2, index.keys.astype(np.float64) ** 2)
-    return np.sqrt(np.einsum("th,ths->ts", index.weights.astype(np.float64) ** 2, squares))
+    queries, keys, weights = (x.double().numpy() ** 2 for x in (index.queries, index.keys, index.weights))
+    return np.sqrt(np.einsum("th,ths->ts", weights, np.einsum("thd,sd->ths", queries, keys)))
 
 
 def score_terms(index: Index) -> int:

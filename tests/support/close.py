@@ -3,7 +3,7 @@
 BLAS adds in an order that depends on the CPU and on the number of rows, so two right results differ. Every addition
 rounds by at most 2^-24 of the partial sum it makes; n roundings, as independent as they are here, come to √n of one.
 Two sums are compared, and four times as much is left: a limit of 4 · √n · 2^-24 · size, where `size` is what the
-partial sums reach: Σ|terms|, or √Σterms² where the terms' signs are random.
+partial sums reach: Σ|terms|, or √Σterms² where the terms' signs are random. Arrays are numpy's, or tensors on the CPU.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def turned(angle: np.ndarray | float, size: np.ndarray | float) -> np.ndarray | 
 
 def within(found: np.ndarray, expected: np.ndarray, limits: np.ndarray | float) -> None:
     """Every element is as near as its limit; infinities are the same."""
+    found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(found[~finite], expected[~finite])
@@ -52,6 +53,7 @@ def close(found: np.ndarray, expected: np.ndarray, terms: int, size: np.ndarray 
 
 def close_together(found: np.ndarray, expected: np.ndarray, terms: int) -> None:
     """Sums of so many products differ, all of them together, by no more than rounding: Σ|a-b| against Σ|b|."""
+    found, expected = np.asarray(found), np.asarray(expected)
     measured = agreement(found, expected)
     assert found.shape == expected.shape
     assert measured.wmape <= limit(terms), measured
@@ -62,6 +64,7 @@ def close_logits(found: np.ndarray, expected: np.ndarray, model: Model) -> None:
 
     The likeliest token is the same where the two likeliest are further apart than both sides may err.
     """
+    found, expected = np.asarray(found), np.asarray(expected)
     close_together(found, expected, rounding.products(model, len(found)))
     each = rounding.largest(model, len(found), float(expected.std(axis=1).max()), found.size)
     within(log_softmax(found), log_softmax(expected), each)

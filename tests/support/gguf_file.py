@@ -16,8 +16,10 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
-TYPES = {0: "F32", 1: "F16", 8: "Q8_0", 30: "BF16"}
-BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34)}  # values, bytes
+TYPES = {0: "F32", 1: "F16", 8: "Q8_0", 26: "I32", 30: "BF16", 39: "MXFP4"}
+BLOCKS = {  # values, bytes
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "I32": (1, 4), "MXFP4": (32, 17),
+}  # fmt: skip
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 VALUE_NAMES = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64")
 STRING, ARRAY = 8, 9

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support import hub
+from tests.support import hub, v4
 
 if TYPE_CHECKING:
     from tests.support.gguf_file import GgufFile
@@ -35,21 +35,28 @@ datasets:
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint: its kind, the directory's name (general.* depend on it), and how it is stored."""
+    """A checkpoint: its kind, the directory's name (general.* depend on it), and how it is stored.
+
+    `arguments` are what our command has to be told to do as the peer does.
+    """
 
     kind: str
     directory: str
     tokenizer: str = "deepseek"
     card: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
 
     def write(self, parent: Path) -> Path:
-        path = hub.write(parent / self.directory, self.kind, tokenizer=self.tokenizer, **self.options)
+        writer = v4.write if self.kind in v4.KINDS else hub.write
+        path = writer(parent / self.directory, self.kind, tokenizer=self.tokenizer, **self.options)
         if self.card:
             (path / "README.md").write_text(MODEL_CARD, encoding="utf-8")
         return path
 
 
+V4: dict[str, Any] = {"num_hidden_layers": 4, "n_routed_experts": 4, "num_hash_layers": 1}
+AS_THE_PEER = ("--compat", "llama.cpp")
 CASES: dict[str, Case] = {
     "v2lite": Case("v2lite", "DeepSeek-V2-Lite-Chat"),
     "v2": Case("v2", "deepseek-v2.5-tiny"),
@@ -64,6 +71,8 @@ CASES: dict[str, Case] = {
     "v3-tied": Case("v3-tied", "v3-tied", "bundled"),
     "v3-one-file": Case("v3", "v3-one-file", "bundled", options={"shard_bytes": None, "num_hidden_layers": 2}),
     "v3fp8-e8m0": Case("v3fp8-e8m0", "v3fp8-e8m0", "bundled"),
+    "v4-flash": Case("v4-flash", "v4-flash", "bundled", options=V4, arguments=AS_THE_PEER),
+    "v4-pro": Case("v4-pro", "v4-pro", "bundled", options=V4, arguments=AS_THE_PEER),
 }
 
 Record = dict[str, Any]

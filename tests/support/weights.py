@@ -37,4 +37,4 @@ def logits(weights: Weights, prompt: list[int]) -> np.ndarray:
     hidden = walk.hidden_states(pass_, np.array([prompt]))
     pieces = list(pass_.pieces(hidden[0], "output.weight"))
     assert [start for start, _ in pieces] == np.cumsum([0, *(p.shape[1] for _, p in pieces[:-1])]).tolist()
-    return np.concatenate([piece for _, piece in pieces], axis=1)
+    return np.concatenate([piece.numpy() for _, piece in pieces], axis=1)

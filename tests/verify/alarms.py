@@ -48,6 +48,8 @@ from verify.measures import agreement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
+
 LEGACY_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
 REQUANTIZED = (
     ("Q4_K_M", "Q8_0"), ("Q4_0", "Q8_0"), ("MXFP4_MOE", "Q8_0"), ("Q4_K_M", "Q6_K"), ("Q4_K_M", "Q5_K_M"),
@@ -235,15 +237,16 @@ def judge(count: Count, kind: str, reference: Any, candidate: Any, tokens: list[
     print(kind, dict(said), flush=True)
 
 
-class Recorded(logits._Both):
+class Recorded(logits.Passes):
     """Both models, with what every layer adds kept, so that each text can be judged by itself."""
 
     def __init__(self, reference: Any, candidate: Any) -> None:
-        super().__init__(reference, candidate, FORMS["absorbed"])
-        self.added: list[tuple[np.ndarray, np.ndarray]] = []
-        self.attended: list[tuple[np.ndarray, np.ndarray]] = []
+        super().__init__(reference, candidate, np.zeros((0, 0), np.int64), FORMS["absorbed"], lambda _layer: "F32")
+        self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def over(self, tokens: np.ndarray) -> Callable[[int, np.ndarray], logits.Scores]:
+        tokens = self.reference.place.ids(tokens)
         first = tokens[:, : attention.TOKENS]
         hidden = lookup(self.reference, "token_embd.weight", first)
         for layer in range(self.reference.model.layers):
@@ -251,14 +254,14 @@ class Recorded(logits._Both):
             self.attended.append((theirs, ours))
         state, own = (walk.embed(side, tokens) for side in (self.reference, self.candidate))
         for layer in range(self.reference.model.layers):
-            after, own, judged = self.run(layer, state, own, state, tokens)
+            after, own, judged = self.both(layer, state, own, state, tokens)
             self.added.append((judged - state, after - state))
             state = after
         ours, theirs = (walk.finish(side, each) for side, each in ((self.reference, state), (self.candidate, own)))
 
         def scores(number: int, each: np.ndarray) -> logits.Scores:
             part = np.s_[number : number + 1, : len(each)]
-            return self.score(ours[part], theirs[part], each[None])
+            return self.score(ours[part], theirs[part], self.reference.place.ids(each)[None])
 
         return scores
 

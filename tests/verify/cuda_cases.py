@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gguf_mla.forward.attention import Inputs, Pages, RowLayout, unseen
 from gguf_mla.forward.indexer import best
@@ -41,23 +42,25 @@ def bell(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(bell(seed, *shape))
+
+
 def inputs(queries: int, cached: int, heads: int = 3) -> Inputs:
-    spread = np.float32(RANK**-0.5)
     return Inputs(
-        bell(1, queries, heads, NOPE),
-        bell(2, queries, heads, ROPE),
-        bell(3, cached, RANK),
-        bell(4, cached, ROPE),
-        bell(5, heads, RANK, NOPE) * spread,
-        bell(6, heads, VALUE, RANK) * spread,
+        drawn(1, queries, heads, NOPE),
+        drawn(2, queries, heads, ROPE),
+        drawn(3, cached, RANK),
+        drawn(4, cached, ROPE),
+        drawn(5, heads, RANK, NOPE) * RANK**-0.5,
+        drawn(6, heads, VALUE, RANK) * RANK**-0.5,
         SCALE,
     )
 
 
 def sparse_inputs(queries: int, cached: int) -> Inputs:
     """Inputs whose queries attend to at most 4 tokens each."""
-    scores = bell(22, queries, cached)
-    scores[unseen(None, queries, cached)] = -np.inf
+    scores = drawn(22, queries, cached).masked_fill(unseen(None, queries, cached), -torch.inf)
     return replace(inputs(queries, cached), chosen=best(scores, 4))
 
 
@@ -65,8 +68,8 @@ def sparse_inputs(queries: int, cached: int) -> Inputs:
 class Batch:
     """Requests over one paged cache, whose pages lie mixed and hold NaN where no token is."""
 
-    q_latent: np.ndarray
-    q_pe: np.ndarray
+    q_latent: torch.Tensor
+    q_pe: torch.Tensor
     pages: Pages
     rows: list[np.ndarray]
 
@@ -81,21 +84,21 @@ def batch(page_size: int, layout: RowLayout, heads: int = 5, lengths: list[int] 
         for page, place in enumerate(order[indptr[number] : indptr[number + 1]]):
             piece = own[page * page_size : (page + 1) * page_size]
             data[place, : len(piece)] = piece
-    pages = Pages(data, indptr, order.astype(np.int64), np.array(lengths))
-    return Batch(bell(9, len(lengths), heads, layout.rank), bell(10, len(lengths), heads, layout.rope), pages, rows)
+    pages = Pages(*map(torch.tensor, (data, indptr, order, lengths)))
+    return Batch(drawn(9, len(lengths), heads, layout.rank), drawn(10, len(lengths), heads, layout.rope), pages, rows)
 
 
-def chosen_rows() -> np.ndarray:
+def chosen_rows() -> torch.Tensor:
     """Rows for 4 queries to attend to, of 21: in rising order, -1 behind the last of each."""
     chosen = np.full((4, 9), -1)
     for query, count in enumerate([1, 6, 9, 4]):
         chosen[query, :count] = np.sort(np.random.default_rng(query).permutation(21)[:count])
-    return chosen
+    return torch.from_numpy(chosen)
 
 
-def indexed(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def indexed(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     queries, heads, size, cached = PIECES[name]
-    return bell(11, queries, heads, size), bell(12, cached, size), bell(13, queries, heads)
+    return drawn(11, queries, heads, size), drawn(12, cached, size), drawn(13, queries, heads)
 
 
 def scored() -> np.ndarray:
@@ -123,7 +126,7 @@ def experts() -> np.ndarray:
     return scores
 
 
-def compute() -> Iterator[tuple[str, np.ndarray]]:
+def compute() -> Iterator[tuple[str, Any]]:
     yield from attended()
     yield from real_tiles()
     yield from pointwise()
@@ -137,7 +140,7 @@ def small_tile() -> Any:
     return Tile(queries=8, tokens=4, threads=16, columns=4)
 
 
-def attended() -> Iterator[tuple[str, np.ndarray]]:
+def attended() -> Iterator[tuple[str, Any]]:
     from gguf_mla.forward.cuda import attention
 
     small = small_tile()
@@ -157,7 +160,7 @@ def attended() -> Iterator[tuple[str, np.ndarray]]:
         yield f"decode {page_size}", out
         yield f"lse {page_size}", lse
     x = inputs(6, 21)
-    rows, queries = layouts[True].join(x.latent, x.k_pe), bell(17, 6, 3, RANK + ROPE)
+    rows, queries = layouts[True].join(x.latent, x.k_pe), drawn(17, 6, 3, RANK + ROPE)
     yield "attend in parts", attention.attend(queries, rows, layouts[True], SCALE, parts=3, tile=small)
     out, lse = attention.attend_chosen(queries[:4], rows, layouts[True], chosen_rows(), SCALE, tile=small)
     yield "chosen", out
@@ -166,7 +169,7 @@ def attended() -> Iterator[tuple[str, np.ndarray]]:
     yield "with NaN", attention.attend(queries, rows, layouts[True], SCALE, parts=3, tile=small)
 
 
-def real_tiles() -> Iterator[tuple[str, np.ndarray]]:
+def real_tiles() -> Iterator[tuple[str, Any]]:
     """The tiles of a GPU, with all their threads."""
     from gguf_mla.forward.cuda import attention
     from gguf_mla.forward.cuda.attend import EXPANDED, LATENT, NARROW
@@ -177,30 +180,27 @@ def real_tiles() -> Iterator[tuple[str, np.ndarray]]:
     yield "EXPANDED", attention.vanilla(inputs(5, 21, 1), EXPANDED)
 
 
-def pointwise() -> Iterator[tuple[str, np.ndarray]]:
+def pointwise() -> Iterator[tuple[str, Any]]:
     from gguf_mla.forward.cuda import pointwise
 
-    cos, sin = bell(18, 5, 4), bell(19, 5, 4)
+    cos, sin, x = drawn(18, 5, 4), drawn(19, 5, 4), drawn(20, 5, 3, 12)
     for halves in (False, True):
-        x = bell(20, 5, 3, 12)
-        pointwise.rotate(x[..., :8], cos, sin, halves=halves)
-        yield f"rope {halves}", x
-    for name, (groups, used, by_two) in ROUTINGS.items():
-        chosen = np.full((6, 5), -1)
-        pointwise.choose(experts(), groups, used, by_two, chosen)
-        yield f"routing {name}", chosen
+        yield f"rope {halves}", pointwise.rotate(x[..., :8], cos, sin, halves=halves)
+    yield "rope leaves", x
+    for name, routing in ROUTINGS.items():
+        yield f"routing {name}", pointwise.choose(torch.from_numpy(experts()), *routing, 5)
 
 
-def sparse() -> Iterator[tuple[str, np.ndarray]]:
+def sparse() -> Iterator[tuple[str, Any]]:
     from gguf_mla.forward.cuda import indexer, selection
 
     for size in (2, 8, 128):
-        yield f"hadamard {size}", indexer.hadamard(bell(21, 2, 1, size))
+        yield f"hadamard {size}", indexer.hadamard(drawn(21, 2, 1, size))
     small = indexer.ScoreTile(heads=8, tokens=8, depth=4)
     for name in PIECES:
         yield f"scores {name}", indexer.scores(*indexed(name), indexer.PIECE if name == "real" else small)
     for count in WANTED:
-        yield f"best {count}", selection.top_k(scored(), count, threads=8)
+        yield f"best {count}", selection.top_k(torch.from_numpy(scored()), count, threads=8)
     indexer.SCORES = 50  # so few that queries are scored in blocks
     yield "chosen tokens", indexer.choose(*indexed("many heads"), 4, small)
 
@@ -232,6 +232,6 @@ if __name__ == "__main__":
     found = {}
     begin = time.monotonic()
     for name, array in compute():
-        found[name] = array
+        found[name] = np.asarray(array)
         print(f"{time.monotonic() - begin:6.2f} {name}", file=sys.stderr)
     np.savez(sys.argv[1], **found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gguf_mla import codec, ggtypes, open_checkpoint, open_gguf
 from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, u32
@@ -314,7 +315,7 @@ class ReaderFault:
     level: str
     blame: str
     model: Callable[[Model], Model] = lambda model: model
-    form: Callable[[Inputs], np.ndarray] = attention.absorbed
+    form: Callable[[Inputs], torch.Tensor] = attention.absorbed
     route: Callable[..., Any] = layers.route
     hidden_by: tuple[str, ...] = ()
 
@@ -323,28 +324,28 @@ def with_routing(**changes: Any) -> Callable[[Model], Model]:
     return lambda model: dataclasses.replace(model, routing=dataclasses.replace(model.routing, **changes))
 
 
-def scaled(factor: float) -> Callable[[Inputs], np.ndarray]:
+def scaled(factor: float) -> Callable[[Inputs], torch.Tensor]:
     return lambda x: attention.absorbed(dataclasses.replace(x, scale=x.scale * factor))
 
 
-def rows_mistaken(x: Inputs) -> np.ndarray:
+def rows_mistaken(x: Inputs) -> torch.Tensor:
     """Rows [pe | kv] read as if they were [kv | pe]."""
     written, read = (attention.RowLayout(RANK, ROPE, pe_first) for pe_first in (True, False))
     queries = read.join(attention.absorb(x), x.q_pe)
     return attention.expand(x, attention.attend(queries, written.join(x.latent, x.k_pe), read, x.scale))
 
 
-def values_shifted(x: Inputs) -> np.ndarray:
+def values_shifted(x: Inputs) -> torch.Tensor:
     """V taken at the offset of the other row layout."""
     layout = attention.RowLayout(RANK, ROPE)
     rows_, queries = layout.join(x.latent, x.k_pe), layout.join(attention.absorb(x), x.q_pe)
-    out = np.empty((*x.q_nope.shape[:2], RANK), np.float32)
+    out = torch.empty(*x.q_nope.shape[:2], RANK)
     for head in range(HEADS):
         out[:, head] = attention.causal_softmax(queries[:, head] @ rows_.T, x.scale) @ rows_[:, ROPE:]
     return attention.expand(x, out)
 
 
-def latent_rotated(x: Inputs) -> np.ndarray:
+def latent_rotated(x: Inputs) -> torch.Tensor:
     """A context shift that turns the first 64 values of a row whose rotated part is behind."""
     layout, wrong = attention.RowLayout(RANK, ROPE), attention.RowLayout(RANK, ROPE, pe_first=True)
     cached = attention.shift(layout.join(x.latent, x.k_pe), wrong, 40, bundled())
@@ -352,17 +353,17 @@ def latent_rotated(x: Inputs) -> np.ndarray:
     return attention.absorbed(broken)
 
 
-def unrotated_keys(x: Inputs) -> np.ndarray:
-    return attention.absorbed(dataclasses.replace(x, k_pe=rope.rotate(x.k_pe, -np.arange(len(x.k_pe)), bundled())))
+def unrotated_keys(x: Inputs) -> torch.Tensor:
+    return attention.absorbed(dataclasses.replace(x, k_pe=rope.rotate(x.k_pe, -torch.arange(len(x.k_pe)), bundled())))
 
 
-def every_token_seen(x: Inputs) -> np.ndarray:
+def every_token_seen(x: Inputs) -> torch.Tensor:
     """No causal mask."""
     layout = attention.RowLayout(RANK, ROPE)
     queries = layout.join(attention.absorb(x), x.q_pe)
     cached = layout.join(x.latent, x.k_pe)
-    weights = layers.softmax(np.einsum("thr,sr->hts", queries, cached) * np.float32(x.scale))
-    return attention.expand(x, np.einsum("hts,sr->thr", weights, x.latent))
+    weights = (torch.einsum("thr,sr->hts", queries, cached) * x.scale).softmax(dim=-1)
+    return attention.expand(x, torch.einsum("hts,sr->thr", weights, x.latent))
 
 
 @functools.cache
@@ -372,11 +373,11 @@ def bundled() -> Model:
     return checkpoint_weights(hub.BUNDLED).model
 
 
-def biased_weights(logits: np.ndarray, bias: np.ndarray, routing: Any) -> tuple[np.ndarray, np.ndarray]:
+def biased_weights(logits: torch.Tensor, bias: torch.Tensor, routing: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The correction bias kept in the experts' weights."""
     chosen, _ = layers.route(logits, bias, routing)
-    shares = np.take_along_axis(layers.sigmoid(logits) + bias, chosen, axis=1)
-    return chosen, shares / shares.sum(axis=1, keepdims=True) * np.float32(routing.scale)
+    shares = (logits.sigmoid() + bias).gather(1, chosen)
+    return chosen, shares / shares.sum(dim=1, keepdim=True) * routing.scale
 
 
 READER_FAULTS = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gguf_mla.container.values import Kind, array, string, u32
 from gguf_mla.forward import attention, indexer, layers, prediction, rope
@@ -112,66 +113,66 @@ def hadamard_of_queries_only(*arguments: Any) -> Index:
     return dataclasses.replace(right, keys=indexer.hadamard(right.keys))  # its own inverse
 
 
-def keys_by_rms(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:
+def keys_by_rms(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, norm: Any, model: Model) -> Index:
     """RMSNorm in place of LayerNorm: the mean stays."""
     keys = layers.rms_norm(k, norm[0], indexer.EPS) + norm[1]
     return dataclasses.replace(
-        indexer.prepare(q, k, weights, norm, model), keys=indexer._turned(keys, np.arange(len(keys)), model)
+        indexer.prepare(q, k, weights, norm, model), keys=indexer._turned(keys, torch.arange(len(keys)), model)
     )
 
 
-def keys_without_bias(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:
-    return indexer.prepare(q, k, weights, (norm[0], np.zeros_like(norm[1])), model)
+def keys_without_bias(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, norm: Any, model: Model) -> Index:
+    return indexer.prepare(q, k, weights, (norm[0], torch.zeros_like(norm[1])), model)
 
 
-def trailing_part_rotated(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:
+def trailing_part_rotated(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, norm: Any, model: Model) -> Index:
     # The products do not see in which order the values of q and k come, if it is the same.
-    q = np.roll(q.reshape(len(q), HEADS, SIZE), ROPE, axis=2).reshape(q.shape)
-    return indexer.prepare(q, np.roll(k, ROPE, axis=1), weights, [np.roll(x, ROPE) for x in norm], model)
+    q = q.reshape(len(q), HEADS, SIZE).roll(ROPE, dims=2).reshape(q.shape)
+    return indexer.prepare(q, k.roll(ROPE, dims=1), weights, [x.roll(ROPE) for x in norm], model)
 
 
 def head_weights_unscaled(*arguments: Any) -> Index:
     right = indexer.prepare(*arguments)
-    return dataclasses.replace(right, weights=right.weights * np.float32((HEADS * SIZE) ** 0.5))
+    return dataclasses.replace(right, weights=right.weights * (HEADS * SIZE) ** 0.5)
 
 
-def shifted(keys: Callable[[np.ndarray, Model], np.ndarray]) -> Prepare:
+def shifted(keys: Callable[[torch.Tensor, Model], torch.Tensor]) -> Prepare:
     """Queries and keys as after a context shift, of which only distances count."""
 
-    def prepare(q: np.ndarray, k: np.ndarray, weights: np.ndarray, norm: Any, model: Model) -> Index:
+    def prepare(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, norm: Any, model: Model) -> Index:
         right = indexer.prepare(q, k, weights, norm, model)
-        turned = indexer._rotated(indexer.hadamard(right.queries), np.full(len(q), SHIFT), model)
+        turned = indexer._rotated(indexer.hadamard(right.queries), torch.full((len(q),), SHIFT), model)
         return dataclasses.replace(right, queries=indexer.hadamard(turned), keys=keys(right.keys, model))
 
     return prepare
 
 
-def shift(keys: np.ndarray, model: Model) -> np.ndarray:
+def shift(keys: torch.Tensor, model: Model) -> torch.Tensor:
     return indexer.shift(keys, SHIFT, model)
 
 
-def shift_of_the_wrong_half(keys: np.ndarray, model: Model) -> np.ndarray:
+def shift_of_the_wrong_half(keys: torch.Tensor, model: Model) -> torch.Tensor:
     plain = indexer.hadamard(keys)
-    behind = rope.rotate_halves(plain[:, ROPE:], np.full(len(keys), SHIFT), model)
-    return indexer.hadamard(np.concatenate([plain[:, :ROPE], behind], axis=1))
+    behind = rope.rotate_halves(plain[:, ROPE:], torch.full((len(keys),), SHIFT), model)
+    return indexer.hadamard(torch.cat([plain[:, :ROPE], behind], dim=1))
 
 
-def shift_behind_the_transform(keys: np.ndarray, model: Model) -> np.ndarray:
-    return indexer._rotated(keys, np.full(len(keys), SHIFT), model)
+def shift_behind_the_transform(keys: torch.Tensor, model: Model) -> torch.Tensor:
+    return indexer._rotated(keys, torch.full((len(keys),), SHIFT), model)
 
 
-def hidden_first(pass_: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def hidden_first(pass_: Any, layer: int, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """eh_proj of [hidden | embedding]: the halves of its input swapped."""
     model, at = pass_.model, f"blk.{layer}.nextn."
     embedded = layers.lookup(pass_, at + "embed_tokens.weight", tokens[:, 1:])
     h = layers.rms_norm(states[:, :-1], pass_.vector(at + "hnorm.weight"), model.eps)
     e = layers.rms_norm(embedded, pass_.vector(at + "enorm.weight"), model.eps)
-    return pass_.linear(np.concatenate([h, e], axis=-1), at + "eh_proj.weight")
+    return pass_.linear(torch.cat([h, e], dim=-1), at + "eh_proj.weight")
 
 
-def same_token(pass_: Any, layer: int, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def same_token(pass_: Any, layer: int, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The embedding of the token itself instead of the next."""
-    return prediction.enter(pass_, layer, states, np.concatenate([tokens[:, :1], tokens[:, :-1]], axis=1))
+    return prediction.enter(pass_, layer, states, torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1))
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class SparseFault:
     blame: str
     model: Callable[[Model], Model] = lambda model: model
     prepare: Prepare = indexer.prepare
-    form: Callable[[Inputs], np.ndarray] = attention.absorbed
+    form: Callable[[Inputs], torch.Tensor] = attention.absorbed
     enter: Any = prediction.enter
     chosen: bool = False
     hidden_by: tuple[str, ...] = ()

@@ -18,16 +18,17 @@ from gguf_mla.forward.tensors import CheckpointWeights, shapes
 from gguf_mla.sources.config import Config
 from tests.support import architectures as extra
 from tests.support import hub
-from verify.levels.logits import compare_logits
+from verify.levels.logits import Passes
+from verify.sections import sections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def test_every_file_is_an_architecture_under_its_own_name() -> None:
-    assert list(architectures()) == ["mla"]
-    assert len(set(classes())) == len(classes()) == 7
-    assert gguf_names() == ("deepseek2", "deepseek32", "glm-dsa")
+    assert list(architectures()) == ["deepseek4", "mla"]
+    assert len(set(classes())) == len(classes()) == 8
+    assert gguf_names() == ("deepseek4", "deepseek2", "deepseek32", "glm-dsa")
     with pytest.raises(TypeError):
         architectures()["other"] = architectures()["mla"]
 
@@ -66,7 +67,7 @@ def one_more(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_more")
 def test_one_more_file_is_one_more_architecture(tmp_path: Path) -> None:
-    assert sorted(architectures()) == ["mla", "twin"]
+    assert sorted(architectures()) == ["deepseek4", "mla", "twin"]
     directory = hub.write(tmp_path / "v3", "v3", num_hidden_layers=2, first_k_dense_replace=0, n_routed_experts=8)
     checkpoint = open_checkpoint(directory)
     config = Config({**checkpoint.config, "architectures": ["TwinForCausalLM"]}, directory / "config.json")
@@ -79,10 +80,11 @@ def test_one_more_file_is_one_more_architecture(tmp_path: Path) -> None:
     observed = Pass(weights, observe=lambda name, expert, rows: told.add((name, expert, len(rows))))
     walk.run_layer(observed, 1, state, tokens)
     assert told == {(f"blk.1.ffn_{part}_exps.weight", e, 3) for part in ("gate", "up", "down") for e in range(8)}
-    layers, (scores,) = compare_logits(
-        weights, weights, tokens, Pass(weights).form, lambda _layer: "F32", lambda _step: None
-    )
+    both = Passes(weights, weights, tokens, Pass(weights).form, lambda _layer: "F32")
+    for section in sections(weights.model):
+        both.run(section)
+    [scores] = both.scores
     # BLAS groups sums by the number of rows, and the candidate is asked for twice as many
-    assert [layer.measured.wmape < 1e-5 for layer in layers] == [True, True]
+    assert [layer.measured.wmape < 1e-5 for layer in both.layers] == [True, True]
     assert scores.kld.max() < 1e-6
     assert scores.same_top.all()

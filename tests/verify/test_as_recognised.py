@@ -24,7 +24,7 @@ PROVEN = (
     "A1", "A1 FP8 with scales", "A2 with --pre", "A3", "A6 other bytes", "A6 the copy first", "A7",
     "A8 named", "A9", "A10", "A10 FSDP in the middle", "A10 two models, named", "A12", "A16 set",
     "A17 both", "A17 all padded", "A20", "A21", "A22", "A22 two ids", "units", "B1", "B1 GLM",
-    "B1 without indexer", "B1 glm-dsa", "B2", "B2 dense", "B3 set", "B4 set", "B4 linear",
+    "B1 without indexer", "B1 glm-dsa", "B2", "B2 dense", "B3 set", "B4", "B4 set", "B4 linear",
 )  # fmt: skip
 CONVERTS_ALONE = {"--no-mtp": 1, "--pre": 2}  # what verify sees for itself: option → how many words it is
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from gguf_mla.forward import attention, rope
 from gguf_mla.forward.attention import FORMS, Inputs, RowLayout
@@ -41,12 +42,12 @@ def test_sparse_forms_agree_with_the_definition(form: str, queries: int, cached:
 )
 def test_a_gathered_form_computes_what_the_masked_one_does(masked: str, gathered: str) -> None:
     x = replace(inputs(70, 130, heads=2), chosen=chosen(70, 130, 16))
-    unread = np.setdiff1d(np.arange(130), x.chosen)
+    unread = torch.from_numpy(np.setdiff1d(np.arange(130), x.chosen))
     x.latent[unread] = 1e3  # finite, so that the mask hides it
     # the same sums with zeros between the terms, which BLAS groups otherwise
     close_together(FORMS[gathered](x), FORMS[masked](x), terms(130))
-    x.latent[unread] = np.nan
-    assert np.isfinite(FORMS[gathered](x)).all()
+    x.latent[unread] = torch.nan
+    assert FORMS[gathered](x).isfinite().all()
 
 
 @pytest.mark.parametrize("form", ["absorbed", "pe-first"])
@@ -80,7 +81,7 @@ def test_paged_decode_of_a_ragged_batch(page_size: int) -> None:
     counts = [-(-length // page_size) for length in lengths]
     # Pages of the requests lie mixed, with rows of NaN where no token is, and one page that nobody uses.
     order = np.random.default_rng(3).permutation(sum(counts) + 1)[: sum(counts)]
-    pages = np.full((sum(counts) + 1, page_size, RANK + ROPE), np.nan, np.float32)
+    pages = torch.full((sum(counts) + 1, page_size, RANK + ROPE), torch.nan)
     indptr = np.cumsum([0, *counts])
     for number, x in enumerate(requests):
         rows = layout.join(x.latent, x.k_pe)
@@ -88,9 +89,9 @@ def test_paged_decode_of_a_ragged_batch(page_size: int) -> None:
             piece = rows[page * page_size : (page + 1) * page_size]
             pages[place, : len(piece)] = piece
     found, lse = attention.decode_paged(
-        np.concatenate([attention.absorb(x) for x in requests]),
-        np.concatenate([x.q_pe for x in requests]),
-        attention.Pages(pages, indptr, order.astype(np.int64), np.array(lengths)),
+        torch.cat([attention.absorb(x) for x in requests]),
+        torch.cat([x.q_pe for x in requests]),
+        attention.Pages(pages, *map(torch.tensor, (indptr, order, lengths))),
         MODEL.softmax_scale,
     )
     for number, x in enumerate(requests):
@@ -103,7 +104,7 @@ def test_paged_decode_of_a_ragged_batch(page_size: int) -> None:
 def log_sum_exp(x: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Natural log-sum-exp of the scaled scores of the last query in float64, and what a score's sum reaches, [H]."""
     latent, k_pe, k_b, q_nope, q_pe = (
-        part.astype(np.float64) for part in (x.latent, x.k_pe, x.k_b, x.q_nope[-1], x.q_pe[-1])
+        part.double().numpy() for part in (x.latent, x.k_pe, x.k_b, x.q_nope[-1], x.q_pe[-1])
     )
     query = np.concatenate([np.einsum("hn,hrn->hr", q_nope, k_b), q_pe], axis=1)
     rows = np.concatenate([latent, k_pe], axis=1)
@@ -116,26 +117,27 @@ def log_sum_exp(x: Inputs) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("pe_first", [False, True])
 def test_context_shift_turns_only_the_rotated_part(pe_first: bool) -> None:
     rng = np.random.default_rng(5)
-    latent, raw = (rng.standard_normal((40, width), np.float32) for width in (RANK, ROPE))
+    latent, raw = (torch.from_numpy(rng.standard_normal((40, width), np.float32)) for width in (RANK, ROPE))
     layout = RowLayout(RANK, ROPE, pe_first)
-    positions = np.arange(100, 140)
+    positions = torch.arange(100, 140)
     before = layout.join(latent, rope.rotate(raw, positions, MODEL))
     after = layout.join(latent, rope.rotate(raw, positions - 64, MODEL))
     shifted = attention.shift(before, layout, -64, MODEL)
     np.testing.assert_array_equal(shifted[:, layout.latent], latent)
     # turned twice on one side, by up to 139 and 64, once on the other, by up to 75
-    within(shifted, after, 3 * turned(139, np.abs(raw).max() * 2**0.5))
+    within(shifted, after, 3 * turned(139, float(raw.abs().max()) * 2**0.5))
     wrong = attention.shift(before, RowLayout(RANK, ROPE, not pe_first), -64, MODEL)
-    assert np.abs(wrong - after).max() > 0.1
+    assert (wrong - after).abs().max() > 0.1
 
 
 def test_context_shift_leaves_the_attention_as_it_was() -> None:
     rng = np.random.default_rng(6)
     x = inputs(8, 40, heads=2)
-    raw_q, raw_k = (rng.standard_normal(shape, np.float32) for shape in ((8, 2, ROPE), (40, ROPE)))
-    layout, positions = RowLayout(RANK, ROPE), np.arange(300, 340)
+    shapes = (8, 2, ROPE), (40, ROPE)
+    raw_q, raw_k = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for shape in shapes)
+    layout, positions = RowLayout(RANK, ROPE), torch.arange(300, 340)
 
-    def attended(rows: np.ndarray, query_positions: np.ndarray) -> np.ndarray:
+    def attended(rows: torch.Tensor, query_positions: torch.Tensor) -> torch.Tensor:
         queries = layout.join(attention.absorb(x), rope.rotate(raw_q, query_positions, MODEL))
         return attention.attend(queries, rows, layout, x.scale)
 

@@ -12,6 +12,7 @@ import pytest
 from gguf_mla import open_gguf
 from gguf_mla.container.values import f32, u32
 from gguf_mla.forward.attention import FORMS
+from gguf_mla.forward.place import Place
 from tests.support import bulk, hub
 from tests.support.attention import bundled_model
 from tests.support.command import Answer, command, convert, gguf_mla, measure
@@ -137,11 +138,16 @@ def test_another_form_of_attention_says_the_same(q8: Path, tmp_path: Path) -> No
     assert found["kld"][0] == pytest.approx(kld, rel=0, abs=moved * (2 * kld) ** 0.5)
 
 
-def test_the_device_asked_for_is_the_one_that_attends(q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_asked_for_is_the_one_that_computes(q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def place_on(device: str, threads: int) -> Place:
+        assert (device, threads) == ("cuda:1", 1)
+        return Place()
+
     def form_on(device: str, name: str) -> Form:
         assert (device, name) == ("cuda:1", "paged")
         return lambda x: 2 * FORMS[name](x)  # a device that computes something else is found
 
+    monkeypatch.setattr(job, "place_on", place_on)
     monkeypatch.setattr(job, "form_on", form_on)
     [finding] = prove(Request(hub.BUNDLED, q8, level="attention", form="paged", device="cuda:1")).findings[:1]
     assert (finding.level, finding.subject) == ("attention", "blk.0")

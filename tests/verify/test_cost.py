@@ -54,7 +54,7 @@ def test_the_command_measures_both_forms() -> None:
     table = CliRunner().invoke(main, ["bench", "attention", *sizes])
     assert table.exit_code == 0, table.output
     assert "32 cached: vanilla computes less from" in table.output
-    lines = json.loads(CliRunner().invoke(main, ["bench", "attention", *sizes, "--json"]).output)
+    lines = json.loads(CliRunner().invoke(main, ["bench", "attention", *sizes, "--json"]).output)["measurements"]
     assert [line["queries"] for line in lines] == [1, 8]  # 64 queries need as many cached tokens
     assert all(line["vanilla_seconds"] > 0 and line["absorbed_seconds"] > 0 for line in lines)
     assert lines[1]["absorbed"]["operations"] == cost.absorbed(HeadSizes(2), 8, 32).operations

@@ -65,5 +65,5 @@ def test_a_large_matrix_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
     weights = checkpoint_weights(hub.write(tmp_path / "v3", "v3", num_hidden_layers=2))
     (prompt,) = prompts(2048, [16])
     whole = logits(weights, prompt)
-    monkeypatch.setattr("gguf_mla.forward.tensors.CHUNK_VALUES", 40_000)
+    monkeypatch.setattr("gguf_mla.forward.place.CHUNK_VALUES", 40_000)
     close_logits(logits(weights, prompt), whole, weights.model)  # the same sums, blocked otherwise inside BLAS

@@ -7,6 +7,7 @@ from dataclasses import replace
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,8 +28,8 @@ def model(*, interleaved: bool = False, fp8: bool = False) -> Model:
     return replace(DENSE, indexer=Indexer(HEADS, SIZE, 16, interleaved, (True,) * DENSE.layers, fp8))
 
 
-def bell(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+def bell(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def prepared(described: Model, tokens: int = 50, seed: int = 0) -> Index:
@@ -44,7 +45,7 @@ def test_the_hadamard_transform_is_sylvesters(size: int) -> None:
         matrix = np.kron([[1, 1], [1, -1]], matrix)
     x = bell(3, 5, size)
     reached = np.linalg.norm(x, axis=-1, keepdims=True) / size**0.5
-    close(indexer.hadamard(x), x @ matrix / size**0.5, size, reached)
+    close(indexer.hadamard(x), x.numpy() @ matrix / size**0.5, size, reached)
     close(indexer.hadamard(indexer.hadamard(x)), x, 2 * size, reached)  # two such sums
 
 
@@ -58,24 +59,21 @@ def test_the_transform_leaves_the_scores() -> None:
 
 @pytest.mark.usefixtures("judges")
 def test_the_keys_norm_is_a_layer_norm() -> None:
-    import torch
-
     x, weight, bias = 3 * bell(6, SIZE) + 2, bell(SIZE, seed=1), bell(SIZE, seed=2)
-    expected = torch.nn.functional.layer_norm(
-        *map(torch.tensor, (x,)), (SIZE,), *map(torch.tensor, (weight, bias)), 1e-6
-    )
+    expected = torch.nn.functional.layer_norm(x, (SIZE,), weight, bias, 1e-6)
     # The mean's error moves every value by its weight, the variance's in proportion to itself.
-    normed = np.abs(expected.numpy() - bias)
-    close(indexer.layer_norm(x, weight, bias), expected.numpy(), 2 * SIZE, normed + np.abs(weight) + np.abs(bias))
+    reached = (expected - bias).abs() + weight.abs() + bias.abs()
+    close(indexer.layer_norm(x, weight, bias), expected, 2 * SIZE, reached.numpy())
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_the_leading_part_is_rotated(interleaved: bool) -> None:
     described = model(interleaved=interleaved)
-    x, positions = bell(40, HEADS, SIZE), np.arange(40)
-    found = indexer._rotated(x, positions, described)
+    x, positions = bell(40, HEADS, SIZE), torch.arange(40)
+    found = indexer._rotated(x, positions, described).numpy()
+    x = x.numpy()
     np.testing.assert_array_equal(found[..., ROPE:], x[..., ROPE:])
-    angles = positions[:, None, None] * rope.frequencies(described).astype(np.float64)
+    angles = positions.numpy()[:, None, None] * rope.frequencies(described).double().numpy()
     pairs = np.arange(ROPE).reshape(-1, 2).T if interleaved else np.arange(ROPE).reshape(2, -1)
     expected = (x[..., pairs[0]] + 1j * x[..., pairs[1]]) * np.exp(1j * angles)
     limits = turned(angles, np.abs(expected))
@@ -85,18 +83,18 @@ def test_the_leading_part_is_rotated(interleaved: bool) -> None:
 
 def test_scores_are_those_of_the_definition() -> None:
     index = prepared(model())
-    products = np.einsum("thd,sd->ths", index.queries.astype(np.float64), index.keys)
-    expected = np.einsum("th,ths->ts", index.weights, np.maximum(products, 0))
+    products = torch.einsum("thd,sd->ths", index.queries.double(), index.keys.double())
+    expected = torch.einsum("th,ths->ts", index.weights.double(), products.relu()).numpy()
     expected[np.triu(np.ones_like(expected, bool), 1)] = -np.inf
     found = indexer.scores(index, 0, 50)
     close(found, expected, score_terms(index), score_size(index))
     close(indexer.scores(index, 20, 27), found[20:27], score_terms(index), score_size(index)[20:27])
-    assert np.array_equal(found == -np.inf, expected == -np.inf)
+    assert np.array_equal(found == -torch.inf, expected == -np.inf)
 
 
 def test_weights_are_scaled_by_heads_and_size() -> None:
-    raw = np.ones((1, HEADS), np.float32)
-    index = indexer.prepare(bell(1, HEADS * SIZE), bell(1, SIZE), raw, (np.ones(SIZE), np.zeros(SIZE)), model())
+    norm = torch.ones(SIZE), torch.zeros(SIZE)
+    index = indexer.prepare(bell(1, HEADS * SIZE), bell(1, SIZE), torch.ones(1, HEADS), norm, model())
     np.testing.assert_allclose(index.weights, HEADS**-0.5 * SIZE**-0.5, rtol=1e-6, atol=0)
 
 
@@ -105,8 +103,8 @@ def test_the_best_are_chosen_whatever_the_blocks(top_k: int, monkeypatch: pytest
     index = prepared(model())
     found = indexer.choose(index, top_k)
     scores = indexer.scores(index, 0, 50)
-    for token, positions in enumerate(found):
-        expected = np.sort(np.argsort(-scores[token, : token + 1], kind="stable")[:top_k])
+    for token, positions in enumerate(found.numpy()):
+        expected = np.sort(np.argsort(-scores[token, : token + 1].numpy(), kind="stable")[:top_k])
         np.testing.assert_array_equal(positions[positions != NOTHING], expected)
         assert (positions[len(expected) :] == NOTHING).all()
     monkeypatch.setattr(indexer, "PRODUCTS", 7 * HEADS * 50)
@@ -116,23 +114,21 @@ def test_the_best_are_chosen_whatever_the_blocks(top_k: int, monkeypatch: pytest
 
 @pytest.mark.usefixtures("judges")
 def test_fp8_is_torchs() -> None:
-    import torch
-
-    spread = bell(4000) * np.exp2(np.random.default_rng(1).integers(-12, 9, 4000)).astype(np.float32)
+    spread = bell(4000).numpy() * np.exp2(np.random.default_rng(1).integers(-12, 9, 4000)).astype(np.float32)
     values = np.clip(
         np.concatenate([spread, np.ldexp(np.float32(1), np.arange(-12, 9)), [0, -0.0, 448, 2**-10]]), -448, 448
     )
     expected = torch.tensor(values, dtype=torch.float32).to(torch.float8_e4m3fn).float().numpy()
-    np.testing.assert_array_equal(indexer.e4m3(values.astype(np.float32)), expected)
+    np.testing.assert_array_equal(indexer.e4m3(torch.from_numpy(values.astype(np.float32))), expected)
 
 
 def test_fp8_blocks_have_scales_of_powers_of_two() -> None:
-    x = np.stack([bell(256) * 1000, bell(256) * 1e-6]).astype(np.float32)
+    x = torch.stack([bell(256) * 1000, bell(256) * 1e-6])
     found = indexer.round_fp8(x).reshape(2, 2, 128)
     for block, values in zip(found.reshape(4, 128), x.reshape(4, 128), strict=True):
-        scale = 2.0 ** np.ceil(np.log2(max(np.abs(values).max(), 1e-4) / 448))
-        np.testing.assert_array_equal(block, indexer.e4m3(values / np.float32(scale)) * np.float32(scale))
-    assert np.abs(found[0].ravel() / x[0] - 1).max() <= 2**-4  # three mantissa bits
+        scale = 2.0 ** np.ceil(np.log2(max(float(values.abs().max()), 1e-4) / 448))
+        np.testing.assert_array_equal(block, indexer.e4m3(values / scale) * scale)
+    assert (found[0].flatten() / x[0] - 1).abs().max() <= 2**-4  # three mantissa bits
 
 
 def test_fp8_moves_choices_a_little() -> None:
@@ -147,28 +143,28 @@ def test_fp8_moves_choices_a_little() -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_context_shift_undoes_the_transform_and_turns_the_leading_part(interleaved: bool) -> None:
     described = model(interleaved=interleaved)
-    raw, positions = bell(40, SIZE), np.arange(100, 140)
+    raw, positions = bell(40, SIZE), torch.arange(100, 140)
     before, after = (indexer.hadamard(indexer._rotated(raw, positions - by, described)) for by in (0, 64))
     # Three turns, of which the transform spreads the errors over the row, and four transforms.
-    turns = 3 * turned(139 * rope.frequencies(described), np.abs(raw).max() * 2**0.5)
+    turns = 3 * turned(139 * rope.frequencies(described).numpy(), float(raw.abs().max()) * 2**0.5)
     transforms = limit(4 * SIZE, np.linalg.norm(raw, axis=1).max() / SIZE**0.5)
     within(indexer.shift(before, -64, described), after, 2 * np.sum(turns) / SIZE**0.5 + transforms)
-    wrong = indexer._rotated(before, np.full(40, -64), described)  # as if rows were cached before the transform
-    assert np.abs(wrong - after).max() > 0.5
-    behind = np.roll(indexer.hadamard(before), ROPE, axis=1)  # its last part turned, as of a row of the latent cache
-    wrong = indexer.hadamard(np.roll(indexer._rotated(behind, np.full(40, -64), described), -ROPE, axis=1))
-    assert np.abs(wrong - after).max() > 0.5
+    wrong = indexer._rotated(before, torch.full((40,), -64), described)  # as if rows were cached before the transform
+    assert (wrong - after).abs().max() > 0.5
+    behind = indexer.hadamard(before).roll(ROPE, dims=1)  # its last part turned, as of a row of the latent cache
+    wrong = indexer.hadamard(indexer._rotated(behind, torch.full((40,), -64), described).roll(-ROPE, dims=1))
+    assert (wrong - after).abs().max() > 0.5
 
 
 # ------------------------------------------------------------------------------------------------------- choices
 
 
-def choice(*rows: list[int]) -> np.ndarray:
-    return np.array(rows)
+def choice(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
 
 
 def test_choices_are_the_same_up_to_ties() -> None:
-    scores = np.array([[3, 2, 1, 1, 0, -np.inf]], np.float32)
+    scores = torch.tensor([[3, 2, 1, 1, 0, -torch.inf]])
     first = choice([0, 1, 2])
     assert same_choice(first, choice([0, 1, 2]), scores).all()
     assert same_choice(first, choice([0, 1, 3]), scores).all()  # 2 and 3 tie
@@ -176,8 +172,8 @@ def test_choices_are_the_same_up_to_ties() -> None:
     assert not same_choice(first, choice([1, 2, 3]), scores).any()
     assert not same_choice(first, choice([0, 1, NOTHING]), scores).any()  # another number
     assert not same_choice(first, choice([0, 1, 5]), scores).any()  # behind the query
-    assert same_choice(first, choice([0, 1, 3]), np.array([[3, 2, 1, 1 + 2e-5, 0, -np.inf]], np.float32)).all()
-    assert not same_choice(first, choice([0, 1, 3]), np.array([[3, 2, 1, 1.001, 0, -np.inf]], np.float32)).any()
+    assert same_choice(first, choice([0, 1, 3]), torch.tensor([[3, 2, 1, 1 + 2e-5, 0, -torch.inf]])).all()
+    assert not same_choice(first, choice([0, 1, 3]), torch.tensor([[3, 2, 1, 1.001, 0, -torch.inf]])).any()
 
 
 @given(
@@ -187,20 +183,25 @@ def test_choices_are_the_same_up_to_ties() -> None:
 )
 def test_ties_may_be_broken_in_any_way(scores: np.ndarray, top_k: int, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(scores.shape[1])
-    found, elsewhere = indexer.best(scores, top_k), np.sort(order[indexer.best(scores[:, order], top_k)], axis=1)
-    assert same_choice(found, elsewhere, scores).all()
+    found = indexer.best(torch.from_numpy(scores), top_k).numpy()
+    elsewhere = np.sort(order[indexer.best(torch.from_numpy(scores[:, order]), top_k).numpy()], axis=1)
+
+    def alike(*arrays: np.ndarray) -> bool:
+        return bool(same_choice(*map(torch.from_numpy, arrays)).all())
+
+    assert alike(found, elsewhere, scores)
     taken = np.take_along_axis(scores, found, axis=1)
     np.testing.assert_array_equal(np.sort(taken, axis=1), np.sort(scores, axis=1)[:, -taken.shape[1] :])
     for row, (ours, theirs) in enumerate(zip(found, elsewhere, strict=True)):
         worse = np.setdiff1d(np.flatnonzero(scores[row] < scores[row, ours].min()), theirs)
         if worse.size:  # any token that scores less makes it another choice
             broken = np.sort(np.append(ours[1:], worse[0]))[None]
-            assert not same_choice(ours[None], broken, scores[row : row + 1]).any()
+            assert not alike(ours[None], broken, scores[row : row + 1])
 
 
 def test_agreement_of_choices_by_hand() -> None:
-    keys = np.array([[4.0], [3], [2], [1]], np.float32)
-    index, other = Index(np.ones((4, 1, 1), np.float32), keys, np.ones((4, 1), np.float32)), keys[::-1].copy()
+    keys = torch.tensor([[4.0], [3], [2], [1]])
+    index, other = Index(torch.ones(4, 1, 1), keys, torch.ones(4, 1)), keys.flip(0)
     reference = Chooser()
     np.testing.assert_array_equal(reference.take([index], 2)[0], [[0, NOTHING], [0, 1], [0, 1], [0, 1]])
     theirs = Index(index.queries, other, index.weights)
@@ -223,7 +224,7 @@ def test_a_layer_without_an_indexer_keeps_the_choice_and_a_follower_takes_the_re
     np.testing.assert_array_equal(followed, expected[0])
     assert follower.agreement is not None
     assert follower.agreement.same < follower.agreement.sets == 50 - 16
-    np.testing.assert_array_equal(reference.take(None, 16), expected)
+    np.testing.assert_array_equal(reference.take(None, 16)[0], expected[0])
     assert [each.tolist() for each in follower.take(None, 16)] == [own.tolist(), followed.tolist()]
     assert follower.agreement is None
 

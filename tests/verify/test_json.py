@@ -60,7 +60,7 @@ def documented() -> dict[str, set[str]]:
 
 
 def printed(value: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
-    if isinstance(value, dict) and path != "seconds":
+    if isinstance(value, dict) and path not in ("seconds", "request.set"):  # these name levels and settings
         yield path, set(value)
         for name, inner in value.items():
             yield from printed(inner, f"{path}.{name}".lstrip("."))

@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward import layers
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.model import BEST, BEST_TWO, Routing
+from gguf_mla.forward.tensors import Stack
 from verify.comparison import WeightPiece
 from verify.levels import logits
 from verify.levels.weights import TensorError
 from verify.limits import TABLE, Limits
 from verify.measures import agreement
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 VOCAB, HIDDEN, TOKENS = 301, 16, 40
 
 
-def side(seed: int, pieces: int) -> Any:
-    """A pass whose output weights are read in pieces."""
+def side(seed: int) -> Any:
+    """A pass with output weights."""
     matrix = np.random.default_rng(seed).standard_normal((VOCAB, HIDDEN), np.float32)
-
-    def chunks(_index: int) -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, VOCAB, -(-VOCAB // pieces)):
-            yield start, matrix[start : start + -(-VOCAB // pieces)]
-
-    return Pass(SimpleNamespace(matrix=matrix, stack=lambda _name: SimpleNamespace(chunks=chunks)))
+    stack = Stack("output.weight", 1, VOCAB, HIDDEN, "F32", lambda _index, start, stop: matrix[start:stop])
+    return Pass(SimpleNamespace(matrix=matrix, stack=lambda _name: stack))
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_scores_are_those_of_whole_distributions(pieces: int) -> None:
+def test_scores_are_those_of_whole_distributions(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gguf_mla.forward.place.CHUNK_VALUES", VOCAB * HIDDEN // pieces)
+    monkeypatch.setattr(logits, "SCORED", VOCAB // pieces * 7)  # of some tokens at a time
     rng = np.random.default_rng(0)
-    ours, theirs = side(1, pieces), side(2, pieces)
+    ours, theirs = side(1), side(2)
     theirs.weights.matrix[:] = ours.weights.matrix + 0.1 * theirs.weights.matrix
     hidden = rng.standard_normal((TOKENS, HIDDEN), np.float32)
     targets = rng.integers(0, VOCAB, TOKENS)
-    scores = logits._score((ours, hidden, "output.weight"), (theirs, hidden, "output.weight"), targets)
+    states = torch.from_numpy(hidden)
+    sides = (ours, states, "output.weight"), (theirs, states, "output.weight")
+    scores = logits._score(*sides, torch.from_numpy(targets))
     p, q = (log_softmax((hidden @ each.weights.matrix.T).astype(np.float64)) for each in (ours, theirs))
     at = np.arange(TOKENS), targets
     np.testing.assert_allclose(scores.reference, p[at], rtol=1e-5)
@@ -66,7 +65,7 @@ def test_the_second_half_of_a_chunk_is_scored() -> None:
     tokens = np.arange(100, 125)
     cut = logits.chunks(tokens, context=8, most=2, bos=0)
     np.testing.assert_array_equal(cut, [[0, *range(101, 108)], [0, *range(109, 116)]])
-    np.testing.assert_array_equal(logits._targets(cut), [105, 106, 107, 113, 114, 115])
+    np.testing.assert_array_equal(logits._targets(torch.from_numpy(cut)), [105, 106, 107, 113, 114, 115])
     assert logits.chunks(tokens, context=512, most=4, bos=None).shape == (1, 25)
 
 
@@ -86,14 +85,14 @@ def test_the_error_of_a_tensor_by_hand() -> None:
 
 def test_routing_by_hand() -> None:
     # Group 0 has the best expert, group 1 the best two; the bias moves the choice and not the weights.
-    scores = np.array([[0.9, 0.1, 0.7, 0.6, 0.2, 0.2]], np.float32)
-    logit = np.log(scores / (1 - scores))
+    scores = torch.tensor([[0.9, 0.1, 0.7, 0.6, 0.2, 0.2]])
+    logit = torch.log(scores / (1 - scores))
     sigmoid = Routing(6, 2, 3, 1, "sigmoid", BEST_TWO, True, 2.0, True)
-    chosen, weights = layers.route(logit, np.float32(0), sigmoid)
+    chosen, weights = layers.route(logit, torch.zeros(6), sigmoid)
     assert sorted(chosen[0]) == [2, 3]
-    np.testing.assert_allclose(np.sort(weights[0]), np.array([0.6, 0.7]) / 1.3 * 2, rtol=1e-5)
+    np.testing.assert_allclose(weights[0].sort().values, np.array([0.6, 0.7]) / 1.3 * 2, rtol=1e-5)
     by_best = Routing(6, 2, 3, 1, "sigmoid", BEST, False, 1.0, True)
-    chosen, weights = layers.route(logit, np.array([0, 0.85, 0, 0, 0, 0], np.float32), by_best)
+    chosen, weights = layers.route(logit, torch.tensor([0, 0.85, 0, 0, 0, 0]), by_best)
     np.testing.assert_array_equal(chosen[0], [1, 0])
     np.testing.assert_allclose(weights[0], [0.1, 0.9], rtol=1e-5)
 
@@ -113,8 +112,6 @@ def test_limits_leave_an_unrelated_row_no_room() -> None:
 
 def test_small_fp8_matrices_pass_as_bf16() -> None:
     """All values of one FP8 block share a scale, so their few mantissas are rounded alike."""
-    import torch
-
     limit, worst = TABLE["BF16"], 0.0
     codes = (torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 120).clamp(-448, 448)
     codes = codes.to(torch.float8_e4m3fn).float()

@@ -19,9 +19,8 @@ from tests.support import hub
 from tests.support.command import convert, gguf_mla
 from tests.support.html import Page
 from tests.support.replant import Plant, string
-from verify import job
 from verify.job import Proof, Request, prove
-from verify.levels import attention, engine, logits, second_opinion
+from verify.levels import attention, engine, logits, second_opinion, weights
 from verify.levels.attention import LayerAgreement
 from verify.levels.engine import EngineAgreement, read_answer
 from verify.levels.logits import Scores
@@ -171,20 +170,26 @@ def test_too_little_text_is_said_first(text: str, q8: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("level", "error", "status"),
+    ("level", "step", "error", "status"),
     [
-        ("attention", MachineError("the GPU went away"), 3),
-        ("logits", InputError("the file ends too early"), 2),
-        ("logits", MemoryError(), 3),
+        ("attention", (attention.Attentions, "compare"), MachineError("the GPU went away"), 3),
+        ("logits", (logits.Passes, "run"), InputError("the file ends too early"), 2),
+        ("logits", (logits.Passes, "run"), MemoryError(), 3),
     ],
 )
 def test_what_was_found_outlives_a_level_that_fails(
-    level: str, error: Exception, status: int, q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    level: str,
+    step: tuple[type, str],
+    error: Exception,
+    status: int,
+    q8: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(getattr(job, level), f"compare_{level}", fail)
+    monkeypatch.setattr(*step, fail)
     options = ("--chunks", 1, "--context", 64, "--quiet", "--report", tmp_path / "report.html")
     answer = gguf_mla("verify", hub.BUNDLED, q8, *options, "--json")
     assert answer.status == status
@@ -201,11 +206,14 @@ def test_what_was_found_outlives_a_level_that_fails(
 
 def test_a_difference_found_before_a_failure_is_shown(q8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def some(*arguments: Any) -> Any:
-        yield replace(next(compare(*arguments)), special=3)
-        raise MachineError("the disk went away")
+        if compared:
+            raise MachineError("the disk went away")
+        compared.append(replace((yield from compare(*arguments)), special=3))
+        return compared[0]
 
-    compare = job.weights.compare_weights
-    monkeypatch.setattr(job.weights, "compare_weights", some)
+    compared: list[Any] = []
+    compare = weights.compare
+    monkeypatch.setattr(weights, "compare", some)
     answer = gguf_mla("verify", hub.BUNDLED, q8, "--quiet", "--level", "weights")
     assert answer.status == 3
     assert "has 3 values that are NaN or infinite" in answer.output

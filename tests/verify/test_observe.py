@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from gguf_mla.forward import layers, prediction, walk
 from gguf_mla.forward.attention import FORMS
@@ -23,7 +24,7 @@ TOKENS = np.random.default_rng(0).integers(5, 2000, (2, 24))
 TABLES = ("token_embd.weight", "nextn.embed_tokens.weight")  # are looked up, not multiplied
 
 
-def everything(pass_: Pass) -> list[np.ndarray]:
+def everything(pass_: Pass) -> list[torch.Tensor]:
     """Logits of the next token and of all predictions."""
     states, tokens = walk.hidden_states(pass_, TOKENS), TOKENS
     found = [pass_.linear(states, "output.weight")]
@@ -45,7 +46,8 @@ def weights(request: pytest.FixtureRequest, sparse_files: Path) -> Weights:
 def test_rows_are_those_that_were_routed(form: str, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     model, told, routed = weights.model, Counter[tuple[str, int]](), []
 
-    def observe(name: str, index: int, rows: np.ndarray) -> None:
+    def observe(name: str, index: int, rows: torch.Tensor) -> None:
+        assert rows.dtype == torch.float32
         assert rows.shape[1:] == (weights.stack(name).cols,)
         told[name, index] += len(rows)
 
@@ -63,7 +65,7 @@ def test_rows_are_those_that_were_routed(form: str, weights: Weights, monkeypatc
     for layer in range(model.blocks):
         if model.is_dense(layer):
             continue
-        counts = np.bincount(next(chosen).ravel(), minlength=model.routing.experts)
+        counts = np.bincount(next(chosen).flatten(), minlength=model.routing.experts)
         for part in ("gate", "up", "down"):
             name = f"blk.{layer}.ffn_{part}_exps.weight"
             expected |= {(name, expert): int(count) for expert, count in enumerate(counts)}
@@ -84,12 +86,12 @@ def test_being_observed_changes_nothing(form: str, weights: Weights) -> None:
 
 def test_rows_of_a_head_are_what_its_matrices_multiply(weights: Weights) -> None:
     """The last head's part of the attention's output, made anew from what was told."""
-    told: dict[str, np.ndarray] = {}
+    told: dict[str, torch.Tensor] = {}
     pass_ = Pass(weights, FORMS["absorbed"], observe=lambda name, _index, rows: told.update({name: rows}))
     walk.attention(pass_, 0, walk.embed(pass_, TOKENS[:1]), TOKENS[:1])
-    value = told["blk.0.attn_v_b.weight"] @ weights.stack("blk.0.attn_v_b.weight").matrix(weights.model.heads - 1).T
+    value = told["blk.0.attn_v_b.weight"] @ pass_.matrices("blk.0.attn_v_b.weight")[-1].T
     output = told["blk.0.attn_output.weight"][:, -value.shape[1] :]
-    assert np.abs(output - value).max() <= 1e-5 * np.abs(value).max()  # the same sums, perhaps in another order
+    assert (output - value).abs().max() <= 1e-5 * value.abs().max()  # the same sums, perhaps in another order
 
 
 @pytest.mark.parametrize("form", ["vanilla", "vanilla-union"])

@@ -36,7 +36,7 @@ def predicted(weights: Weights, prompt: list[int], form: str = "vanilla") -> np.
     pass_ = Pass(weights, FORMS[form])
     entered = prediction.enter(pass_, LAYERS, states, tokens)
     found = prediction.leave(pass_, LAYERS, walk.run_layer(pass_, LAYERS, entered, tokens[:, 1:]))
-    return pass_.linear(found[0], prediction.head(LAYERS))
+    return pass_.linear(found[0], prediction.head(LAYERS)).numpy()
 
 
 def judged(reference: Transformers, directory: Path, prompt: list[int]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from gguf_mla.forward.place import Place
 from tests.support import hub
 from tests.support.attention import bundled_model
 from tests.support.close import limit
@@ -17,6 +18,7 @@ from tests.support.weights import gguf_weights
 from tests.verify.faults import READER_FAULTS
 from verify import rounding
 from verify.levels import engine
+from verify.sections import sections
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +69,10 @@ def test_an_engine_that_reads_otherwise_is_found(fault: ReaderFault, f32: Path) 
     """llama.cpp is right and the pass beside it is wrong, which is the same distance."""
     right = gguf_weights(f32)
     wrong = dataclasses.replace(right, model=fault.model(right.model))
-    results, exact = engine.compare_engine(f32, wrong, TOKENS, 2)
+    ours = engine.Ours(wrong, TOKENS, Place(threads=2))
+    for section in sections(wrong.model):
+        ours.run(section)
+    results, exact = ours.ask(f32)
     finding = engine.judge(results, exact)
     assert finding is not None
     assert max(result.difference for result in results) > 10 * exact

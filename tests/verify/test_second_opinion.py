@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gguf_mla.ggtypes.shared import floats
 from gguf_mla.sources.checkpoint import open_checkpoint
-from gguf_mla.sources.formats import int4_pack
 from gguf_mla.sources.formats.shared import coded, kernels
 from tests.support import hub, safetensors_file
 from tests.support.command import convert
@@ -35,7 +35,7 @@ KINDS = ("v3", "v3-f16", "v3-f32", "v3fp8", "v3fp8-f32-powers", "v3fp8-e8m0", "v
 FP8_KINDS = ("v3fp8", "v3fp8-e8m0", "v3fp8-uint8")
 
 decode_groups = kernels.decode_groups
-values_of, decoded_scales, to_float32 = coded.values_of, coded.decoded_scales, int4_pack.floats.to_float32
+values_of, decoded_scales, to_float32 = coded.values_of, coded.decoded_scales, floats.to_float32
 
 
 def other_scales(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:

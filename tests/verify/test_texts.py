@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from convert.tokenizer.pretokenizers import PRE_TOKENIZERS
@@ -17,7 +19,8 @@ from gguf_mla.text.tokens import SAMPLE
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
 from tests.support.texts import TEXTS
-from verify.job import Request, prove
+from verify.findings import Grade
+from verify.job import LOST_CUTS, Request, prove
 from verify.keys import pieces
 
 if TYPE_CHECKING:
@@ -70,6 +73,24 @@ def test_gguf_against_gguf_runs_every_level_on_a_text(files: Path, tmp_path: Pat
     assert same.scores is not None
     assert content["logits"]["tokens"] == same.scores.kld.size
     assert content["logits"]["perplexity_candidate"][0] == pytest.approx(same.scores.perplexities()[1].value, rel=1e-4)
+
+
+def test_a_text_is_read_with_the_files_own_tokens_where_the_reference_has_lost_its_cuts(
+    files: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(hub.BUNDLED, tmp_path / "lost")
+    path = tmp_path / "lost" / "tokenizer.json"
+    lost = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"pre_tokenizer": lost}), encoding="utf-8")
+    sound, found = (
+        prove(Request(reference, files / "Q8_0.gguf", level="attention", context=64, chunks=1))
+        for reference in (hub.BUNDLED, tmp_path / "lost")
+    )
+    assert sound.tokens is not None
+    np.testing.assert_array_equal(found.tokens, sound.tokens)
+    assert (found.grade, [finding.grade for finding in found.findings]) == (Grade.RIGHT, [Grade.CANNOT_TELL])
+    assert LOST_CUTS in found.warnings
+    assert LOST_CUTS not in sound.warnings
 
 
 def test_what_is_missing_is_said_before_the_first_level(

@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numba import cuda
 
 from gguf_mla.cli.table import table
@@ -139,16 +140,17 @@ def _cost(work: Work) -> Cost:
     return Cost(2 * seen * (key + work.row.value), VALUE_BYTES * values)
 
 
-def _random(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _decode(heads: HeadSizes, batch: int, cached: int) -> Work:
     """Return a batch of requests of one length, whose pages lie mixed."""
     row = row_of(RowLayout(heads.rank, heads.rope))
     count = -(-cached // PAGE)
-    order = np.random.default_rng(1).permutation(batch * count)
-    pages = Pages(_random(batch * count, PAGE, row.width), np.arange(batch + 1) * count, order, np.full(batch, cached))
+    order = torch.randperm(batch * count, generator=torch.Generator().manual_seed(1))
+    starts, lengths = torch.arange(batch + 1) * count, torch.full((batch,), cached)
+    pages = Pages(_random(batch * count, PAGE, row.width), starts, order, lengths)
     return Work.sent(row, _random(batch, heads.heads, row.key), pages, heads.heads, row.key**-0.5)
 
 
@@ -156,15 +158,13 @@ def _prefill(heads: HeadSizes, queries: int) -> Work:
     """Return the vanilla form: every head a request with rows of its own."""
     key = heads.nope + heads.rope
     row = Row(key + heads.value, key, key, heads.value)
-    each = np.arange(heads.heads)
-    pages = Pages(
-        _random(heads.heads, queries, row.width), np.append(each, heads.heads), each, np.full(heads.heads, queries)
-    )
+    starts, lengths = torch.arange(heads.heads + 1), torch.full((heads.heads,), queries)
+    pages = Pages(_random(heads.heads, queries, row.width), starts, starts[:-1], lengths)
     return Work.sent(row, _random(heads.heads, queries, key), pages, 1, key**-0.5)
 
 
 def _absorbed(heads: HeadSizes, queries: int) -> Work:
     """Return the absorbed form: one request, all heads on the same rows."""
     row = row_of(RowLayout(heads.rank, heads.rope))
-    pages = Pages(_random(1, queries, row.width), np.array([0, 1]), np.array([0]), np.array([queries]))
+    pages = Pages(_random(1, queries, row.width), *map(torch.tensor, ([0, 1], [0], [queries])))
     return Work.sent(row, _random(1, queries * heads.heads, row.key), pages, heads.heads, row.key**-0.5)

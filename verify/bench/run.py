@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
+import torch
 
-from gguf_mla.cli import printing
+from gguf_mla.cli.document import answer
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.forward import attention as forms
@@ -57,14 +57,14 @@ def measure(heads: HeadSizes, lengths: tuple[int, ...], queries: tuple[int, ...]
 
 
 def _random(heads: HeadSizes, queries: int, cached: int) -> Inputs:
-    rng, h = np.random.default_rng(0), heads
+    random, h = torch.Generator().manual_seed(0), heads
     shapes = (
         (queries, h.heads, h.nope), (queries, h.heads, h.rope), (cached, h.rank), (cached, h.rope),
         (h.heads, h.rank, h.nope), (h.heads, h.value, h.rank),
     )  # fmt: skip
-    q_nope, q_pe, latent, k_pe, k_b, v_b = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    q_nope, q_pe, latent, k_pe, k_b, v_b = (torch.randn(shape, generator=random) for shape in shapes)
     # so that scores are about 1, as in a model; far larger ones would underflow, which is slow
-    mild = np.float32(h.rank**-0.5)
+    mild = float(h.rank) ** -0.5
     return Inputs(q_nope, q_pe, latent, k_pe, k_b * mild, v_b * mild, (h.nope + h.rope) ** -0.5)
 
 
@@ -132,7 +132,10 @@ def _on_device(device: str, *, as_json: bool) -> None:
     from verify.bench import gpu  # noqa: PLC0415 - numba's CUDA, only where there is a GPU
 
     lines = list(gpu.lines(gpu=gpu_of(device)))
-    click.echo(printing.as_json([asdict(line) for line in lines]) if as_json else f"{title}\n\n{gpu.text(lines)}")
+    if as_json:
+        answer(measurements=[asdict(line) for line in lines])
+    else:
+        click.echo(f"{title}\n\n{gpu.text(lines)}")
 
 
 def _print(
@@ -140,7 +143,7 @@ def _print(
 ) -> None:
     """Print a table, whose column `left` is aligned to the left, or JSON."""
     if as_json:
-        click.echo(printing.as_json([asdict(line) for line in lines]))
+        answer(measurements=[asdict(line) for line in lines])
     else:
         click.echo(table(header, map(row, lines), right=",".join(name for name in header if name != left)))
 

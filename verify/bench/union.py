@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from gguf_mla.forward import indexer, walk
 from gguf_mla.forward.attention import RowLayout, absorb, absorbed, causal_softmax, unseen
@@ -20,13 +21,9 @@ from gguf_mla.forward.model import Indexer, Linear, Model, Yarn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Ids, Numbers
     from gguf_mla.forward.attention import Inputs
     from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 CACHE_BYTES = 2  # a value of the cache, F16
 WIDTH = 256  # of the synthetic hidden states
@@ -98,7 +95,7 @@ def readings(
 ) -> Iterator[CacheReading]:
     """Yield what batches of these many queries read, for the choices [T, K] of the last T queries."""
     row, key = shape.row_bytes, shape.key_bytes
-    counts = (chosen != NOTHING).sum(axis=1)
+    counts = (chosen != NOTHING).sum(dim=1).double()
     for queries in (queries for queries in batches if queries <= len(chosen)):
         seen, union = batch_sizes(chosen, cached, queries)
         single = float(counts.mean()) * queries
@@ -113,7 +110,7 @@ def batch_sizes(chosen: Numbers, cached: int, queries: int) -> tuple[float, floa
     """
     ends = range(len(chosen), queries - 1, -queries)
     parts = (chosen[end - queries : end] for end in ends)
-    unions = [np.unique(part[part != NOTHING]).size for part in parts]
+    unions = [part[part != NOTHING].unique().numel() for part in parts]
     return float(np.mean([cached - len(chosen) + end for end in ends])), float(np.mean(unions))
 
 
@@ -128,13 +125,14 @@ def synthetic(cached: int, queries: int, correlation: float, shape: IndexerShape
     for t in range(1, cached):
         states[t] = correlation * states[t - 1] + (1 - correlation**2) ** 0.5 * states[t]
     projections = (WIDTH, heads * size), (WIDTH, size), (WIDTH, heads)
-    q, k, shares = (rng.standard_normal(sizes, np.float32) * np.float32(WIDTH**-0.5) for sizes in projections)
-    norm = np.ones(size, np.float32), np.zeros(size, np.float32)
-    return indexer.prepare(states[-queries:] @ q, states @ k, states[-queries:] @ shares, norm, shape)
+    drawn = (rng.standard_normal(sizes, np.float32) * np.float32(WIDTH**-0.5) for sizes in projections)
+    q, k, shares = map(torch.from_numpy, drawn)
+    every, norm = torch.from_numpy(states), (torch.ones(size), torch.zeros(size))
+    return indexer.prepare(every[-queries:] @ q, every @ k, every[-queries:] @ shares, norm, shape)
 
 
 def measured(
-    weights: CheckpointWeights | GgufWeights, tokens: Numbers, batches: Sequence[int], top_k: int | None = None
+    weights: CheckpointWeights | GgufWeights, tokens: Ids, batches: Sequence[int], top_k: int | None = None
 ) -> Iterator[CacheReading]:
     """Yield what batches of the last tokens of a text [T] read in every layer of a model that chooses.
 
@@ -171,11 +169,10 @@ def attention_mass(x: Inputs, queries: int) -> Floats:
     few = replace(x, q_nope=x.q_nope[-queries:], q_pe=x.q_pe[-queries:])
     layout = RowLayout(x.latent.shape[1], x.k_pe.shape[1])
     rows, latent = layout.join(x.latent, x.k_pe), layout.join(absorb(few), few.q_pe)
-    mass = np.zeros((len(latent), len(rows)), np.float32)
+    mass = torch.zeros(len(latent), len(rows))
     for head in range(latent.shape[1]):
         mass += causal_softmax(latent[:, head] @ rows.T, x.scale)
-    mass[unseen(None, *mass.shape)] = -np.inf
-    return mass
+    return mass.masked_fill_(unseen(None, *mass.shape), -torch.inf)
 
 
 def simulated(lengths: Sequence[int], batches: Sequence[int], shape: IndexerShape = V32) -> Iterator[CacheReading]:

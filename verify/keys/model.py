@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gguf_mla.forward.deepseek4 import GATE, SCORE, V4Model
 from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.of_gguf import GATES
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Grade
+from verify.keys.compressed import of_compressed
 from verify.keys.expected import REQUIRED, Expected
 
 if TYPE_CHECKING:
@@ -21,16 +23,22 @@ if TYPE_CHECKING:
 
 Keys = dict[str, Expected]
 TYPES_KEY = "attention.indexer.types"
+NOTHING = 1e-9  # what is left of a multiplier of 0
 
 
-def of_model(reference: Model, candidate: Model, names: Iterable[str]) -> Keys:
+def of_model(reference: Model, candidate: Model, names: Iterable[str], ratios: object = None) -> Keys:
     """Return what each key, without the architecture's prefix, must say in a file of these tensors.
 
     `candidate` is the model that the file is read as: it holds what readers take for the keys that the file lacks.
+    `ratios` is what it says of compression.
     """
-    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference) | _indexer(reference, candidate)
+    is_sparse = candidate.indexer is not None
+    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference, is_sparse=is_sparse)
+    keys |= _indexer(reference, candidate)
     if isinstance(reference, MlaModel):
         keys |= _legacy(reference) if attention_layout(names) == "legacy" else _latent(reference)
+    if isinstance(reference, V4Model):
+        keys |= of_compressed(reference, ratios)
     return keys
 
 
@@ -81,11 +89,15 @@ def _legacy(model: MlaModel) -> Keys:
     }
 
 
+# Files from before engines read these keys lack them, though their weights may be right.
+GROUPS = "groups limit which experts a token may choose; quantize COPY --override-kv gives a copy the right value"
+
+
 def _experts(model: Model, candidate: Model) -> Keys:
     routing = model.routing
     if not routing.experts:
         return _no_experts(model)
-    numbers = {word: number for number, word in GATES.items()}
+    numbers = {word: number for number, word in {**GATES, GATE: SCORE}.items()}
     keys = {
         "expert_count": Expected(routing.experts),
         "expert_used_count": Expected(routing.used),
@@ -97,7 +109,7 @@ def _experts(model: Model, candidate: Model) -> Keys:
     }
     # Where all groups may be chosen from, there is nothing that they limit.
     free = _all_groups(routing) and _all_groups(candidate.routing)
-    grade, note = (Grade.DIFFERS, "all experts may be chosen all the same") if free else (Grade.WRONG, "")
+    grade, note = (Grade.DIFFERS, "all experts may be chosen all the same") if free else (Grade.WRONG, GROUPS)
     return keys | {
         "expert_group_count": Expected(routing.groups, 1, grade, note),
         "expert_group_used_count": Expected(routing.groups_used, 1, grade, note),
@@ -123,19 +135,30 @@ def _all_groups(routing: Routing) -> bool:
     return routing.groups <= 1 or routing.groups_used >= routing.groups
 
 
-def _rope(model: Model) -> Keys:
+def _rope(model: Model, *, is_sparse: bool) -> Keys:
     keys = {"rope.dimension_count": Expected(model.rope), "rope.freq_base": Expected(model.theta, 10000.0)}
     if model.linear is not None:
         return keys | _linear(model.linear)
-    return keys | (_straight() if model.yarn is None else _yarn(model.yarn))
+    return keys | (_straight() if model.yarn is None else _yarn(model.yarn, takes_one=is_sparse))
 
 
-def _yarn(yarn: Yarn) -> Keys:
+def _yarn(yarn: Yarn, *, takes_one: bool) -> Keys:
+    """Return YaRN's keys, for readers that take mscale for 1, or, as deepseek2's, for mscale_all_dim.
+
+    With m = yarn_log_multiplier and a = attn_factor the ones multiply the softmax's scale by k², k = a·(1 + 0.1·ln s),
+    and what is rotated by k / (1 + m·ln s), the others what is rotated by a, and k = a·(1 + m·ln s).
+    """
+    root, stretch = math.sqrt(yarn.softmax), math.log(max(1.0, yarn.factor))
+    multiplier = (root / yarn.rotated - 1) / stretch if stretch else 0.0
+    if abs(multiplier) < NOTHING:  # then both take mscale for 1
+        multiplier, takes_one = 0.0, True
+    factor = root / (1 + 0.1 * stretch) if takes_one else yarn.rotated
     return {
         "rope.scaling.type": Expected("yarn", "linear"),
         "rope.scaling.factor": Expected(yarn.factor, 1.0),
         "rope.scaling.original_context_length": Expected(yarn.original),
-        "rope.scaling.yarn_log_multiplier": Expected(0.1 * yarn.all_dim, 0.0),
+        "rope.scaling.yarn_log_multiplier": Expected(multiplier, 0.0),
+        "rope.scaling.attn_factor": Expected(factor, 1.0, optional=True, note="what is rotated is multiplied by it"),
         "rope.scaling.yarn_beta_fast": Expected(yarn.fast, 32.0, optional=True),
         "rope.scaling.yarn_beta_slow": Expected(yarn.slow, 1.0, optional=True),
     }

@@ -37,7 +37,7 @@ def compare(files: TokenizerFiles, name: Any) -> Iterator[Finding]:
     if not encoders.installed():
         yield _untold("was not compared", name, "pip install 'gguf-mla[verify]' would tell")
         return
-    if _has_lost_it(files.tokenizer):
+    if has_lost_it(files.tokenizer):
         why = "the reference's tokenizer.json has lost its pre_tokenizer: it cuts no text into bytes"
         yield _untold(f"was not compared: {why}", name, "That of the original model would tell")
         return
@@ -62,7 +62,7 @@ def compare_names(expected: Any, found: Any) -> Iterator[Finding]:
     yield Finding(LEVEL, KEY, what, wanted, there, grade)
 
 
-def _has_lost_it(tokenizer: dict[str, Any] | None) -> bool:
+def has_lost_it(tokenizer: dict[str, Any] | None) -> bool:
     """Whether a vocabulary of bytes has a pre-tokenizer that makes none, as after saving with some versions."""
     if tokenizer is None or "ByteLevel" in json.dumps(tokenizer.get("pre_tokenizer")):
         return False

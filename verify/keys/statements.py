@@ -83,7 +83,8 @@ class OfCheckpoint:
 
     def settles(self, key: str) -> bool:
         """Whether `findings` has looked at a key, or the files leave open what it says."""
-        return key in (*ARRAYS, *ADDED) or special.is_other(key)
+        scripted = self.published.scripted and key == special.TEMPLATE
+        return key in (*ARRAYS, *ADDED) or special.is_other(key) or scripted
 
 
 @dataclass(frozen=True)

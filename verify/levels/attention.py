@@ -7,23 +7,25 @@ compared by themselves.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla.forward import walk
 from gguf_mla.forward.layers import Pass, lookup
+from gguf_mla.forward.place import CPU
 from verify.findings import Finding
 from verify.levels.choice import ChoiceAgreement, Follower
 from verify.limits import exceeds
 from verify.measures import Agreement, agreement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Ids
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.choice import Chooser
+    from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
     from verify.limits import Limits
 
@@ -44,18 +46,38 @@ class LayerAgreement:
     choice: ChoiceAgreement | None = None
 
 
-def compare_attention(
-    reference: Weights, candidate: Weights, tokens: NDArray[np.int64], form: Form, types: Callable[[int], str]
-) -> Iterator[LayerAgreement]:
-    """Yield every layer's agreement for token sequences [B, T]; `types` names a layer's coarsest attention type."""
-    ours = Pass(reference)
-    follower = Follower(ours.chooser)
-    theirs = Pass(candidate, form, follower)
-    hidden = lookup(ours, "token_embd.weight", tokens)
-    for layer in range(reference.model.blocks):
-        expected = walk.attention(ours, layer, hidden, tokens)
-        found = walk.attention(theirs, layer, hidden, tokens)
-        yield LayerAgreement(layer, types(layer), agreement(found, expected), follower.agreement)
+class Attentions:
+    """The attention of both sides over token sequences [B, T]; `types` names a layer's coarsest attention type."""
+
+    def __init__(
+        self,
+        reference: Weights,
+        candidate: Weights,
+        tokens: Ids,
+        form: Form,
+        types: Callable[[int], str],
+        place: Place = CPU,
+    ) -> None:
+        self._ours = Pass(reference, place=place)
+        self._follower = Follower(self._ours.chooser)
+        self._theirs = Pass(candidate, form, self._follower, place=place)
+        self._tokens, self._types = place.ids(tokens), types
+
+    @functools.cached_property
+    def _hidden(self) -> Floats:
+        return lookup(self._ours, "token_embd.weight", self._tokens)
+
+    def compare(self, layer: int) -> LayerAgreement:
+        """Return the agreement of a layer; they are asked for in order."""
+        expected = walk.attention(self._ours, layer, self._hidden, self._tokens)
+        found = walk.attention(self._theirs, layer, self._hidden, self._tokens)
+        choice = None if self._ours.model.attends_to_all(layer) else self._follower.agreement
+        return LayerAgreement(layer, self._types(layer), agreement(found, expected), choice)
+
+    @property
+    def choosers(self) -> dict[str, Chooser]:
+        """What carries the choices of sparse attention from layer to layer, of both sides."""
+        return {"ours": self._ours.chooser, "theirs": self._follower}
 
 
 def judge(result: LayerAgreement, limits: Limits, level: str = LEVEL, what: str = "attention") -> Finding | None:

@@ -116,15 +116,16 @@ def _by_rows(stack: Stack, count: int) -> Stack:
     """Return a matrix as a stack of groups of its rows."""
     rows = stack.rows // count
     return replace(
-        stack, count=count, rows=rows, read=lambda i, start, stop: stack.read(0, i * rows + start, i * rows + stop)
-    )
+        stack, count=count, rows=rows, blocks=None,
+        read=lambda i, start, stop: stack.read(0, i * rows + start, i * rows + stop),
+    )  # fmt: skip
 
 
 def _by_columns(stack: Stack, count: int) -> Stack:
     """Return a matrix as a stack of groups of its columns."""
     cols = stack.cols // count
     return replace(
-        stack, count=count, cols=cols,
+        stack, count=count, cols=cols, blocks=None,
         read=lambda i, start, stop: np.ascontiguousarray(stack.read(0, start, stop)[:, i * cols : (i + 1) * cols]),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from gguf_mla.forward import indexer
 from gguf_mla.forward.attention import unseen
@@ -15,13 +15,8 @@ from verify.measures import Agreement, Sums
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Mask, Numbers
     from gguf_mla.forward.indexer import Index
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
-    Mask = NDArray[np.bool_]
 
 
 TIE = 1e-5  # of a query's largest score: float32 sums of some thousand products
@@ -68,14 +63,14 @@ class ChoiceAgreement:
 
 def compare(reference: Chooser, indexes: Sequence[Index], chosen: Sequence[Numbers]) -> ChoiceAgreement:
     """Compare choices and scores with the reference's for the same sequences, a block of queries at a time."""
-    sums, counts = Sums(), np.zeros(5, np.int64)
+    sums, counts = Sums(), torch.zeros(5, dtype=torch.int64)
     for ours, theirs, expected, found in zip(reference.indexes, indexes, reference.chosen, chosen, strict=True):
         for block in indexer.blocks(ours):
             scores = indexer.scores(ours, block.start, block.stop)
-            seen = scores != -np.inf
+            seen = scores != -torch.inf
             found_scores = indexer.scores(theirs, block.start, block.stop)
-            sums.add(np.where(seen, found_scores, 0), np.where(seen, scores, 0), count=int(seen.sum()))
-            counts += _counts(expected[block], found[block], scores)
+            sums.add(found_scores.where(seen, 0.0), scores.where(seen, 0.0), count=int(seen.sum()))
+            counts += _counts(expected[block], found[block], scores).cpu()
     sets, same, wrong, common, every = counts.tolist()
     return ChoiceAgreement(sets, same, wrong, common / every, sums.agreement())
 
@@ -83,10 +78,11 @@ def compare(reference: Chooser, indexes: Sequence[Index], chosen: Sequence[Numbe
 def _counts(expected: Numbers, found: Numbers, scores: Floats) -> Numbers:
     """Return of some queries the sets with a choice, those that are the same, wrong sizes, common and all tokens."""
     ours, theirs = (~unseen(chosen, *scores.shape) for chosen in (expected, found))
-    had_to_choose = ours.sum(axis=1) < (scores != -np.inf).sum(axis=1)
+    had_to_choose = ours.sum(dim=1) < (scores != -torch.inf).sum(dim=1)
     same = same_choice(expected, found, scores)
-    wrong = ours.sum(axis=1) != theirs.sum(axis=1)
-    return np.array([had_to_choose.sum(), (had_to_choose & same).sum(), wrong.sum(), (ours & theirs).sum(), ours.sum()])
+    wrong = ours.sum(dim=1) != theirs.sum(dim=1)
+    masks = had_to_choose, had_to_choose & same, wrong, ours & theirs, ours
+    return torch.stack([mask.sum() for mask in masks])
 
 
 def same_choice(first: Numbers, second: Numbers, scores: Floats) -> Mask:
@@ -96,10 +92,8 @@ def same_choice(first: Numbers, second: Numbers, scores: Floats) -> Mask:
     """
     ours, theirs = (~unseen(chosen, *scores.shape) for chosen in (first, second))
     apart = ours ^ theirs
-    highest = np.where(apart, scores, -np.inf).max(axis=1)
-    lowest = np.where(apart, scores, np.inf).min(axis=1)
-    largest = np.where(scores == -np.inf, 0, np.abs(scores)).max(axis=1)
-    with np.errstate(invalid="ignore"):  # inf - inf where a token comes after the query, which is not a tie
-        tied = highest - lowest <= np.float32(TIE) * largest
-    same: Mask = (ours.sum(axis=1) == theirs.sum(axis=1)) & (tied | ~apart.any(axis=1))
-    return same
+    highest = scores.where(apart, -torch.inf).amax(dim=1)
+    lowest = scores.where(apart, torch.inf).amin(dim=1)
+    largest = scores.abs().where(scores != -torch.inf, 0.0).amax(dim=1)
+    tied = highest - lowest <= TIE * largest  # inf - inf where a token comes after the query, which is not a tie
+    return (ours.sum(dim=1) == theirs.sum(dim=1)) & (tied | ~apart.any(dim=1))

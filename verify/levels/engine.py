@@ -20,15 +20,19 @@ from gguf_mla.forward.layers import Pass
 from verify import rounding
 from verify.findings import Finding
 from verify.limits import exceeds
+from verify.sections import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.readable import Place
+    from gguf_mla.files.readable import AnyPath
+    from gguf_mla.forward.architecture import State
     from gguf_mla.forward.model import Yarn
+    from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
+    from verify.sections import Section
 
 LEVEL = "engine"
 LENGTHS = (8, 16, 32, 64, 128)  # tokens of the prompts
@@ -52,7 +56,7 @@ class EngineAgreement:
     same_top: bool
 
 
-def require(candidate: Place) -> None:
+def require(candidate: AnyPath) -> None:
     """Raise InputError where llama.cpp is not installed, or cannot open the file."""
     if not isinstance(candidate, Path):
         raise InputError("--engine needs a file on this machine", file=candidate, remedy="Download it")
@@ -60,32 +64,44 @@ def require(candidate: Place) -> None:
         raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'")
 
 
-def compare_engine(
-    path: Place, candidate: Weights, tokens: NDArray[np.int64], threads: int
-) -> tuple[list[EngineAgreement], float]:
-    """Ask llama.cpp for what follows prefixes of one token sequence [T]; MachineError when it cannot load the file.
+class Ours:
+    """Our forward pass over prefixes of one token sequence [T], a section after the other.
 
-    The number is the largest |Δ log-probability| that float32 explains, if the file is in F32.
+    state  what goes on to the next section
+    log    log-probabilities after the prefixes, float64 [prefixes, vocabulary], once the head is through
     """
-    lengths = [length for length in LENGTHS if length <= tokens.size] or [tokens.size]
-    engine = _Engine(path, threads, max(lengths) + 8, candidate.model.yarn)
-    ours = _log_probabilities(candidate, tokens[: max(lengths)], lengths)
-    count = min(LISTED, candidate.model.vocab)
-    results = [
-        _compare(length, expected, *engine.next_tokens(tokens[:length].tolist(), count))
-        for length, expected in zip(lengths, ours, strict=True)
-    ]
-    spread = float(ours.std(axis=1).max())
-    return results, rounding.largest(candidate.model, max(lengths), spread, count * len(lengths))
 
+    def __init__(self, candidate: Weights, tokens: NDArray[np.int64], place: Place) -> None:
+        self.pass_ = Pass(candidate, place=place)
+        self.lengths = [length for length in LENGTHS if length <= tokens.size] or [tokens.size]
+        self.tokens = tokens[: max(self.lengths)]
+        self.state: State = None
+        self.log: NDArray[Any] = np.empty((0, 0))
 
-def _log_probabilities(weights: Weights, tokens: NDArray[np.int64], lengths: Sequence[int]) -> NDArray[Any]:
-    """Return our log-probabilities after prefixes, float64 [prefixes, vocabulary]."""
-    pass_ = Pass(weights)
-    last = walk.hidden_states(pass_, tokens[None])[0, np.array(lengths) - 1]
-    logits = pass_.linear(last, "output.weight").astype(np.float64)
-    normalised: NDArray[Any] = logits - _log_sum_exp(logits)
-    return normalised
+    def run(self, section: Section) -> None:
+        """Go through the next section; layers that predict are not asked."""
+        if section.kind is Kind.EMBEDDINGS:
+            self.state = walk.embed(self.pass_, self.tokens[None])
+        elif section.kind is Kind.LAYER:
+            self.state = walk.run_layer(self.pass_, section.layer, self.state, self.tokens[None])
+        elif section.kind is Kind.HEAD:
+            last = walk.finish(self.pass_, self.state)[0, [length - 1 for length in self.lengths]]
+            self.log = self.pass_.linear(last, "output.weight").double().log_softmax(dim=1).numpy(force=True)
+
+    def ask(self, path: AnyPath) -> tuple[list[EngineAgreement], float]:
+        """Ask llama.cpp for what follows these prefixes; MachineError when it cannot load the file.
+
+        The number is the largest |Δ log-probability| that float32 explains, if the file is in F32.
+        """
+        model, longest = self.pass_.model, max(self.lengths)
+        engine = _Engine(path, self.pass_.place.threads, longest + 8, model.yarn)
+        count = min(LISTED, model.vocab)
+        results = [
+            _compare(length, expected, *engine.next_tokens(self.tokens[:length].tolist(), count))
+            for length, expected in zip(self.lengths, self.log, strict=True)
+        ]
+        spread = float(self.log.std(axis=1).max())
+        return results, rounding.largest(model, longest, spread, count * len(self.lengths))
 
 
 def _compare(length: int, ours: NDArray[Any], ids: NDArray[Any], theirs: NDArray[Any]) -> EngineAgreement:
@@ -116,7 +132,7 @@ def judge(results: Sequence[EngineAgreement], exact: float | None) -> Finding | 
 class _Engine:
     """One loaded llama.cpp, in float32 as far as it goes: F32 cache, and no flash attention, which lowers it."""
 
-    def __init__(self, path: Place, threads: int, context: int, yarn: Yarn | None) -> None:
+    def __init__(self, path: AnyPath, threads: int, context: int, yarn: Yarn | None) -> None:
         import xllamacpp  # noqa: PLC0415 - optional
 
         params = xllamacpp.CommonParams()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,13 @@ import numpy as np
 from gguf_mla import codec, ggtypes
 from gguf_mla.codec.encoding import encodings
 from gguf_mla.forward.tensors import GgufWeights
-from verify.comparison import WeightPiece, pairs
+from verify.comparison import WeightPiece
 from verify.findings import Finding, Grade
 from verify.levels.weights import Position, groups, unit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
+    from concurrent.futures import ThreadPoolExecutor
 
     from numpy.typing import NDArray
 
@@ -86,37 +86,25 @@ class Sameness:
             self.first = Position(piece.index, piece.start + int(row), int(block) * kind.block)
 
 
-def compare_bytes(
-    reference: Weights,
-    candidate: GgufWeights,
-    imatrix: Imatrix | None,
-    progress: Callable[[int], object],
-    threads: int,
-) -> Iterator[Sameness]:
-    """Yield of every tensor how much of it is what the encoder makes of the reference, in file order."""
-    best: dict[str, Way] = {}
-    with ThreadPoolExecutor(threads) as pool:
-        for tensor in candidate.held():
-            for pair in pairs(reference, candidate, tensor):
-                encoder = _Encoder(pair, tensor, reference, candidate, imatrix)
-                same = _compare(encoder, pool, best.get(tensor.type))
-                best[tensor.type] = same.way
-                yield same
-            progress(tensor.nbytes)
+def compare(encoder: Encoder, pool: ThreadPoolExecutor, likely: Way | None) -> Generator[int, None, Sameness]:
+    """Return how much of a tensor is what the encoder makes of the reference; yield the bytes as they are through.
 
-
-def _compare(encoder: _Encoder, pool: ThreadPoolExecutor, likely: Way | None) -> Sameness:
+    `likely` is the way that is tried first.
+    """
     pair = encoder.pair
     ways = sorted(encoder.ways(), key=lambda way: way != likely)
-    same = Sameness(pair.name, pair.candidate.stored, pair.part, _best(encoder, ways))
+    same, block = Sameness(pair.name, pair.candidate.stored, pair.part, _best(encoder, ways)), encoder.block
+    every, done = pair.candidate.count * pair.candidate.rows * pair.candidate.cols // block, 0
     for pieces in groups(pair.pieces()):
         encoded = pool.map(functools.partial(encoder.encoded, way=same.way), pieces)
         for piece, expected in zip(pieces, encoded, strict=True):
             same.add(piece, expected, encoder.stored(piece))
+        before, done = done, pair.nbytes * same.blocks // every
+        yield done - before
     return same
 
 
-def _best(encoder: _Encoder, ways: list[Way]) -> Way:
+def _best(encoder: Encoder, ways: list[Way]) -> Way:
     """Return the way by which the fewest of the first rows differ, and the first of several."""
     piece = WeightPiece(0, 0, min(FIRST_ROWS, encoder.pair.candidate.rows))
     if encoder.pair.keys:
@@ -133,7 +121,7 @@ def _best(encoder: _Encoder, ways: list[Way]) -> Way:
 
 
 @dataclass(frozen=True)
-class _Encoder:
+class Encoder:
     """Encodes pieces of the reference as the candidate stores them."""
 
     pair: Pair
@@ -141,6 +129,11 @@ class _Encoder:
     reference: Weights
     candidate: GgufWeights
     imatrix: Imatrix | None
+
+    @property
+    def block(self) -> int:
+        """How many values a block of the tensor has."""
+        return ggtypes.by_name(self.tensor.type).block
 
     def ways(self) -> list[Way]:
         """Return every way that a tensor of this type may have come by."""

@@ -21,9 +21,23 @@ if TYPE_CHECKING:
 BLAMED = 8  # tensors for which a mistake is looked for; what is wrong with more of them is wrong with the file
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A tensor, what its type alone does not explain, and what does."""
+
+    error: TensorError
+    finding: Finding | None
+    history: History | None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether nothing explains it."""
+        return self.finding is not None and self.history is None
+
+
 @dataclass
 class Judge:
-    """Judges tensors one after the other.
+    """Judges tensors one after the other: each is explained once it has been read, and told when all have been.
 
     histories  what each tensor has gone through, by its name in the file, where its type alone does not explain it
     """
@@ -32,18 +46,33 @@ class Judge:
     candidate: GgufWeights
     limits: Limits
     histories: dict[str, History] = field(default_factory=dict)
+    _told: dict[str, History] = field(default_factory=dict)
     _said: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
     _blamed: int = 0
 
-    def tensor(self, error: TensorError) -> Finding | None:
-        """Return what is wrong with a tensor; None when it is right, and when `rest` will say what it is like."""
+    def explained(self, error: TensorError) -> Judged:
+        """Return a tensor with what happened to it, if it is beyond its type's limits and something explains that."""
         finding = weights.judge(error, self.limits)
+        beyond = finding is not None and not error.special
+        return self.taken(error, history.explain(error, self.limits) if beyond else None)
+
+    def taken(self, error: TensorError, found: History | None) -> Judged:
+        """Return a tensor of which is known already what happened to it."""
+        if found is not None:
+            self.histories[error.name] = found
+        return Judged(error, weights.judge(error, self.limits), found)
+
+    def tensor(self, judged: Judged) -> Finding | None:
+        """Return what is wrong with a tensor; None when it is right, and when `rest` will say what it is like.
+
+        Tensors are told in the order of the file: only the first that are wrong are looked into.
+        """
+        error, finding, found = judged.error, judged.finding, judged.history
         if finding is None or error.special:
             return finding
-        found = history.explain(error, self.limits)
         if found is None or error.pair is None:
             return self._blame(error, finding)
-        self.histories[error.name] = found
+        self._told[error.name] = found
         self._said[found.sentence(error.pair)].append(finding)
         return None
 
@@ -51,17 +80,17 @@ class Judge:
         """Yield one finding for all tensors that have been quantized twice in the same way."""
         for said, findings in self._said.items():
             first = findings[0]
-            if self.histories[first.subject].before is not None:
+            if self._told[first.subject].before is not None:
                 others = len(findings) - 1
                 more = f", like {others} more tensor{'s' if others > 1 else ''}" if others else ""
                 yield replace(first, what=said + more, grade=Grade.DIFFERS)
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the reference is too coarse to tell."""
-        coarse = [name for name, found in self.histories.items() if found.reference is not None]
+        coarse = [name for name, found in self._told.items() if found.reference is not None]
         if not coarse:
             return ()
-        types = ", ".join(dict.fromkeys(each.reference.type for each in self.histories.values() if each.reference))
+        types = ", ".join(dict.fromkeys(each.reference.type for each in self._told.values() if each.reference))
         near = f"{len(coarse)} tensors are as near to it as its own error allows"
         return (f"The reference is quantized itself ({types}): {near}, and what is finer than that it cannot tell.",)
 

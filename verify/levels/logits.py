@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gguf_mla.forward import prediction, walk
 from gguf_mla.forward.layers import Pass
+from gguf_mla.forward.place import CPU
 from verify.findings import Finding, Grade
-from verify.levels import kernels
 from verify.levels.attention import LayerAgreement
 from verify.levels.choice import Follower
 from verify.limits import exceeds
-from verify.measures import SIGNIFICANT, Agreement, agreement
+from verify.measures import SIGNIFICANT, agreement
+from verify.sections import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,15 +29,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.forward.architecture import State
+    from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.attention import Form
+    from gguf_mla.forward.choice import Chooser
+    from gguf_mla.forward.place import Place
     from gguf_mla.forward.tensors import Weights
+    from verify.measures import Agreement
+    from verify.sections import Section
 
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
-    States = tuple[Floats, Floats]  # normed, of the reference and of the candidate
+    Ids = NDArray[np.int64]
 
 LEVEL = "logits"
 LARGEST_LOGARITHM = 709.0  # of a float64
+SCORED = 1 << 20  # logits that are taken in at a time, in float64
 LEAST_SCORED = 64  # tokens; the mean of fewer hangs on one or two of them, and so does its standard error
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
@@ -114,7 +120,7 @@ def _exponential(x: Estimate) -> Estimate:
     return Estimate(value, value * x.error)
 
 
-def chunks(tokens: Numbers, context: int, most: int, bos: int | None) -> Numbers:
+def chunks(tokens: Ids, context: int, most: int, bos: int | None) -> Ids:
     """Return at most so many chunks [B, context]; their first token is bos where the model wants one."""
     context = min(context, tokens.size)
     count = min(tokens.size // context, most)
@@ -124,71 +130,94 @@ def chunks(tokens: Numbers, context: int, most: int, bos: int | None) -> Numbers
     return cut
 
 
-class _Both:
-    """Both models, layer by layer.
+class Passes:
+    """Both models over chunks of tokens [B, T], a section after the other; `types` names a layer's coarsest type.
 
     The candidate's layers are read once for two inputs: its own hidden states, and the reference's to judge the layer.
+
+    layers  how far each layer agrees on the reference's input
+    scores  of the next token, and for every layer of multi-token prediction of the one after that
+    states  what goes on to the next section, of the reference and of the candidate
     """
 
-    def __init__(self, reference: Weights, candidate: Weights, form: Form) -> None:
-        self.reference = Pass(reference)
+    def __init__(
+        self,
+        reference: Weights,
+        candidate: Weights,
+        tokens: Ids,
+        form: Form,
+        types: Callable[[int], str],
+        place: Place = CPU,
+    ) -> None:
+        self.reference = Pass(reference, place=place)
         self.follower = Follower(self.reference.chooser)
-        self.candidate = Pass(candidate, form, self.follower)
+        self.candidate = Pass(candidate, form, self.follower, place=place)
+        self.tokens, self._types = place.ids(tokens), types
+        self.layers: list[LayerAgreement] = []
+        self.scores: list[Scores] = []
+        self.states: tuple[State, State] | None = None
 
-    def run(self, layer: int, state: State, own: State, followed: State, tokens: Numbers) -> tuple[State, State, State]:
+    def run(self, section: Section) -> None:
+        """Go through the next section."""
+        steps = {
+            Kind.EMBEDDINGS: self._embed, Kind.LAYER: self._layer, Kind.HEAD: self._finish,
+            Kind.PREDICTION: self._predict,
+        }  # fmt: skip
+        steps[section.kind](section.layer)
+
+    @property
+    def choosers(self) -> dict[str, Chooser]:
+        """What carries the choices of sparse attention from layer to layer, of both sides."""
+        return {"ours": self.reference.chooser, "theirs": self.follower}
+
+    def before(self) -> tuple[State, State]:
+        """Return what the next section begins with, of the reference and of the candidate."""
+        assert self.states is not None  # noqa: S101 - a model begins with its embeddings
+        return self.states
+
+    def _embed(self, _layer: int) -> None:
+        self.states = walk.embed(self.reference, self.tokens), walk.embed(self.candidate, self.tokens)
+
+    def _finish(self, _layer: int) -> None:
+        ours, theirs = self.before()
+        self.states = walk.finish(self.reference, ours), walk.finish(self.candidate, theirs)
+        self.scores.append(self.score(*self.states, self.tokens))
+
+    def _layer(self, layer: int) -> None:
+        state, own = self.before()
+        after, own, judged = self.both(layer, state, own, state, self.tokens)
+        self._compared(layer, agreement(judged - state, after - state))
+        self.states = after, own
+
+    def _predict(self, layer: int) -> None:
+        """Go from the states before a layer of multi-token prediction to those after it, and score what it predicts."""
+        ours, theirs = self.before()
+        tokens = self.tokens[:, layer - self.reference.model.layers :]
+        entered = prediction.enter(self.reference, layer, ours, tokens)
+        inputs = torch.cat([theirs, ours]), torch.cat([tokens, tokens])
+        own, followed = prediction.enter(self.candidate, layer, *inputs).chunk(2)
+        after, own, judged = self.both(layer, entered, own, followed, tokens[:, 1:])
+        self.states = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
+        self._compared(layer, agreement(judged, after))
+        self.scores.append(self.score(*self.states, tokens[:, 1:], prediction.head(layer)))
+
+    def both(
+        self, layer: int, state: State, own: State, followed: State, tokens: Numbers
+    ) -> tuple[State, State, State]:
         """Return the states after a layer: the reference's, the candidate's own, and its answer to the followed."""
         after = walk.run_layer(self.reference, layer, state, tokens)
-        inputs = np.concatenate([own, followed]), np.concatenate([tokens, tokens])
-        own, judged = np.split(walk.run_layer(self.candidate, layer, *inputs), 2)
+        inputs = torch.cat([own, followed]), torch.cat([tokens, tokens])
+        own, judged = walk.run_layer(self.candidate, layer, *inputs).chunk(2)
         return after, own, judged
 
-    def predict(self, layer: int, states: States, tokens: Numbers) -> tuple[States, Agreement]:
-        """Return the states of both sides after a layer of multi-token prediction, and its agreement on the same."""
-        ours, theirs = states
-        entered = prediction.enter(self.reference, layer, ours, tokens)
-        inputs = np.concatenate([theirs, ours]), np.concatenate([tokens, tokens])
-        own, followed = np.split(prediction.enter(self.candidate, layer, *inputs), 2)
-        after, own, judged = self.run(layer, entered, own, followed, tokens[:, 1:])
-        left = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
-        return left, agreement(judged, after)
+    def _compared(self, layer: int, measured: Agreement) -> None:
+        choice = None if self.reference.model.attends_to_all(layer) else self.follower.agreement
+        self.layers.append(LayerAgreement(layer, self._types(layer), measured, choice))
 
     def score(self, ours: Floats, theirs: Floats, tokens: Numbers, head: str = "output.weight") -> Scores:
         """Score normed states [B, T, hidden] of both sides, each for the token after its own."""
         sides = (self.reference, _half(ours), head), (self.candidate, _half(theirs), head)
         return replace(_score(*sides, _targets(tokens)), vocabulary=self.reference.model.vocab)
-
-
-def compare_logits(
-    reference: Weights,
-    candidate: Weights,
-    tokens: Numbers,
-    form: Form,
-    types: Callable[[int], str],
-    progress: Callable[[int], object],
-) -> tuple[list[LayerAgreement], list[Scores]]:
-    """Run both models over chunks [B, T].
-
-    Return every layer's agreement on the reference's input, and the scores: of the next token, and for every layer of
-    multi-token prediction of the one after that.
-    """
-    both = _Both(reference, candidate, form)
-    layers: list[LayerAgreement] = []
-    state, own = walk.embed(both.reference, tokens), walk.embed(both.candidate, tokens)
-    for layer in range(reference.model.layers):
-        after, own, judged = both.run(layer, state, own, state, tokens)
-        measured = agreement(judged - state, after - state)
-        layers.append(LayerAgreement(layer, types(layer), measured, both.follower.agreement))
-        state = after
-        progress(1)
-    states = walk.finish(both.reference, state), walk.finish(both.candidate, own)
-    scores = [both.score(*states, tokens)]
-    for layer in range(reference.model.layers, reference.model.blocks):
-        states, measured = both.predict(layer, states, tokens)
-        layers.append(LayerAgreement(layer, types(layer), measured, both.follower.agreement))
-        tokens = tokens[:, 1:]
-        scores.append(both.score(*states, tokens, prediction.head(layer)))
-        progress(1)
-    return layers, scores
 
 
 def _half(states: Floats) -> Floats:
@@ -200,21 +229,58 @@ def _targets(tokens: Numbers) -> Numbers:
     return tokens[:, tokens.shape[1] // 2 + 1 :].reshape(-1)
 
 
+class _Distribution:
+    """One side's logits of N tokens, taken in a piece of the vocabulary at a time, in float64.
+
+    peak   the largest so far
+    total  Σ exp(logit - peak)
+    best   the likeliest token so far
+    hit    the logit of the token that follows
+    """
+
+    def __init__(self, targets: Numbers) -> None:
+        self.targets, self.best = targets, torch.zeros_like(targets)
+        self.total, self.hit = (torch.zeros_like(targets, dtype=torch.float64) for _ in range(2))
+        self.peak = torch.full_like(self.total, -torch.inf)
+
+    def add(self, part: slice, logits: Floats, first: int) -> tuple[Floats, Floats]:
+        """Take in logits [n, rows] of some of the tokens, for `first` onward of the vocabulary.
+
+        Return exp(logit - peak), and what the sums of those before have been multiplied with, [n].
+        """
+        before, (top, at) = self.peak[part], logits.max(dim=1)
+        self.best[part] = torch.where(top > before, first + at, self.best[part])
+        peak = torch.maximum(before, top)
+        shrink, powers = torch.exp(before - peak), torch.exp(logits - peak[:, None])
+        self.total[part] = self.total[part] * shrink + powers.sum(dim=1)
+        self.peak[part] = peak
+        column = self.targets[part] - first
+        inside = (column >= 0) & (column < logits.shape[1])
+        picked = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        self.hit[part] = torch.where(inside, picked, self.hit[part])
+        return powers, shrink
+
+
 def _score(reference: tuple[Pass, Floats, str], candidate: tuple[Pass, Floats, str], targets: Numbers) -> Scores:
     """Go through the vocabulary once, a piece at a time; a side is its pass, its states and its head's name."""
-    totals = np.zeros(len(targets), kernels.TOTALS)
-    totals["reference_peak"] = totals["candidate_peak"] = -np.inf
-    hit = np.zeros((2, len(targets)))
+    ours, theirs = _Distribution(targets), _Distribution(targets)
+    cross = torch.zeros_like(ours.total)
     sides = (pass_.pieces(states, head) for pass_, states, head in (reference, candidate))
-    for (first, ours), (_, theirs) in zip(*sides, strict=True):
-        kernels.add_logits(ours, theirs, first, totals)
-        inside = np.nonzero((targets >= first) & (targets < first + ours.shape[1]))[0]
-        for side, logits in enumerate((ours, theirs)):
-            hit[side, inside] = logits[inside, targets[inside] - first]
-    ours, theirs = (totals[f"{side}_peak"] + np.log(totals[f"{side}_sum"]) for side in ("reference", "candidate"))
-    kld = totals["cross"] / totals["reference_sum"] - ours + theirs
-    same_top = totals["reference_best"] == totals["candidate_best"]
-    return Scores(hit[0] - ours, hit[1] - theirs, np.maximum(kld, 0), same_top)
+    for (first, expected), (_, found) in zip(*sides, strict=True):
+        step = max(1, SCORED // expected.shape[1])
+        for part in (slice(start, start + step) for start in range(0, len(targets), step)):
+            r, c = expected[part].double(), found[part].double()
+            powers, shrink = ours.add(part, r, first)
+            theirs.add(part, c, first)
+            cross[part] = cross[part] * shrink + (powers * (r - c)).sum(dim=1)
+    whole = [side.peak + side.total.log() for side in (ours, theirs)]
+    kld = (cross / ours.total - whole[0] + whole[1]).clamp(min=0)
+    return Scores(
+        (ours.hit - whole[0]).numpy(force=True),
+        (theirs.hit - whole[1]).numpy(force=True),
+        kld.numpy(force=True),
+        (ours.best == theirs.best).numpy(force=True),
+    )
 
 
 def judge(scores: Scores, allowed: float) -> Finding | None:

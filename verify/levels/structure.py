@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.tensors import COMPUTED, FUSED, FUSED_HALVES, LEGACY, LEGACY_HALVES, SHARED, is_scale, shapes
-from gguf_mla.layout.detect import attention_layout
-from gguf_mla.layout.names import split_name
+from gguf_mla.forward.sound import shared, stored_shapes
+from gguf_mla.forward.tensors import COMPUTED, FUSED, is_scale
 from verify.findings import Finding, Grade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gguf_mla.container.reader import GgufFile
-    from gguf_mla.forward.model import Model
     from gguf_mla.forward.tensors import Weights
 
 LEVEL = "structure"
@@ -54,32 +52,3 @@ def _missing(name: str, shape: tuple[int, ...], reference: Weights) -> Iterator[
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def shared(name: str) -> str | None:
-    """Return the tensor of the model that a prediction layer without this one takes in its place; None for others."""
-    return SHARED.get(split_name(name)[1])
-
-
-def stored_shapes(file: GgufFile, model: Model) -> dict[str, tuple[int, ...]]:
-    """Return the tensors a file of its attention layout holds."""
-    wanted = _with_fused(file, shapes(model))
-    if attention_layout(file.tensors) != "legacy":
-        return wanted
-    legacy = {
-        f"blk.{layer}.{LEGACY}": (model.size("kv_b_rows"), model.size("kv_rank")) for layer in range(model.blocks)
-    }
-    return {name: shape for name, shape in wanted.items() if not name.endswith(LEGACY_HALVES)} | legacy
-
-
-def _with_fused(file: GgufFile, wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the tensors with gate and up of a layer's experts in one, where the file holds them so."""
-    found: dict[str, tuple[int, ...]] = {}
-    for name, shape in wanted.items():
-        layer, rest = split_name(name)
-        fused = f"blk.{layer}.{FUSED}"
-        if rest in FUSED_HALVES and fused in file.tensors:
-            found[fused] = (shape[0], 2 * shape[1], shape[2])
-        else:
-            found[name] = shape
-    return found

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla import ggtypes
-from verify.comparison import pairs
 from verify.findings import Finding
 from verify.levels import kernels
 from verify.limits import exceeds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Generator, Iterator
+    from concurrent.futures import ThreadPoolExecutor
 
     from numpy.typing import NDArray
 
-    from gguf_mla.forward.tensors import GgufWeights, Weights
     from verify.comparison import Pair, WeightPiece
     from verify.limits import Limits
 
@@ -52,7 +50,6 @@ class TensorError:
     peak      the largest max|c-r| / max|r| of its blocks, with the block's place
     special   how many values are NaN or infinite
     part      which half of a joined tensor it is, empty for a whole tensor
-    each      the four sums of every expert or head, by its number
     pair      what was compared
     """
 
@@ -67,7 +64,6 @@ class TensorError:
     peak_place: Position = Position(0, 0, 0)
     special: int = 0
     part: str = ""
-    each: dict[int, NDArray[Any]] = field(default_factory=dict)
     pair: Pair | None = field(default=None, repr=False)
 
     @property
@@ -91,7 +87,6 @@ class TensorError:
         )
         kernels.compare_rows(reference, np.where(finite, candidate, 0), block, floor, sums, worst)
         self.sums = self.sums + sums.sum(axis=0)
-        self.each[piece.index] = self.each.get(piece.index, 0) + sums.sum(axis=0)
         self._worst_row(piece, sums, floor * floor * reference.shape[1])
         self._worst_block(piece, worst)
 
@@ -110,24 +105,16 @@ class TensorError:
             )
 
 
-def compare_weights(
-    reference: Weights, candidate: GgufWeights, progress: Callable[[int], object], threads: int
-) -> Iterator[TensorError]:
-    """Yield the error of every tensor of the candidate, in file order; `progress` gets the bytes of each."""
-    with ThreadPoolExecutor(threads) as pool:
-        for tensor in candidate.held():
-            for pair in pairs(reference, candidate, tensor):
-                yield _compare(pair, pool)
-            progress(tensor.nbytes)
-
-
-def _compare(pair: Pair, pool: ThreadPoolExecutor) -> TensorError:
-    kind = pair.candidate.stored
+def compare(pair: Pair, pool: ThreadPoolExecutor) -> Generator[int, None, TensorError]:
+    """Return the error of a tensor, or of half of a joined one; yield the bytes of the file as they are through."""
+    kind, stack = pair.candidate.stored, pair.candidate
     error = TensorError(pair.name, kind, pair.nbytes, part=pair.part, pair=pair)
-    block = max(LEAST_BLOCK, ggtypes.by_name(kind).block)
+    block, every, done = max(LEAST_BLOCK, ggtypes.by_name(kind).block), stack.count * stack.rows * stack.cols, 0
     for pieces in groups(pair.pieces()):
         for piece, (ours, theirs) in zip(pieces, pool.map(pair.read, pieces), strict=True):
             error.add(piece, ours, theirs, block)
+        before, done = done, pair.nbytes * error.values // every
+        yield done - before
     return error
 
 

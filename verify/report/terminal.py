@@ -16,7 +16,7 @@ from verify.findings import Grade, by_grade
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from verify.job import Proof
+    from verify.job import Proof, Request
     from verify.levels.attention import LayerAgreement
     from verify.levels.engine import EngineAgreement
     from verify.levels.exact import Sameness
@@ -162,11 +162,16 @@ def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
 
 def as_json(proof: Proof) -> str:
     """Return everything as JSON; docs/verification.md lists every field."""
+    return printing.as_json(content(proof))
+
+
+def content(proof: Proof) -> dict[str, Any]:
+    """Return everything as JSON-ready data."""
     request = proof.request
-    content: dict[str, Any] = {
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
-        "request": {name: getattr(request, name) for name in REQUESTED},
+        "request": _request_json(request),
         "reference": str(request.reference),
         "candidate": str(request.candidate),
         "grade": proof.grade,
@@ -183,8 +188,16 @@ def as_json(proof: Proof) -> str:
         "predicted": [scores_json(scores) for scores in proof.predicted],
     }
     if proof.failure is not None:
-        content["error"] = str(proof.failure) or type(proof.failure).__name__
-    return printing.as_json(content)
+        found["error"] = str(proof.failure) or type(proof.failure).__name__
+    return found
+
+
+def _request_json(request: Request) -> dict[str, Any]:
+    choices = request.choices
+    chosen = {"weights": choices.weights, "prefix": choices.prefix, "set": dict(choices.settings)}
+    return {name: getattr(request, name) for name in REQUESTED} | chosen | {
+        "pad_vocab": request.pad_vocabulary, "limits": list(request.limits.settings),
+    }  # fmt: skip
 
 
 def _tensor_json(tensor: TensorError) -> dict[str, Any]:

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from gguf_mla.forward.attention import Form
 
 
+def simulated() -> bool:
+    """Whether numba's simulator is in the GPU's place."""
+    from gguf_mla.codec.cuda_kernels import SIMULATED  # noqa: PLC0415 - numba
+
+    return SIMULATED
+
+
 def forms(gpu: int = 0) -> Mapping[str, Form]:
     """Return the forms of attention that a GPU computes, named as the CPU's; MachineError without that GPU."""
     from gguf_mla.forward.cuda.device import on_gpu, require  # noqa: PLC0415 - numba, 0.3 s

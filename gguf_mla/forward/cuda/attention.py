@@ -1,6 +1,7 @@
-"""The forms of attention on a GPU: host arrays in, host arrays out, with the signatures of `forward.attention`.
+"""The forms of attention on a GPU by kernels of our own, with the signatures of `forward.attention`.
 
-Products with W_UK and W_UV are numpy's, as on the CPU; what a GPU does is attend.
+Tensors that are on the GPU are used where they lie, and so is the result; those of the host are copied up, and the
+result down. Products with W_UK and W_UV are torch's; what a kernel does is attend.
 """
 
 from __future__ import annotations
@@ -9,23 +10,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numba import cuda
 
-from gguf_mla.forward.attention import Inputs, Pages, RowLayout, absorb, expand, prefixes, refuse_observer, single_rows
+from gguf_mla.forward.attention import (
+    Inputs,
+    Pages,
+    RowLayout,
+    absorb,
+    expand,
+    expanded_keys,
+    prefixes,
+    refuse_observer,
+    single_rows,
+)
 from gguf_mla.forward.cuda import attend as kernels
 from gguf_mla.forward.cuda.attend import Row, Tile, tile_for
-from gguf_mla.forward.cuda.device import explained, sent
+from gguf_mla.forward.cuda.device import explained, received, sent
 from gguf_mla.forward.indexer import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
+    from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.attention import Form
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
 
 BLOCKS = 512  # that keep a GPU busy: two on each of 132 multiprocessors, twice
 SHORTEST = 256  # cached rows that are worth a block of their own
@@ -47,7 +55,7 @@ class Work:
 
     @classmethod
     def sent(cls, row: Row, queries: Floats, pages: Pages, per_token: int, scale: float) -> Work:
-        """Copy everything to the device."""
+        """Bring everything to the device, and in order."""
         return cls(
             row, sent(queries), sent(pages.data), sent(pages.indptr), sent(pages.indices), sent(pages.lengths),
             per_token, scale,
@@ -91,10 +99,10 @@ def prepare(work: Work, parts: int, tile: Tile | None = None) -> tuple[Callable[
     return attend_and_combine, whole.reshape(requests, count, value), whole_lse.reshape(requests, count)
 
 
-def _run(work: Work, parts: int | None, tile: Tile | None) -> tuple[Floats, Floats]:
+def _run(work: Work, parts: int | None, tile: Tile | None, like: Floats) -> tuple[Floats, Floats]:
     run, out, lse = prepare(work, parts or parts_of(work), tile)
     run()
-    return out.copy_to_host(), lse.copy_to_host()
+    return received(out, like), received(lse, like)
 
 
 def row_of(layout: RowLayout) -> Row:
@@ -120,7 +128,7 @@ def decode_paged(
     """
     layout = RowLayout(q_latent.shape[2], q_pe.shape[2], pe_first)
     work = Work.sent(row_of(layout), layout.join(q_latent, q_pe), pages, q_latent.shape[1], scale)
-    return _run(work, parts, tile)
+    return _run(work, parts, tile, q_latent)
 
 
 @explained()
@@ -138,9 +146,9 @@ def attend(
     Like `gguf_mla.forward.attention.attend`: one request, whose only page is the whole cache.
     """
     count, heads, width = queries.shape
-    pages = Pages(rows[None], np.array([0, 1]), np.array([0]), np.array([len(rows)]))
+    pages = Pages(rows[None], *(torch.tensor(numbers) for numbers in ([0, 1], [0], [len(rows)])))
     work = Work.sent(row_of(layout), queries.reshape(1, count * heads, width), pages, heads, scale)
-    return _run(work, parts, tile)[0].reshape(count, heads, layout.rank)
+    return _run(work, parts, tile, queries)[0].reshape(count, heads, layout.rank)
 
 
 @explained()
@@ -160,7 +168,7 @@ def attend_chosen(
     It is paged decoding with pages of one row.
     """
     work = Work.sent(row_of(layout), queries, single_rows(rows, chosen), queries.shape[1], scale)
-    return _run(work, parts, tile)
+    return _run(work, parts, tile, queries)
 
 
 def absorbed(x: Inputs, tile: Tile | None = None) -> Floats:
@@ -187,13 +195,14 @@ def vanilla(x: Inputs, tile: Tile | None = None) -> Floats:
     count, heads, nope = x.q_nope.shape
     (cached, rope), value = x.k_pe.shape, x.v_b.shape[1]
     row = Row(nope + rope + value, nope + rope, nope + rope, value)
-    out = np.empty((count, heads, value), np.float32)
+    out = torch.empty(count, heads, value, device=x.latent.device)
     step = max(1, EXPANDED_VALUES // (cached * row.width))
     for start in range(0, heads, step):
         some = slice(start, min(start + step, heads))
-        queries = np.concatenate([x.q_nope[:, some], x.q_pe[:, some]], axis=2).transpose(1, 0, 2)
-        work = _of_heads(row, queries, _expanded(x, some), x.chosen, x.scale)
-        out[:, some] = _run(work, None, tile)[0].reshape(-1, count, value).transpose(1, 0, 2)
+        queries = torch.cat([x.q_nope[:, some], x.q_pe[:, some]], dim=2).transpose(0, 1)
+        rows = torch.cat([expanded_keys(x, some), x.latent @ x.v_b[some].transpose(1, 2)], dim=2)
+        found, _ = _run(_of_heads(row, queries, rows, x.chosen, x.scale), None, tile, x.latent)
+        out[:, some] = found.reshape(-1, count, value).transpose(0, 1)
     return out
 
 
@@ -203,19 +212,13 @@ def _of_heads(row: Row, queries: Floats, rows: Floats, chosen: Numbers | None, s
     With a choice every query of every head is a request, since each reads other rows.
     """
     heads, count, width = queries.shape
-    each, cached = np.arange(heads), rows.shape[1]
+    each, cached = torch.arange(heads, device=rows.device), rows.shape[1]
     if chosen is None:
-        pages = Pages(rows, np.append(each, heads), each, np.full(heads, cached))
+        pages = Pages(rows, torch.arange(heads + 1), each, torch.full((heads,), cached))
         return Work.sent(row, queries, pages, 1, scale)
-    own = np.where(chosen == NOTHING, NOTHING, each[:, None, None] * cached + chosen)
+    own = torch.where(chosen == NOTHING, NOTHING, each[:, None, None] * cached + chosen)
     pages = single_rows(rows.reshape(-1, row.width), own.reshape(heads * count, -1))
     return Work.sent(row, queries.reshape(heads * count, 1, width), pages, 1, scale)
-
-
-def _expanded(x: Inputs, heads: slice) -> Floats:
-    """Return rows [heads, S, n+p+v] of keys and values."""
-    key, value = x.latent @ x.k_b[heads], x.latent @ x.v_b[heads].transpose(0, 2, 1)
-    return np.concatenate([key, np.broadcast_to(x.k_pe, (len(key), *x.k_pe.shape)), value], axis=2)
 
 
 FORMS: dict[str, Form] = {"vanilla": vanilla, "absorbed": absorbed, "paged": paged}

@@ -1,4 +1,4 @@
-"""The GPU itself: whether there is one, and what its failures mean to the user."""
+"""The GPU itself: whether there is one, what its failures mean to the user, and what torch and numba have there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numba import cuda
 
 from gguf_mla.codec import cuda_driver
@@ -33,8 +34,17 @@ def on_gpu(gpu: int, form: Form) -> Form:
 
 
 def sent(array: Any) -> Any:
-    """Return a copy of a host array on the device, C-contiguous."""
+    """Return an array or tensor on the device, C-contiguous; one that is there and so already is not copied."""
+    if hasattr(array, "__cuda_array_interface__"):
+        return cuda_driver.borrowed(array.contiguous())
     return cuda.to_device(np.ascontiguousarray(array))
+
+
+def received(array: Any, like: torch.Tensor) -> torch.Tensor:
+    """Return an array of the device's as a tensor where `like` is; on that GPU it is the same memory."""
+    if like.is_cuda:
+        return torch.as_tensor(array, device=like.device)
+    return torch.from_numpy(array.copy_to_host())
 
 
 @contextmanager

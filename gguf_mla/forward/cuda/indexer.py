@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numba import cuda, float32, uint64
 
 from gguf_mla.errors import InputError
-from gguf_mla.forward.cuda.device import explained, sent
+from gguf_mla.forward.cuda.device import explained, received, sent
 from gguf_mla.forward.cuda.selection import best
 from gguf_mla.forward.cuda.specialise import compiled, specialise
 from gguf_mla.lanes.binding import unbound
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
+    from gguf_mla.forward.arrays import Floats, Numbers
 
 MICRO = 4  # heads and tokens whose products a thread forms at once
 LARGEST = 2048  # values of a Hadamard row: two per thread of a block
@@ -175,10 +173,9 @@ def hadamard(x: Floats) -> Floats:
     size = x.shape[-1]
     if size < 2 or size > LARGEST or size & (size - 1):
         raise InputError("these rows have no Hadamard transform here", expected="a power of two up to 2048", found=size)
-    rows = sent(x.reshape(-1, size))
+    rows = sent(x.reshape(-1, size).clone())
     transformer(size)[len(rows), size // 2](rows)
-    transformed: Floats = rows.copy_to_host()
-    return transformed.reshape(x.shape)
+    return received(rows, x).reshape(x.shape)
 
 
 @explained()
@@ -187,8 +184,7 @@ def scores(q: Floats, k: Floats, weights: Floats, piece: ScoreTile = PIECE) -> F
 
     Tokens that a query does not see score -inf.
     """
-    found: Floats = _scored(sent(q), sent(k), sent(weights), piece).copy_to_host()
-    return found
+    return received(_scored(sent(q), sent(k), sent(weights), piece), q)
 
 
 def _scored(q: Any, k: Any, weights: Any, piece: ScoreTile) -> Any:
@@ -208,5 +204,5 @@ def choose(q: Floats, k: Floats, weights: Floats, count: int, piece: ScoreTile =
     for start in range(0, len(q), step):
         stop = min(start + step, len(q))
         scored = _scored(sent(q[start:stop]), keys[: before + stop], sent(weights[start:stop]), piece)
-        found.append(best(scored, width).copy_to_host())
-    return np.concatenate(found)
+        found.append(received(best(scored, width), q))
+    return torch.cat(found)

@@ -1,4 +1,4 @@
-"""Rotary positions and routing on a GPU: host arrays in and out, with the signatures of `gguf_mla.forward.kernels`."""
+"""Rotary positions and routing on a GPU: what `forward.rope` and `forward.layers` compute, by kernels of our own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numba import cuda, int64
 
-from gguf_mla.forward.cuda.device import explained, sent
+from gguf_mla.forward.cuda.device import explained, received, sent
 from gguf_mla.forward.cuda.specialise import compiled, specialise
 from gguf_mla.forward.kernels import choose_one, largest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
+    from gguf_mla.forward.arrays import Floats, Numbers
 
 THREADS = 128
 
@@ -63,26 +61,26 @@ def chooser() -> Any:
 
 
 @explained()
-def rotate(x: Floats, cos: Floats, sin: Floats, *, halves: bool = False) -> None:
-    """Rotate x [N, H, p] in place by cos, sin [N, p/2].
+def rotate(x: Floats, cos: Floats, sin: Floats, *, halves: bool = False) -> Floats:
+    """Return x [N, H, p] turned by cos, sin [N, p/2].
 
     Pairs are (2i, 2i+1), or with `halves` (i, i + p/2), as DeepSeek-V3.2's indexer has them.
     """
     step, gap = (1, x.shape[2] // 2) if halves else (2, 1)
-    turned = sent(x)
-    rotator()[-(-x.size // 2 // THREADS), THREADS](turned, sent(cos), sent(sin), step, gap)
-    x[:] = turned.copy_to_host()
+    turned = sent(x.clone(memory_format=torch.contiguous_format))
+    rotator()[-(-x.numel() // 2 // THREADS), THREADS](turned, sent(cos), sent(sin), step, gap)
+    return received(turned, x)
 
 
 @explained()
-def choose(select: Floats, groups: int, groups_used: int, by_two: bool, chosen: Numbers) -> None:
-    """Choose the experts of every token, like `forward.kernels.choose`: select [N, E], chosen [N, K] the result."""
-    count = len(select)
-    result = cuda.device_array(chosen.shape, np.int64)
+def choose(select: Floats, groups: int, groups_used: int, by_two: bool, count: int) -> Numbers:
+    """Return the `count` experts of every token [N, count], for scores [N, E], like `forward.kernels.choose`."""
+    tokens = len(select)
+    result = cuda.device_array((tokens, count), np.int64)
     scratch = (
-        cuda.device_array((count, groups), np.float32),
-        cuda.device_array((count, groups_used), np.int64),
-        cuda.device_array(select.shape, np.float32),
+        cuda.device_array((tokens, groups), np.float32),
+        cuda.device_array((tokens, groups_used), np.int64),
+        cuda.device_array(tuple(select.shape), np.float32),
     )
-    chooser()[-(-count // THREADS), THREADS](sent(select), groups, groups_used, by_two, *scratch, result)
-    chosen[:] = result.copy_to_host()
+    chooser()[-(-tokens // THREADS), THREADS](sent(select), groups, groups_used, by_two, *scratch, result)
+    return received(result, select)

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda, int32, int64
 
-from gguf_mla.forward.cuda.device import explained, sent
+from gguf_mla.forward.cuda.device import explained, received, sent
 from gguf_mla.forward.cuda.specialise import compiled, lesser, specialise
 from gguf_mla.lanes.binding import unbound
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
-    Numbers = NDArray[np.int64]
+    from gguf_mla.forward.arrays import Floats, Numbers
 
 DIGITS = 256  # of 8 bits
 BLOCK = 256  # threads
@@ -145,5 +142,4 @@ def top_k(scores: Floats, count: int, threads: int = BLOCK) -> Numbers:
     Row t sees the first S-T+t+1 scores. Positions are in rising order, -1 after the last where a row sees fewer; of
     equal scores the first are taken, and NaN is the largest.
     """
-    chosen: Numbers = best(sent(scores), min(count, scores.shape[1]), threads).copy_to_host()
-    return chosen
+    return received(best(sent(scores), min(count, scores.shape[1]), threads), scores)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla import lanes
-from gguf_mla.ggtypes.shared.rounding import clamp, nearest, signed_byte, snap
+from gguf_mla.ggtypes.shared.planes import level_word
+from gguf_mla.ggtypes.shared.rounding import clamp, nearest, snap
 from gguf_mla.ggtypes.shared.search import reciprocal, span
 from gguf_mla.lanes.binding import unbound, variant
 
@@ -126,17 +127,21 @@ fit_absolute = variant(_fit, level_of=exact_level, cost=magnitude)
 def store_affine_levels(
     x: Lanes, at: int, count: int, inverse: Lanes, offset: Lanes, top: int, levels: Lanes, to: int
 ) -> None:
-    """Levels 0 … top, F, of what `fit` found."""
+    """Levels 0 … top, I in the place of F, of what `fit` found."""
     for i in range(count):
-        lanes.store(levels, to + i, guarded_level(inverse * (lanes.load(x, at + i) - offset), top))
+        level = guarded_level(inverse * (lanes.load(x, at + i) - offset), top)
+        lanes.store(levels, to + i, lanes.from_bits(level_word(level)))
 
 
 def store_range_levels(x: Lanes, top: int, levels: Lanes, to: int) -> tuple[Lanes, Lanes]:
-    """Levels 0 … top of 32 values, F, by the scale and minimum that map their range to it; returns those."""
+    """Levels 0 … top of 32 values, I in the place of F; returns the scale and minimum that map their range to it.
+
+    Where the scale is too small for a reciprocal, a level is that of NaN, whose low bits are 0.
+    """
     low, high = span(x, 0, 32)
     scale = (high - low) / (1.0 * top)
     inverse = reciprocal(scale)
     for i in range(32):
-        level = signed_byte(lanes.to_int((lanes.load(x, i) - low) * inverse + 0.5))
-        lanes.store(levels, to + i, lanes.to_float(lanes.where(level > top, top, level)))
+        level = lanes.to_int((lanes.load(x, i) - low) * inverse + 0.5)
+        lanes.store(levels, to + i, lanes.from_bits(lanes.where(level > top, top, level)))
     return scale, low

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla import lanes
-from gguf_mla.ggtypes.shared.rounding import nearest, signed_byte, snap
+from gguf_mla.ggtypes.shared.planes import level_word
+from gguf_mla.ggtypes.shared.rounding import nearest, snap
 
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
@@ -115,24 +116,27 @@ def spread_weights(x: Lanes, at: int, w: Lanes, count: int, square: Lanes, out: 
 
 
 def store_signed_levels(x: Lanes, top: int, levels: Lanes, to: int) -> Lanes:
-    """Levels 0 … 2 top - 1 of 32 values, F, by the scale that maps the extreme value to -top; returns that scale."""
+    """Levels 0 … 2 top - 1 of 32 values, I in the place of F; returns the scale that maps the extreme value to -top.
+
+    Where the scale is too small for a reciprocal, a level is that of NaN, whose low bits are 0.
+    """
     _, value = extreme(x, 0, 32)
     scale = value / (-1.0 * top)
     inverse = reciprocal(scale)
     for i in range(32):
-        level = signed_byte(lanes.to_int(lanes.load(x, i) * inverse + (top + 0.5)))
+        level = lanes.to_int(lanes.load(x, i) * inverse + (top + 0.5))
         level = lanes.where(level > 2 * top - 1, 2 * top - 1, level)
-        lanes.store(levels, to + i, lanes.to_float(level))
+        lanes.store(levels, to + i, lanes.from_bits(level))
     return scale
 
 
 def store_symmetric_levels(
     x: Lanes, at: int, count: int, inverse: Lanes, empty: Lanes, top: int, levels: Lanes, to: int
 ) -> None:
-    """Levels 0 … 2 top - 1, F, of what `fit_symmetric` found."""
+    """Levels 0 … 2 top - 1, I in the place of F, of what `fit_symmetric` found."""
     for i in range(count):
         level = symmetric_level(lanes.load(x, at + i), inverse, top) + 1.0 * top
-        lanes.store(levels, to + i, lanes.where(empty, 0.0, level))
+        lanes.store(levels, to + i, lanes.from_bits(level_word(lanes.where(empty, 0.0, level))))
 
 
 def store_largest_levels(values: Lanes, at: int, count: int, top: int, to: int) -> Lanes:

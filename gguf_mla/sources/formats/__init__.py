@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from gguf_mla import discovery
@@ -21,16 +20,19 @@ from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import PurePath
 
     from gguf_mla.sources.safetensors import StoredTensor
     from gguf_mla.sources.tensor import SourceTensor
 
 # How engines that compute in 8 or 4 bits round what flows between the weights, and the cache: not part of the weights.
-_ROUNDING_OF_INPUTS = re.compile(
-    r".+\.((input|output|activation)_(global_)?(scale|zero_point)|[qkv]_scale|kv_scale|prob_scale|input_scale_ub)"
-)
+_ROUNDING_OF_INPUTS = frozenset(
+    f"{what}_{whole}{kind}"
+    for what in ("input", "output", "activation")
+    for whole in ("", "global_")
+    for kind in ("scale", "zero_point")
+) | {"q_scale", "k_scale", "v_scale", "kv_scale", "prob_scale", "input_scale_ub"}
 
 
 class Found(NamedTuple):
@@ -70,13 +72,13 @@ class Reader:
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> Mapping[str, SourceTensor]:
         """Return every tensor under its name; InputError for stored tensors that no format explains."""
-        left = {name: tensor for name, tensor in stored.items() if not _ROUNDING_OF_INPUTS.fullmatch(name)}
-        ignored = [name for name in stored if name not in left]
+        ignored = [name for name in stored if name.rpartition(".")[2] in _ROUNDING_OF_INPUTS]
+        left = _without(stored, frozenset(ignored))
         tensors: dict[str, SourceTensor] = {}
         for each in formats():
             found = each.found(left, self._quantization)
             tensors |= found.tensors
-            left = {name: tensor for name, tensor in left.items() if name not in found.used}
+            left = _without(left, found.used)
         self.notes = tuple(self._notes(ignored, quantized=bool(tensors)))
         return tensors | self._plain(left)
 
@@ -107,6 +109,11 @@ class Reader:
         if strange is not None and method is not None and method not in known:
             raise _unreadable(method, self._file, strange.name)
         return {name: plain.plain(tensor) for name, tensor in left.items()}
+
+
+def _without(stored: Mapping[str, StoredTensor], used: Collection[str]) -> Mapping[str, StoredTensor]:
+    """Return the stored tensors without some; the same mapping where there are none."""
+    return {name: tensor for name, tensor in stored.items() if name not in used} if used else stored
 
 
 def format_of(quantization: Any, file: PurePath) -> Reader:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.sources.formats import Found
 from gguf_mla.sources.formats.shared import columns
 from gguf_mla.sources.formats.shared.columns import WORD, Parts
@@ -72,7 +72,7 @@ class GptqTensor:
                 tensor=stored.name,
                 expected=f"0 to {count - 1}",
                 found=int(group[wrong]),
-                remedy="The source is damaged, download it again",
+                remedy=SAVED_SO,
             )
         return group
 

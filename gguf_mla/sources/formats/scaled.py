@@ -43,8 +43,10 @@ def _is_coded(name: str, tensor: StoredTensor, stored: Mapping[str, StoredTensor
     # A lone tensor of bytes may be anything; floats of 8 bits are weights, and need scales.
     if tensor.dtype == "F8_E4M3":
         return not name.endswith((SCALE_SUFFIX, "_scale_inv")) and name + "_scale_inv" not in stored
+    if tensor.dtype not in CODES:
+        return False
     scale = stored.get(name + SCALE_SUFFIX)
-    return tensor.dtype in CODES and scale is not None and scale.dtype in _SCALE_DTYPES
+    return scale is not None and scale.dtype in _SCALE_DTYPES
 
 
 def _blocks(quantization: Mapping[str, Any]) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,7 @@ def check(folder: Folder, names: list[str]) -> None:
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading as it is; InputError where tensors of an adapter lie among those of the model."""
-    found = [name for name in reading.stored if _MARK.search(name)]
+    found = reading.named(_MARK)
     if found:
         what = f"the weights hold an adapter that was not merged: {len(found)} tensors, {examples(found)}"
         raise InputError(what, file=reading.folder.path, remedy=MERGE)

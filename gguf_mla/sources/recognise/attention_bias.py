@@ -11,12 +11,12 @@ from gguf_mla.sources.recognise.reading import examples
 if TYPE_CHECKING:
     from gguf_mla.sources.recognise.reading import Reading
 
-_BIAS = re.compile(r".+\.self_attn\.(?:q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)\.bias")
+_BIAS = re.compile(r".\.self_attn\.(?:q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)\.bias\Z")
 
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading as it is; InputError where a projection of the attention has a bias."""
-    found = [name for name in reading.stored if name.endswith(".bias") and _BIAS.fullmatch(name)]
+    found = reading.named(_BIAS)
     if not found:
         return reading
     raise InputError(

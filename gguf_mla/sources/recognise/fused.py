@@ -6,11 +6,13 @@
     mlp.experts.w13_weight          [experts, 2·ffn, hidden], and w2_weight         (engines' dumps)
     mlp.gate_up_proj.weight         [2·ffn, hidden], of dense layers and shared experts
 
-Rows stay where they are: every part becomes a tensor of its own over a range of the file. FP8 scales are cut alike.
+Rows stay where they are: every part becomes a tensor of its own over a range of the file. Scales of blocks and rows
+are cut alike; one of an expert ([experts], [experts, 1, 1]) serves both halves, two ([experts, 2]) serve one each.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,24 +36,37 @@ HOLDS = {
     "gate_proj": ("gate_proj",),
     "up_proj": ("up_proj",),
 }
-SCALES = "_scale_inv"
+SCALES = ("_scale_inv", "_scale")
 BLOCK = 128  # rows that an FP8 scale serves, where the configuration does not say
-_STACKED = re.compile(rf"(.*mlp\.)(?:experts|switch_mlp)\.({'|'.join(HOLDS)})(?:\.weight)?({SCALES})?")
-_PAIR = re.compile(rf"(.*(?:mlp|shared_experts)\.)gate_up_proj\.weight({SCALES})?")
+_STACKED = re.compile(rf"(.*mlp\.)(?:experts|switch_mlp)\.({'|'.join(HOLDS)})(?:\.weight)?({'|'.join(SCALES)})?")
+_PAIR = re.compile(rf"(.*(?:mlp|shared_experts)\.)gate_up_proj\.weight({'|'.join(SCALES)})?")
+_HINT = re.compile(
+    rf"(?:mlp\.experts|switch_mlp)\.(?:{'|'.join(HOLDS)})|gate_up_proj"
+)  # in the name of every fused one
 
 
 class _Fused(NamedTuple):
-    """A tensor of several: the names that its parts have, with {expert} where it has one for each, and their rows."""
+    """A tensor of several: the names that its parts have, with {expert} where it has one for each, and their rows.
+
+    `whole`: scales that are one for all of an expert's weights, or one for each of them.
+    """
 
     tensor: StoredTensor
     names: tuple[str, ...]
     rows: int  # of one part
     experts: int | None
+    whole: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one scale serves all parts of an expert."""
+        return self.whole and self.tensor.shape[1] == 1
 
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading with a tensor for every part; InputError for halves that cannot be told apart."""
-    fused = {name: found for name, tensor in reading.stored.items() if (found := _fused(name, tensor)) is not None}
+    names = reading.named(_HINT)
+    fused = {name: found for name in names if (found := _fused(name, reading.stored[name])) is not None}
     if not fused:
         return reading
     _check(reading, fused)
@@ -68,25 +83,32 @@ def recognise(reading: Reading) -> Reading:
 
 def _fused(name: str, tensor: StoredTensor) -> _Fused | None:
     dimensions = len(tensor.shape)
-    if dimensions == 3 and (found := _STACKED.fullmatch(name)):
+    if found := _STACKED.fullmatch(name):
         before, kind, scales = found[1], found[2], found[3] or ""
         names = tuple(f"{before}experts.{{expert}}.{part}.weight{scales}" for part in HOLDS[kind])
-        return _Fused(tensor, names, tensor.shape[1] // len(names), tensor.shape[0])
+        if scales and (dimensions < 3 or tensor.shape[1:] == (1, 1)):
+            return _of_experts(replace(tensor, shape=(tensor.shape[0], math.prod(tensor.shape[1:]), 1)), names)
+        return _Fused(tensor, names, tensor.shape[1] // len(names), tensor.shape[0]) if dimensions == 3 else None
     if dimensions == 2 and (found := _PAIR.fullmatch(name)):
         names = tuple(f"{found[1]}{part}.weight{found[2] or ''}" for part in GATE_UP)
         return _Fused(tensor, names, tensor.shape[0] // 2, None)
     return None
 
 
+def _of_experts(scales: StoredTensor, names: tuple[str, ...]) -> _Fused:
+    """Return scales [experts, n, 1] that are one for all of an expert's weights, or one for each of them."""
+    return _Fused(scales, names, max(1, scales.shape[1] // len(names)), scales.shape[0], whole=True)
+
+
 def _parts(fused: _Fused) -> Iterator[StoredTensor]:
     """Yield each part over its range of the file: expert by expert, one name after the other."""
     tensor, size = fused.tensor, fused.rows * fused.tensor.row_bytes
-    begin = tensor.offset
+    step, each = 0 if fused.is_shared else size, size if fused.is_shared else size * len(fused.names)
     for expert in range(1 if fused.experts is None else fused.experts):
-        for name in fused.names:
+        for place, name in enumerate(fused.names):
             called = name.replace("{expert}", str(expert))
+            begin = tensor.offset + expert * each + place * step
             yield replace(tensor, name=called, shape=(fused.rows, tensor.shape[-1]), offset=begin, nbytes=size)
-            begin += size
 
 
 def _check(reading: Reading, fused: dict[str, _Fused]) -> None:
@@ -96,7 +118,7 @@ def _check(reading: Reading, fused: dict[str, _Fused]) -> None:
         if found.experts is not None:
             bounded(found.experts, EXPERTS, "the number of experts", at_least=1, file=tensor.file.name, tensor=name)
             total += found.experts
-        if found.rows * len(found.names) != tensor.shape[-2]:
+        if not found.is_shared and found.rows * len(found.names) != tensor.shape[-2]:
             raise _refused(found, "has an odd number of rows, so it does not hold two halves", list(tensor.shape))
     bounded(total, SLICES, "the number of experts of all layers", file=reading.folder.path)
     downs = {found.names[0]: found.tensor for found in fused.values() if not found.names[1:]}
@@ -122,9 +144,11 @@ def _check_orientation(downs: dict[str, StoredTensor], found: _Fused) -> None:
 
 def _check_scales(reading: Reading, name: str, found: _Fused) -> None:
     """Refuse scales whose blocks hold rows of both halves."""
-    if not name.endswith(SCALES):
+    if not name.endswith(SCALES) or found.whole:
         return
-    weight = reading.stored.get(name.removesuffix(SCALES))
+    weight = reading.stored.get(name[: name.rindex("_scale")])
+    if weight is not None and found.tensor.shape[-2] == weight.shape[-2]:
+        return
     quantization = reading.config.get("quantization_config")
     sizes = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
     side = sizes[0] if isinstance(sizes, list) and sizes and type(sizes[0]) is int and sizes[0] > 0 else BLOCK

@@ -15,6 +15,8 @@ LEFTOVERS = (
     (r"(?:.+\.)?self_attn\.(?:masked_bias|bias)", COMPUTED),
     (r"(?:.+\.)?self_attn\.(?:[kqv]_scale|attn\.[kqv]_scale|kv_scale|prob_scale|[kv]_proj\.output_scale)",
      "a scale of the cache, which an engine quantizes its own way"),
+    (r"(?:.+\.)?experts\.(?:w13|w2|gate_up_proj|down_proj)_input_scale",
+     "a scale of activations, which ggml rounds by itself"),
     (r"(?:.+\.)?_extra_state", "the state of Transformer Engine, not weights"),
     (r"(?:optimizer|opt_state|exp_avg|exp_avg_sq|master_weights?)\..+|.+\.(?:exp_avg|exp_avg_sq|momentum_buffer)",
      "the state of an optimizer, not weights"),
@@ -40,5 +42,7 @@ def reason_of(name: str) -> str | None:
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading without what no model needs; the plan lists it as dropped."""
+    if not any(map(reason_of, reading.kinds)):
+        return reading
     names = (*reading.stored, *reading.absent)
     return reading.without({name: reason for name in names if (reason := reason_of(name)) is not None})

@@ -49,8 +49,9 @@ def recognise(reading: Reading) -> Reading:
 
 def scale_of(name: str, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
     """Return the plain weight that a name is the scale of; None for other names and for weights that need scales."""
-    suffix = next((suffix for suffix in SCALES if name.endswith(suffix)), None)
-    weight = stored.get(name.removesuffix(suffix)) if suffix else None
+    if not name.endswith(SCALES):
+        return None
+    weight = stored.get(name[: name.rindex("_scale")])
     return weight if weight is not None and weight.dtype in FLOATS else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 5  # names that a sentence shows
 FLOATS = ("BF16", "F16", "F32", "F64")  # what weights are stored in that nothing has quantized
+_NUMBER = re.compile(r"\.\d+(?=\.)")  # of a layer or an expert
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,17 @@ class Reading:
     def config_file(self) -> PurePath:
         """Where config.json lies."""
         return self.folder.path / "config.json"
+
+    @functools.cached_property
+    def kinds(self) -> frozenset[str]:
+        """The names of all tensors with every number between dots as 0: some fifty, where there are 200,000 names."""
+        return frozenset(_NUMBER.sub(".0", name) for name in (*self.stored, *self.absent))
+
+    def named(self, pattern: re.Pattern[str]) -> list[str]:
+        """Return the names of stored tensors that a pattern is found in; it must not tell one number from another."""
+        if not any(map(pattern.search, self.kinds)):
+            return []
+        return [name for name in self.stored if pattern.search(name)]
 
     def noted(self, sentence: str) -> Reading:
         """Return the reading with one more note."""

@@ -16,7 +16,8 @@ VECTORS = ("norm.weight", ".bias", "_bias")  # how the names of what has one dim
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading with vectors of one dimension and matrices of two; the bytes are the same."""
-    shapes = {name: shape for name, tensor in reading.stored.items() if (shape := _shape(tensor)) != tensor.shape}
+    units = [tensor for tensor in reading.stored.values() if 1 in tensor.shape and len(tensor.shape) > 1]
+    shapes = {tensor.name: shape for tensor in units if (shape := _shape(tensor)) != tensor.shape}
     if not shapes:
         return reading
     stored = {n: replace(t, shape=shapes[n]) if n in shapes else t for n, t in reading.stored.items()}
@@ -26,8 +27,6 @@ def recognise(reading: Reading) -> Reading:
 
 def _shape(tensor: StoredTensor) -> tuple[int, ...]:
     shape = tensor.shape
-    if len(shape) < 2:
-        return shape
     wide = tuple(size for size in shape if size != 1)
     if len(wide) == 1 and tensor.name.endswith(VECTORS):
         return wide

@@ -23,7 +23,7 @@ _PART = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(PARTS)})\.")
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading with names as they are without wrappers."""
-    wrapped = [name for name in reading.stored if _PART.search(name)]
+    wrapped = reading.named(_PART)
     if not wrapped:
         return reading
     parts = sorted({part[:-1] for name in wrapped for part in _PART.findall(name)})

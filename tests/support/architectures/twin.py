@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
+import torch
 
 from gguf_mla.forward.architecture import Architecture
 from gguf_mla.forward.layers import Pass, lookup, mixed, rms_norm
@@ -46,27 +46,32 @@ def of_gguf(_file: Any) -> TwinModel:
     raise NotImplementedError
 
 
-def embed(pass_: Pass, tokens: np.ndarray) -> np.ndarray:
+def embed(pass_: Pass, tokens: torch.Tensor) -> torch.Tensor:
     """[B, T, streams, hidden]"""
     one = lookup(pass_, "token_embd.weight", tokens)
-    return np.stack([one, -one], axis=2)
+    return torch.stack([one, -one], dim=2)
 
 
-def attention(_pass: Pass, _layer: int, hidden: np.ndarray, _tokens: np.ndarray) -> np.ndarray:
-    return hidden.cumsum(axis=1) / np.arange(1, hidden.shape[1] + 1, dtype=np.float32)[:, None]
+def attention(_pass: Pass, _layer: int, hidden: torch.Tensor, _tokens: torch.Tensor) -> torch.Tensor:
+    return hidden.cumsum(dim=1) / torch.arange(1, hidden.shape[1] + 1)[:, None]
 
 
-def layer(pass_: Pass, number: int, state: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def attend(pass_: Pass, number: int, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    mean = state.mean(dim=2) + attention(pass_, number, state[:, :, 0], tokens)
+    return torch.stack([state[:, :, 0], mean], dim=2)
+
+
+def feed(pass_: Pass, number: int, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     at, routing = f"blk.{number}.", pass_.model.routing
-    mean = state.mean(axis=2) + attention(pass_, number, state[:, :, 0], tokens)
+    first, mean = state.unbind(2)
     x = rms_norm(mean, pass_.vector(at + "ffn_norm.weight"), pass_.model.eps)
     rows, chosen = x.reshape(-1, x.shape[-1]), tokens.reshape(-1, 1) % routing.experts
-    added = mixed(pass_, at, rows, chosen, np.ones(chosen.shape, np.float32)).reshape(x.shape)
-    return np.stack([state[:, :, 0] + added, mean], axis=2)
+    added = mixed(pass_, at, rows, chosen, torch.ones(chosen.shape)).reshape(x.shape)
+    return torch.stack([first + added, mean], dim=2)
 
 
-def finish(pass_: Pass, state: np.ndarray) -> np.ndarray:
-    return rms_norm(state.mean(axis=2), pass_.vector("output_norm.weight"), pass_.model.eps)
+def finish(pass_: Pass, state: torch.Tensor) -> torch.Tensor:
+    return rms_norm(state.mean(dim=2), pass_.vector("output_norm.weight"), pass_.model.eps)
 
 
 ARCHITECTURE = Architecture(
@@ -78,7 +83,8 @@ ARCHITECTURE = Architecture(
     roles=Roles(FIRST_ROLES, LAYER, LAST_ROLES, "model.layers.{layer}.", conditions),
     attends=(),
     embed=embed,
-    layer=layer,
+    attend=attend,
+    feed=feed,
     finish=finish,
     attention=attention,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.codec.ahead import Need
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.sources.formats.plain import is_plain, plain
 
@@ -32,6 +33,7 @@ class CodedTensor:
 
     raw_type = None  # no ggml type's rows
     values = "F32"
+    needs = (Need("FP8 and INT8", f"{__name__}:compile_decoder"),)
 
     def __init__(self, weight: StoredTensor, scale: StoredTensor, block: tuple[int, int], stored: str) -> None:
         self.weight, self.scale, self.block, self.stored = weight, scale, block, stored
@@ -81,6 +83,14 @@ class CodedTensor:
         """All scales, kept after the first rows: those of blocks take a small part of the space of their weights."""
         scales = decoded_scales(self.scale)
         return scales if len(self.scale.shape) == 2 else scales.reshape(-1, 1)
+
+
+def compile_decoder() -> None:
+    """Have the kernel that reads coded tensors, by decoding a zero."""
+    from gguf_mla.sources.formats.shared import kernels  # noqa: PLC0415 - see above
+
+    one = np.ones((1, 1), np.float32)
+    kernels.decode_blocks(np.zeros((1, 1), np.uint8), values_of("I8"), one, 0, 1, 1, np.empty_like(one))
 
 
 @functools.cache

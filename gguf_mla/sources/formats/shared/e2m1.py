@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gguf_mla.errors import InputError
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.sources.tensor import Raw
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class PackedTensor:
                 tensor=self.scale.name,
                 expected="finite scales",
                 found=f"NaN at row {start + row}, group {group}",
-                remedy="The source is damaged, download it again",
+                remedy=SAVED_SO,
             )
 
     def will_read(self, start: int, stop: int) -> None:

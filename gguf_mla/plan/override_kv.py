@@ -48,6 +48,11 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"tokenizer\.ggml\.add_\w+", ("bool", _ANY, "true or false")),
     (r"[\w-]+\.(block_count|context_length|embedding_length|vocab_size|\w+_length)",
      ("int", lambda n: 0 < n < 1 << 31, "a positive number of 31 bits")),
+    (r"[\w-]+\.([\w.]+_)?(count|lora_rank|dimension_count|gating_func)",
+     ("int", lambda n: 0 <= n < 1 << 32, "a number of 32 bits")),
+    (r"[\w-]+\.[\w.]*(_epsilon|freq_base|weights_scale|factor|log_multiplier|beta_fast|beta_slow)",
+     ("float", _ANY, "a float")),
+    (r"[\w-]+\.[\w.]*weights_norm", ("bool", _ANY, "true or false")),
 )  # fmt: skip
 
 

@@ -1,0 +1,48 @@
+"""What a run wrote, or would write, as JSON-ready data: the `outputs` of a document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla.files import checksums
+from gguf_mla.stream.goal import Goal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gguf_mla.plan.jobs import Plan
+    from gguf_mla.plan.outputs import Output
+    from gguf_mla.stream.run import Job
+
+
+def outputs(job: Job, *, planned: bool, checked: bool) -> Iterator[dict[str, Any]]:
+    """Yield each output of a job.
+
+    planned  with everything that was decided: metadata, and every tensor with the reason of its type
+    checked  with the SHA-256 that were written beside the files
+    """
+    for plan, output in job.outputs:
+        yield {
+            "path": str(output[0].path),
+            "parts": list(_parts(output, checked=checked)),
+            "bytes": Goal.of([output]).nbytes,
+            "tensor_bytes": plan.nbytes,
+            "tensors": len(plan.tensors),
+            "parameters": plan.parameters,
+            "bits_per_weight": round(8 * plan.nbytes / plan.parameters, 4) if plan.parameters else None,
+            "bytes_by_type": plan.bytes_by_type(),
+            "dropped": dict(plan.dropped),
+            "substituted": dict(plan.substituted),
+            "warnings": list(plan.warnings),
+            "plan": _plan(plan) if planned else None,
+        }
+
+
+def _parts(output: Output, *, checked: bool) -> Iterator[dict[str, Any]]:
+    for path, nbytes in Goal.of([output]).sizes:
+        yield {"path": str(path), "bytes": nbytes, "sha256": checksums.stated(path) if checked else None}
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    found = plan.as_json()
+    return {name: found[name] for name in ("metadata", "tensors")}

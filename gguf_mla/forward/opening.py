@@ -1,0 +1,57 @@
+"""Opening a model to compute it: a checkpoint directory or a GGUF file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gguf_mla.container.splits import open_gguf_parts
+from gguf_mla.errors import InputError
+from gguf_mla.forward.architecture import read_config, read_gguf
+from gguf_mla.forward.sound import check_model, check_tensors
+from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
+from gguf_mla.sources.checkpoint import Choices, open_partial
+from gguf_mla.sources.config import Config
+
+if TYPE_CHECKING:
+    from gguf_mla.container.splits import GgufParts
+    from gguf_mla.files.readable import AnyPath
+    from gguf_mla.sources.checkpoint import Checkpoint
+
+
+def open_weights(path: AnyPath, choices: Choices | None = None) -> CheckpointWeights | GgufWeights:
+    """Open a model and find every tensor it needs; `choices` decide where there are two readings of a checkpoint.
+
+    Raises InputError for what is neither a checkpoint nor a GGUF file, and for a model that cannot be computed.
+    """
+    choices = choices or Choices()
+    if path.is_dir():
+        checkpoint = open_partial(path, choices)
+        weights = checkpoint_weights(checkpoint, Config(checkpoint.config, path / "config.json"))
+        check_tensors(weights)
+        return weights
+    if choices != Choices():
+        raise InputError("--weights, --prefix and --set are for a checkpoint", file=path)
+    opened = gguf_weights(open_gguf_parts(path))
+    check_tensors(opened)
+    return opened
+
+
+def checkpoint_weights(checkpoint: Checkpoint, config: Config) -> CheckpointWeights:
+    """Return a checkpoint's tensors with the model that its configuration describes; InputError for an impossible one.
+
+    Tensors that it lacks are missed when they are asked for.
+    """
+    model = read_config(config, checkpoint.names)
+    check_model(model, config.file)
+    if model.layers > len(checkpoint.tensors):
+        raise config.refuse(
+            "num_hidden_layers", f"at most {len(checkpoint.tensors)}, the number of tensors", model.layers
+        )
+    return CheckpointWeights(checkpoint, model)
+
+
+def gguf_weights(file: GgufParts) -> GgufWeights:
+    """Return a file's tensors with the model that its metadata describe; InputError for an impossible one."""
+    model = read_gguf(file)
+    check_model(model, file.path)
+    return GgufWeights(file, model)

@@ -1,0 +1,272 @@
+"""A model computed layer by layer over all tokens of a text, with the hidden states held elsewhere.
+
+A layer goes three times over the tokens: attention by blocks of whole sequences, then each expert once over all tokens
+that chose it, then what every token gets. So every expert is read once, whatever the length of the text, and memory is
+that of a block. What is added to what, and in which order, is that of `layers.feed_forward`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from gguf_mla.errors import InputError
+from gguf_mla.forward import layers, prediction, walk
+from gguf_mla.forward.architecture import architecture_of
+from gguf_mla.forward.choice import Chooser
+from gguf_mla.forward.model import MlaModel
+from gguf_mla.forward.place import as_array
+from gguf_mla.forward.tensors import shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from gguf_mla.forward.arrays import Floats, Rows
+    from gguf_mla.forward.indexer import Index
+    from gguf_mla.forward.layers import Pass
+    from gguf_mla.forward.model import Model
+    from gguf_mla.forward.place import Place
+
+    Numbers = NDArray[np.int64]
+
+BLOCK_BYTES = 256 << 20  # of the activations of the tokens that are computed at a time
+KEPT_BYTES = 256 << 20  # of matrices that are kept for all blocks; larger ones are read for each
+
+
+class States(Protocol):
+    """Rows of float32 [N, hidden] on the host, one for every token of a text, wherever they lie."""
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Return some rows, [stop-start, hidden]."""
+
+    def write(self, start: int, rows: Rows) -> None:
+        """Replace the rows from `start` on."""
+
+    def take(self, numbers: Numbers) -> Rows:
+        """Return the rows of these numbers, [len(numbers), hidden]."""
+
+    def add(self, numbers: Numbers, rows: Rows) -> None:
+        """Add to the rows of these numbers, of which none is there twice."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Sequences of tokens [B, T], of which `block` are computed at a time; row b·stride + t is of token t of b."""
+
+    tokens: Numbers
+    block: int
+    stride: int
+
+    @classmethod
+    def of(cls, tokens: Numbers, model: Model) -> Text:
+        """Return sequences in blocks as large as BLOCK_BYTES allows, and of one sequence at least."""
+        count, context = tokens.shape
+        block = max(1, BLOCK_BYTES // (4 * _widest(model)) // context)
+        return cls(tokens, min(block, count), context)
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield which sequences are computed together."""
+        for start in range(0, len(self.tokens), self.block):
+            yield slice(start, min(start + self.block, len(self.tokens)))
+
+    def rows(self, part: slice) -> slice:
+        """Return where the rows of some sequences lie."""
+        return slice(part.start * self.stride, part.stop * self.stride)
+
+    def read(self, states: States, part: slice, place: Place) -> Floats:
+        """Return the states of some sequences, [B, T, hidden]."""
+        rows = self.rows(part)
+        found = place.tensor(states.read(rows.start, rows.stop))
+        shape = part.stop - part.start, self.stride, found.shape[-1]
+        return found.reshape(shape)[:, : self.tokens.shape[1]]
+
+    def write(self, states: States, part: slice, hidden: Floats) -> None:
+        """Replace the states of some sequences, [B, T, hidden]; what lies after a sequence's last token becomes 0."""
+        missing = self.stride - hidden.shape[1]
+        if missing:
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
+        states.write(self.rows(part).start, as_array(hidden.flatten(0, 1)))
+
+    def numbers(self) -> Numbers:
+        """Return the number of every token's row, int64 [B·T]."""
+        starts = np.arange(len(self.tokens))[:, None] * self.stride
+        numbers: Numbers = (starts + np.arange(self.tokens.shape[1])).reshape(-1)
+        return numbers
+
+    def shorter(self) -> Text:
+        """Return the sequences without their first token, as a prediction layer sees them."""
+        return replace(self, tokens=self.tokens[:, 1:])
+
+
+def _widest(model: Model) -> int:
+    """Return about how many values a token takes while it is computed."""
+    attention = 2 * model.hidden
+    if isinstance(model, MlaModel):
+        attention += 2 * model.heads * (model.nope + model.rope + model.value)
+    dense = 3 * model.ffn if model.dense_layers or not model.routing.experts else 0
+    return 4 * model.hidden + max(attention, dense, 3 * model.shared * model.expert_ffn)
+
+
+class EveryToken(Chooser):
+    """The choices over no more tokens than may be chosen: all of them, which needs no memory of the layer before."""
+
+    def take(self, indexes: Sequence[Index] | None, _top_k: int) -> Sequence[torch.Tensor]:
+        """Return that every sequence attends to all tokens."""
+        del indexes
+        return _Always()  # type: ignore[return-value]  # None for every sequence
+
+
+class _Always:
+    def __getitem__(self, _sequence: int) -> None:
+        return None
+
+
+def check(model: Model, context: int) -> None:
+    """Raise InputError for a model that is not computed like this, and for a context that its layers would remember.
+
+    Where layers share their choice of tokens, the choices would have to be kept for every token of a text.
+    """
+    if not isinstance(model, MlaModel):
+        found = f"that of {', '.join(architecture_of(model).classes)}"
+        raise InputError("this architecture cannot be computed layer by layer over a text yet", found=found)
+    indexer = model.indexer
+    if indexer is not None and context > indexer.top_k and not all(indexer.own_layers):
+        raise InputError(
+            "the context is longer than what an indexer chooses, and layers of this model share their choice",
+            expected=f"at most {indexer.top_k} tokens",
+            found=context,
+            remedy="Give a shorter --context",
+        )
+
+
+def embed(pass_: Pass, text: Text, target: States) -> None:
+    """Write the state before the first layer."""
+    for part in text.blocks():
+        text.write(target, part, walk.embed(pass_, text.tokens[part]))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer over all tokens of a text.
+
+    target  receives the states after it; between the passes, those after attention
+    spare   rows of the same size for what experts add; what is in it is lost
+    tell    is called with the share of the layer's work that was done since the last call
+    spent   gets the seconds of each pass: "attention" with a dense layer's MLP, "experts", "shared experts"
+    """
+
+    pass_: Pass
+    number: int
+    text: Text
+    target: States
+    spare: States
+    tell: Callable[[float], object] = lambda _: None
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def run(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats] = lambda x: x) -> None:
+        """Compute it: `before` gives the states [B, T, hidden] of some sequences, `after` what is made of the last."""
+        if self.pass_.model.is_dense(self.number):
+            with self._timed("attention"):
+                self._dense(before, after)
+            return
+        with self._timed("attention"):
+            chosen, shares = self._choose(before)
+        with self._timed("experts"):
+            self._experts(chosen, shares)
+        with self._timed("shared experts"):
+            self._add(after)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
+
+    def _dense(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats]) -> None:
+        for part, hidden in self._attended(before, self._pass(self._attends)):
+            fed = layers.feed_forward(self.pass_, self.number, hidden)
+            self.text.write(self.target, part, after(hidden + fed))
+            self._told(part, 1.0)
+
+    def _choose(self, before: Callable[[slice], Floats]) -> tuple[NDArray[np.int32], Rows]:
+        """Write the states after attention, and return every token's experts and their weights, [N, K]."""
+        chosen, shares = [], []
+        for part, hidden in self._attended(before, self._pass(self._attends)):
+            found, weights = layers.routed(self.pass_, self._at, self._normed(hidden.flatten(0, 1)))
+            chosen.append(as_array(found).astype(np.int32))
+            shares.append(as_array(weights))
+            self.text.write(self.spare, part, torch.zeros_like(hidden))
+            self.text.write(self.target, part, hidden)
+            self._told(part, 0.3)
+        return np.concatenate(chosen), np.concatenate(shares)
+
+    def _attended(self, before: Callable[[slice], Floats], pass_: Pass) -> Iterator[tuple[slice, Floats]]:
+        """Yield some sequences and their states after attention."""
+        for part in self.text.blocks():
+            hidden = before(part)
+            yield part, hidden + walk.attention(pass_, self.number, hidden, self.text.tokens[part])
+
+    def _add(self, after: Callable[[Floats], Floats]) -> None:
+        """Add to the states what the experts and the shared experts give."""
+        pass_, place = self._pass(f"ffn_{part}_shexp" for part in ("gate", "up", "down")), self.pass_.place
+        for part in self.text.blocks():
+            hidden = self.text.read(self.target, part, place)
+            shared = layers.mlp(pass_, self._at, "_shexp", self._normed(hidden.flatten(0, 1)))
+            added = self.text.read(self.spare, part, place) + shared.unflatten(0, hidden.shape[:2])
+            self.text.write(self.target, part, after(hidden + added))
+            self._told(part, 0.1)
+
+    @property
+    def _attends(self) -> tuple[str, ...]:
+        return architecture_of(self.pass_.model).attends
+
+    def _pass(self, names: Iterable[str]) -> Pass:
+        """Return the pass for all blocks, which keeps these matrices of the layer where they are not too large."""
+        indexer, sizes = self.pass_.model.indexer, shapes(self.pass_.model)
+        every = indexer is not None and self.text.tokens.shape[1] <= indexer.top_k
+        values = sum(int(np.prod(sizes.get(f"{self._at}{name}.weight", (0,)))) for name in names)
+        keeps = 4 * values <= KEPT_BYTES or self.pass_.place.device.type != "cpu"
+        return replace(self.pass_.keeping() if keeps else self.pass_, chooser=EveryToken() if every else Chooser())
+
+    def _told(self, part: slice, share: float) -> None:
+        self.tell(share * (part.stop - part.start) / len(self.text.tokens))
+
+    @property
+    def _at(self) -> str:
+        return f"blk.{self.number}."
+
+    def _normed(self, rows: Floats) -> Floats:
+        """Return what the router, the experts and the shared experts read, of states [N, hidden]."""
+        return layers.rms_norm(rows, self.pass_.vector(self._at + "ffn_norm.weight"), self.pass_.model.eps)
+
+    def _experts(self, chosen: NDArray[np.int32], shares: Rows) -> None:
+        """Add to the spare rows what experts chosen [N, K] give, weighted by shares [N, K]; each is read once."""
+        model, place, numbers = self.pass_.model, self.pass_.place, self.text.numbers()
+        step = max(1, BLOCK_BYTES // (16 * (model.hidden + model.expert_ffn)))
+        flat = chosen.reshape(-1)
+        order = np.argsort(flat, kind="stable")  # by expert, and by token
+        ends = np.searchsorted(flat[order], np.arange(model.routing.experts + 1))
+        for expert in np.unique(flat).tolist():
+            for start in range(ends[expert], ends[expert + 1], step):
+                places = order[start : min(start + step, ends[expert + 1])]
+                rows = numbers[places // chosen.shape[1]]
+                x = self._normed(place.tensor(self.target.take(rows)))
+                weights = place.tensor(shares.reshape(-1)[places])
+                self.spare.add(rows, as_array(layers.mlp(self.pass_, self._at, "_exps", x, expert) * weights[:, None]))
+                self.tell(0.6 * len(places) / flat.size)
+
+
+def predicting(pass_: Pass, number: int, text: Text, source: States) -> tuple[Callable[[slice], Floats], Text]:
+    """Return what a prediction layer begins with, for final states of a text, and the text as that layer sees it."""
+
+    def before(part: slice) -> Floats:
+        return prediction.enter(pass_, number, text.read(source, part, pass_.place), text.tokens[part])
+
+    return before, text.shorter()

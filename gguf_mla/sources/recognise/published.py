@@ -1,0 +1,105 @@
+"""The names that DeepSeek-V4 is published under, read as those of transformers, which every other model here has.
+
+transformers' save_pretrained gives most of these names back after "model.", has its own for the rest, and calls kv_norm
+attn.norm. The scales of a weight lie beside it as X.scale: those of FP8 become X.weight_scale_inv, those of 4-bit
+floats X.weight_scale, so that one format reads them under whatever name a model came. Source: the published shards.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gguf_mla.sources.recognise.reading import Reading
+
+# Published name → transformers', in the model, in a layer, and in one of its experts. {} stands for the layer's number.
+_LAYER = "model.layers.{}."
+_ATTENTION, _COMPRESSOR, _INDEXER = "self_attn.", "self_attn.compressor.", "self_attn.compressor.indexer."
+MODEL = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+    "hc_head_fn": "model.hc_head.hc_fn",
+    "hc_head_base": "model.hc_head.hc_base",
+    "hc_head_scale": "model.hc_head.hc_scale",
+}
+LAYER = {
+    **{f"hc_{part}_{kind}": f"{part}_hc.{kind}" for part in ("attn", "ffn") for kind in ("fn", "base", "scale")},
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "attn.attn_sink": _ATTENTION + "sinks",
+    "attn.wq_a.weight": _ATTENTION + "q_a_proj.weight",
+    "attn.q_norm.weight": _ATTENTION + "q_a_norm.weight",
+    "attn.wq_b.weight": _ATTENTION + "q_b_proj.weight",
+    "attn.wkv.weight": _ATTENTION + "kv_proj.weight",
+    "attn.kv_norm.weight": _ATTENTION + "kv_norm.weight",
+    "attn.norm.weight": _ATTENTION + "kv_norm.weight",
+    "attn.wo_a.weight": _ATTENTION + "o_a_proj.weight",
+    "attn.wo_b.weight": _ATTENTION + "o_b_proj.weight",
+    "attn.compressor.wkv.weight": _COMPRESSOR + "kv_proj.weight",
+    "attn.compressor.wgate.weight": _COMPRESSOR + "gate_proj.weight",
+    "attn.compressor.ape": _COMPRESSOR + "position_bias",
+    "attn.compressor.norm.weight": _COMPRESSOR + "kv_norm.weight",
+    "attn.indexer.wq_b.weight": _INDEXER + "q_b_proj.weight",
+    "attn.indexer.weights_proj.weight": _INDEXER + "scorer.weights_proj.weight",
+    "attn.indexer.compressor.wkv.weight": _INDEXER + "kv_proj.weight",
+    "attn.indexer.compressor.wgate.weight": _INDEXER + "gate_proj.weight",
+    "attn.indexer.compressor.ape": _INDEXER + "position_bias",
+    "attn.indexer.compressor.norm.weight": _INDEXER + "kv_norm.weight",
+    "ffn.gate.weight": "mlp.gate.weight",
+    "ffn.gate.bias": "mlp.gate.e_score_correction_bias",
+    "ffn.gate.bias_vl": "mlp.gate.e_score_correction_bias_vl",
+    "ffn.gate.tid2eid": "mlp.gate.tid2eid",
+}
+EXPERT = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}
+_PLACE = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.(?:ffn\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
+_MARK = re.compile(r"(?:model\.)?layers\.\d{1,9}\.hc_attn_fn")
+WEIGHT, SCALE = ".weight", ".scale"
+
+
+def recognise(reading: Reading) -> Reading:
+    """Return the reading with transformers' names where the tensors have DeepSeek-V4's own."""
+    if not any(_MARK.fullmatch(name) for name in (*reading.stored, *reading.absent)):
+        return reading
+
+    def scales(weight: str) -> str:
+        stored = reading.stored.get(weight)
+        return "_scale" if stored is not None and stored.dtype in ("I8", "U8") else "_scale_inv"
+
+    return reading.renamed(lambda name: standard(name, scales))
+
+
+def standard(name: str, scales: Callable[[str], str]) -> str:
+    """Return transformers' name of a published one, others as they are; `scales` tells how those of a weight end."""
+    if name.endswith(SCALE):
+        weight = name.removesuffix(SCALE) + WEIGHT
+        other = _standard(weight)
+        return name if other is None else other + scales(weight)
+    return _standard(name) or name
+
+
+def _standard(name: str) -> str | None:
+    if (place := _PLACE.fullmatch(name)) is None:
+        return MODEL.get(name.removeprefix("model."))
+    layer, expert, rest = place.groups()
+    part = LAYER.get(rest) if expert is None else EXPERT.get(rest)
+    return None if part is None else f"{_LAYER.format(layer)}{'mlp.' + expert if expert else ''}{part}"
+
+
+_PUBLISHED = {
+    **{other: name for name, other in MODEL.items()},
+    **{other: name for name, other in LAYER.items() if name != "attn.norm.weight"},
+    **{other: name for name, other in EXPERT.items()},
+}
+_OTHER_PLACE = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
+
+
+def published(name: str) -> str:
+    """Return the published name of a tensor that transformers names so; KeyError for one without."""
+    if (place := _OTHER_PLACE.fullmatch(name)) is None:
+        return _PUBLISHED[name]
+    layer, expert, rest = place.groups()
+    return f"layers.{layer}.{'ffn.' + expert if expert else ''}{_PUBLISHED[rest]}"

@@ -1,0 +1,185 @@
+"""DeepSeek-V4: the forward pass is transformers', a right file is proven, and what is planted is found and blamed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from gguf_mla.forward import compressed, streams, walk
+from gguf_mla.forward.architecture import read_config
+from gguf_mla.forward.compressed import Turning
+from gguf_mla.forward.layers import Pass
+from gguf_mla.forward.tensors import CheckpointWeights
+from gguf_mla.sources.checkpoint import open_checkpoint
+from gguf_mla.sources.config import Config
+from tests.support import replant, v4
+from tests.support.command import convert
+from tests.support.judges import prompts
+from verify.job import Request, prove
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.conftest import Shared
+
+FEW: dict[str, Any] = {
+    "num_hidden_layers": 4, "n_routed_experts": 4, "num_hash_layers": 1, "index_n_heads": 8, "num_attention_heads": 4,
+}  # fmt: skip
+LENGTH = 160  # an entry of 128 tokens, and many more of 4 than may be chosen
+KINDS = {"v4-flash": FEW, "v4-pro": FEW}
+
+
+@pytest.fixture(scope="module")
+def files(shared: Shared) -> Path:
+    """A small V4 and its file in the types of its own."""
+
+    def fill(directory: Path) -> None:
+        for kind, changes in KINDS.items():
+            v4.write(directory / kind, kind, **changes)
+        convert(directory / "v4-flash", directory / "v4-flash.gguf")
+
+    return shared("v4-verify", fill)
+
+
+def weights_of(directory: Path) -> CheckpointWeights:
+    checkpoint = open_checkpoint(directory)
+    return CheckpointWeights(checkpoint, read_config(Config(checkpoint.config, directory / "config.json")))
+
+
+def logprobs(weights: CheckpointWeights, model: Any) -> torch.Tensor:
+    """Log-probabilities after every token of a prompt, [T, vocabulary], by the model's own output matrix."""
+    with torch.inference_mode():
+        hidden = walk.hidden_states(Pass(weights), np.array(prompts(v4.FLASH["vocab_size"], [LENGTH])))[0]
+        return model.lm_head(hidden).double().log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, tuple[Any, torch.Tensor]]:
+    """Kind → the model in transformers, and its log-probabilities after every token of the prompt."""
+    found = {}
+    for kind, changes in KINDS.items():
+        model = v4.hf_model({**v4.KINDS[kind], **changes})
+        with torch.inference_mode():
+            logits = model(torch.tensor(prompts(v4.FLASH["vocab_size"], [LENGTH])), use_cache=False).logits[0]
+        found[kind] = model, logits.double().log_softmax(-1)
+    return found
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # transformers' own
+
+
+@pytest.mark.judge
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forward_pass_is_that_of_transformers(kind: str, files: Path, expected: dict[str, Any]) -> None:
+    model, wanted = expected[kind]
+    assert float((logprobs(weights_of(files / kind), model) - wanted).abs().max()) <= 1e-4
+
+
+def swap_halves(x: torch.Tensor, nothing: float) -> torch.Tensor:
+    return OVERLAPPED(torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1), nothing)
+
+
+OVERLAPPED, MIXED, TURNED = compressed._overlapped, streams.Mixing.left, Turning.turned
+# What a wrong reader would do, one at a time: each has to show.
+MISREADINGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "comb not transposed": (
+        streams.Mixing, "left",
+        lambda mixing, added, state: mixing.post[..., None] * added[..., None, :] + mixing.comb @ state,
+    ),
+    "one round of Sinkhorn": (streams, "sinkhorn", lambda logits, floor, _rounds: logits.softmax(dim=-1) + floor),
+    "ape and channels of the other half": (compressed, "_overlapped", swap_halves),
+    "a window of one token less": (
+        compressed, "_in_window",
+        lambda positions, window: (
+            (positions[:, None] - positions >= 0) & (positions[:, None] - positions < window - 1)
+        ),
+    ),
+    "the head turned and not the tail": (
+        Turning, "turned", lambda turning, x, at: TURNED(turning, x.flip(-1), at).flip(-1),
+    ),
+    "the output not turned back": (
+        Turning, "turned", lambda turning, x, at: x if (at < 0).any() else TURNED(turning, x, at),
+    ),
+    "no norm of a query's heads": (compressed, "_evened", lambda x, _eps: x),
+    "the first entries instead of the best": (
+        compressed, "index_scores",
+        lambda _pass, _at, x, _low, _shape: -torch.arange(len(x) // 4.0).expand(len(x), -1),
+    ),
+    "no sinks": (
+        compressed, "_attended", lambda q, keys, seen, sinks: ATTENDED(q, keys, seen, torch.full_like(sinks, -1e9)),
+    ),
+}  # fmt: skip
+ATTENDED = compressed._attended
+
+
+@pytest.mark.judge
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", MISREADINGS)
+def test_every_part_of_the_computation_shows(
+    name: str, files: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*MISREADINGS[name])
+    model, wanted = expected["v4-flash"]
+    assert float((logprobs(weights_of(files / "v4-flash"), model) - wanted).abs().max()) > 1e-3
+
+
+def test_a_right_file_is_proven(files: Path) -> None:
+    proof = prove(Request(files / "v4-flash", files / "v4-flash.gguf", "logits", context=144, chunks=1, threads=2))
+    assert proof.right
+    assert [finding for finding in proof.findings if finding.subject != "the predictions"] == []
+
+
+KEY = "deepseek4."
+FAULTS: dict[str, tuple[str, Any]] = {
+    "a ratio": ("attention.compress_ratios", replant.array([0, 4, 4, 128, 4, 0, 0], replant.KINDS.INT32)),
+    "the window": ("attention.sliding_window", replant.u32(15)),
+    "layers by id": ("hash_layer_count", replant.u32(2)),
+    "Sinkhorn's rounds": ("hyper_connection.sinkhorn_iterations", replant.u32(19)),
+    "the limit": ("swiglu_clamp_exp", replant.array([10.0] * 4, replant.KINDS.FLOAT32)),
+    "the base of compressed layers": ("attention.compress_rope_freq_base", replant.f32(10000.0)),
+    "the number of chosen entries": ("attention.indexer.top_k", replant.u32(9)),
+    "groups": ("attention.output_group_count", replant.u32(4)),
+    "the score": ("expert_gating_func", replant.u32(2)),
+    "no limit of shared experts": ("swiglu_clamp_shexp", None),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_wrong_key_is_found_and_blamed(name: str, files: Path, tmp_path: Path) -> None:
+    key, value = FAULTS[name]
+    faulty = replant.Plant(files / "v4-flash.gguf").write(tmp_path / "faulty.gguf", {KEY + key: value})
+    proof = prove(Request(files / "v4-flash", faulty, "structure", context=64, chunks=1, threads=2))
+    assert not proof.right
+    assert any(key in finding.subject for finding in proof.findings), proof.findings
+
+
+def rolled(x: np.ndarray) -> np.ndarray:
+    return np.roll(x, 1, axis=0)
+
+
+TENSORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "blk.1.attn_sinks.weight": np.zeros_like,
+    "blk.2.attn_compressor_ape.weight": lambda x: np.concatenate(np.split(x, 2, axis=-1)[::-1], axis=-1),
+    "blk.3.attn_compressor_ape.weight": rolled,
+    "blk.0.hc_attn_fn.weight": rolled,
+    "blk.2.hc_ffn_base.weight": rolled,
+    "blk.0.ffn_gate_tid2eid.weight": lambda x: np.where(x == 3, 2, x).astype(x.dtype),
+    "blk.3.exp_probs_b.bias": np.negative,
+    "output_hc_scale.weight": np.zeros_like,
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", TENSORS)
+def test_wrong_values_are_found_and_blamed(name: str, files: Path, tmp_path: Path) -> None:
+    plant = replant.Plant(files / "v4-flash.gguf")
+    data, kind = plant.tensors[name]
+    faulty = plant.write(tmp_path / "faulty.gguf", tensors={name: (TENSORS[name](data), kind)})
+    proof = prove(Request(files / "v4-flash", faulty, "weights", context=64, chunks=1, threads=2))
+    assert not proof.right
+    assert any(finding.subject == name for finding in proof.findings), proof.findings
