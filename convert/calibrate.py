@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     import click
 
     from gguf_mla.cli.options import RunOptions, TypeOptions
+    from gguf_mla.files.readable import AnyPath
 
 MATRIX = "imatrix"  # in the place of a type in the output's name
 
 
 def calibrated(
-    checkpoint: Path,
+    checkpoint: AnyPath,
     named: Path,
     texts: Sequence[Path],
     how: Iterable[tuple[str, str | None]],

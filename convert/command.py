@@ -5,7 +5,18 @@ from __future__ import annotations
 from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command, instead
-from gguf_mla.cli.options import OUT, OVERRIDE_KV, PAD_VOCAB, PATH, PREFIX, SET, WEIGHTS, RunOptions, TypeOptions
+from gguf_mla.cli.options import (
+    CHECKPOINT,
+    OUT,
+    OVERRIDE_KV,
+    PAD_VOCAB,
+    PATH,
+    PREFIX,
+    SET,
+    WEIGHTS,
+    RunOptions,
+    TypeOptions,
+)
 
 FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
 
@@ -13,11 +24,12 @@ convert = Command(
     "convert.run:convert",
     """Convert the Hugging Face checkpoint in directory CHECKPOINT into the GGUF file OUT.
 
+    CHECKPOINT may be OWNER/NAME or hf://OWNER/NAME@REVISION, which is read from the hub and not stored.
     OUT may be a directory, which ends in a slash if it is to be created, or hold {type}, also in directories. Without
     it the file is NAME-TYPE.gguf in the current directory. It appears under its name only when it is complete. Several
     types are written from one reading.
     """,
-    Argument(["checkpoint"], type=PATH),
+    Argument(["checkpoint"], type=CHECKPOINT),
     Argument(["out"], type=OUT, required=False),
     Option(["--outfile"], type=OUT, metavar="OUT", help="OUT, as llama.cpp's converter has it."),
     Option(

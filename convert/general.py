@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -105,9 +104,10 @@ def general_metadata(
     Raises InputError when config.json is not a JSON object; everything else that is unsound is left out with a warning.
     """
     warnings: list[str] = []
-    place, names = Path(folder.path).absolute(), frozenset(folder.names())
+    place, names = hub_cache.directory(folder.path), frozenset(folder.names())
     card = _model_card(folder, warnings) if CARD in names else {}
-    config = _config(folder.json("config.json", CONFIG_BYTES) if "config.json" in names else {}, place)
+    config = folder.json("config.json", CONFIG_BYTES) if "config.json" in names else {}
+    config = _config(config, hub_cache.repository(folder.path))
     with _logged("metadata", warnings):
         found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, place, parameters.total)
     _set_sampling(found, _generation(folder, warnings) if GENERATION in names else {})
@@ -123,12 +123,11 @@ def general_metadata(
     return _values(writer.kv_data[0], warnings), warnings
 
 
-def _config(config: dict[str, Any], place: Path) -> dict[str, Any]:
+def _config(config: dict[str, Any], cached: tuple[str, str] | None) -> dict[str, Any]:
     """Return config.json as the heuristics need it: the model's name in it, or the one a hub cache keeps it under."""
     name = config.get("_name_or_path")
     if not isinstance(name, str):
         config.pop("_name_or_path", None)
-    cached = hub_cache.repository(place)
     if cached and not name:
         config["_name_or_path"] = "/".join(cached)
     return config

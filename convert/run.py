@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +16,7 @@ from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.families import families
+from gguf_mla.files.readable import any_path
 from gguf_mla.plan.scales import scale_sources
 from gguf_mla.sources import hub_cache
 from gguf_mla.sources.checkpoint import Choices, open_partial
@@ -24,13 +24,16 @@ from gguf_mla.sources.recognise import settings
 from gguf_mla.stream.run import Job
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gguf_mla.cli.options import RunOptions, TypeOptions
+    from gguf_mla.files.readable import AnyPath
 
 VOCABULARY = "vocab"  # in the place of a type, as llama.cpp names such files
 
 
 def convert(
-    checkpoint: Path,
+    checkpoint: AnyPath,
     out: str | None,
     outfile: str | None,
     type_names: tuple[str, ...],
@@ -54,7 +57,7 @@ def convert(
     out = _one_of(out, outfile)
     stated = Stated.read(model_name, metadata, override_kv)
     source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
-    name = hub_cache.model_name(Path(source.folder.path))
+    name = hub_cache.model_name(source.folder.path)
     if calibrate:
         how = [("--weights", weights), ("--prefix", prefix), *(("--set", setting) for setting in set_keys)]
         types = calibrated(checkpoint, place(out, name, MATRIX), calibrate, how, types, options)
@@ -78,8 +81,8 @@ def convert(
         (plan, resolve.files(plan, place(out, name, VOCABULARY if vocab_only else goal.name), options))
         for plan, goal in plans
     ]
-    inputs = (*(Path(file.name) for file in source.files), *types.imatrix_files)
-    others = (*(Path(source.folder.path, name) for name in source.folder.names()), *types.files, *stated.files)
+    inputs = (*(any_path(file.path) for file in source.files), *types.imatrix_files)
+    others = (*(any_path(source.folder.path / name) for name in source.folder.names()), *types.files, *stated.files)
     tensors = {**source.tensors, **scale_sources([job for plan, _ in plans for job in plan.tensors], source.tensors)}
     directories = new_directories(out, (output[0].path for _, output in outputs))
     launch(Job(outputs, tensors, inputs, imatrix, others, source.remarks, directories=directories), options)

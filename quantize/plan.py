@@ -15,7 +15,7 @@ from gguf_mla.recipes import COPY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from pathlib import PurePath
 
     from gguf_mla.importance.matrix import Imatrix
     from gguf_mla.plan.budgeted import Measure
@@ -69,7 +69,7 @@ def _remarks(content: Content) -> Iterator[str]:
     return remarks((tensor.name for tensor in content.tensors), content.metadata)
 
 
-def _copied(tensor: Untyped, new_type: str | None, path: Path) -> TensorJob:
+def _copied(tensor: Untyped, new_type: str | None, path: PurePath) -> TensorJob:
     name, shape, parts, stored = tensor.name, tensor.shape, tensor.parts, tensor.stored
     if any(part.transposed for part in parts):
         kind = new_type or tensor.ggml_type or _nearest(stored, shape[-1])
@@ -83,7 +83,7 @@ def _nearest(stored: str, cols: int) -> str:
     return stored if stored in PLAIN else "Q8_0" if ggtypes.by_name("Q8_0").fits(cols) else "F16"
 
 
-def _check_type(kind: str, tensor: Untyped, path: Path) -> None:
+def _check_type(kind: str, tensor: Untyped, path: PurePath) -> None:
     found = ggtypes.types().get(kind)
     if found is None or found.needs_importance or not found.fits(tensor.shape[-1]):
         raise InputError(

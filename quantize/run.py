@@ -18,6 +18,7 @@ from gguf_mla.codec.device import open_device
 from gguf_mla.container import splits
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
+from gguf_mla.files.readable import here
 from gguf_mla.plan.downgrade import downgraded
 from gguf_mla.plan.draft import as_stored
 from gguf_mla.plan.upgrade import upgraded
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gguf_mla.cli.options import RunOptions, TypeOptions
     from gguf_mla.container.reader import GgufFile
     from gguf_mla.container.splits import GgufParts
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
 
@@ -41,7 +43,7 @@ PART_TENSORS = 128  # in each part where nothing else is said, as gguf-split has
 
 
 def quantize(
-    source: Path,
+    source: AnyPath,
     out_and_types: tuple[str, ...],
     allow_requantize: bool,
     keep_split: bool,
@@ -72,20 +74,20 @@ def quantize(
     launch(Job(outputs, tensors, inputs, imatrix, types.files, directories=directories), options)
 
 
-def split(source: Path, out: str, options: RunOptions) -> None:
+def split(source: AnyPath, out: str, options: RunOptions) -> None:
     """Write a file in parts."""
     if options.split_max_size is None and options.split_max_tensors is None:
         options = replace(options, split_max_tensors=PART_TENSORS)
     _rewrite(source, as_stored, out, options)
 
 
-def merge(source: Path, out: str, delete_splits: bool, options: RunOptions) -> None:
+def merge(source: AnyPath, out: str, delete_splits: bool, options: RunOptions) -> None:
     """Write the parts of a model as one file, and delete them then, if that is wanted."""
     _rewrite(source, as_stored, out, options, delete_parts=delete_splits)
 
 
 def upgrade(
-    source: Path, out: str, k_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
+    source: AnyPath, out: str, k_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
 ) -> None:
     """Write a legacy file in the MLA layout, and its importance matrix for that layout."""
     open_device(options.device)
@@ -93,7 +95,7 @@ def upgrade(
 
 
 def downgrade(
-    source: Path, out: str, kv_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
+    source: AnyPath, out: str, kv_b_type: str | None, keep_split: bool, imatrix: Path | None, options: RunOptions
 ) -> None:
     """Write an MLA file in the legacy layout, and its importance matrix for that layout."""
     _rewrite(source, downgraded, out, options, kv_b_type, keep_split=keep_split, imatrix=imatrix)
@@ -151,11 +153,14 @@ def _groups(model: GgufParts, content: Content) -> list[slice]:
 def _parts(model: GgufParts) -> list[Path]:
     if len(model.files) < 2:
         raise InputError("is whole, so there are no parts to delete", file=model.path, remedy="Omit --delete-splits")
-    return [file.path for file in model.files]
+    found = here(file.path for file in model.files)
+    if len(found) < len(model.files):
+        raise InputError("lies on the hub, where nothing is deleted", file=model.path, remedy="Omit --delete-splits")
+    return found
 
 
 def _rewrite(
-    source: Path,
+    source: AnyPath,
     content_of: Callable[[GgufFile], Content],
     out: str,
     options: RunOptions,

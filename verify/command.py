@@ -6,7 +6,7 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command
 from gguf_mla.cli.numbers import CONTEXT, COUNT, Whole
-from gguf_mla.cli.options import PAD_VOCAB, PATH, PREFIX, SET, THREADS, WEIGHTS
+from gguf_mla.cli.options import EITHER, GGUF, PAD_VOCAB, PATH, PREFIX, SET, SMALL, THREADS, WEIGHTS
 from verify.findings import LEVELS
 
 FORMS = (  # as gguf_mla.forward.attention has them
@@ -21,8 +21,8 @@ verify = Command(
     should cost), attention (each layer on the same input), logits (perplexity and KL divergence). The first that finds
     something wrong ends the proof with status 1 and names what is to blame.
     """,
-    Argument(["reference"], type=PATH),
-    Argument(["candidate"], type=PATH),
+    Argument(["reference"], type=EITHER),
+    Argument(["candidate"], type=GGUF),
     Option(["--pad-vocab"], **PAD_VOCAB),
     Option(["--weights"], **WEIGHTS),
     Option(["--prefix"], **PREFIX),
@@ -37,7 +37,7 @@ verify = Command(
         ["--limit", "limits"], multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."
     ),
     Option(["--exact"], is_flag=True, help="Encode REFERENCE with CANDIDATE's types and compare the bytes, too."),
-    Option(["--imatrix"], type=PATH, metavar="FILE", help="The importance that CANDIDATE was made with, for --exact."),
+    Option(["--imatrix"], type=SMALL, metavar="FILE", help="The importance that CANDIDATE was made with, for --exact."),
     Option(["--engine"], type=Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too."),
     Option(["--threads"], **THREADS),
     Option(

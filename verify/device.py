@@ -10,10 +10,10 @@ from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gguf_mla.files.readable import AnyPath
 
 
-def check_device(name: str, *paths: Path) -> str | None:
+def check_device(name: str, *paths: AnyPath) -> str | None:
     """Try every type that GGUF files among `paths` hold, and say so; None for the CPU, by which others are judged.
 
     MachineError if there is no such device, or at the first byte that differs.
@@ -25,7 +25,7 @@ def check_device(name: str, *paths: Path) -> str | None:
     return trial.report(device, trial.check(device, [use for held in types for use in trial.uses(held)]))
 
 
-def _types(path: Path) -> list[str]:
+def _types(path: AnyPath) -> list[str]:
     """Return the types of a file's tensors; none of a checkpoint, and of what cannot be read: the proof will say so."""
     try:
         return [] if path.is_dir() else [tensor.type for tensor in open_gguf_parts(path).tensors.values()]

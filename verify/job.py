@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.attention import Form
     from gguf_mla.forward.place import Place
     from gguf_mla.importance.matrix import Imatrix
@@ -58,8 +59,8 @@ class Request:
     resume          a directory for what has been found, from which the same proof goes on
     """
 
-    reference: Path
-    candidate: Path
+    reference: AnyPath
+    candidate: AnyPath
     level: str = LEVELS[-1]
     text: Path | None = None
     tokens: Path | None = None
@@ -171,7 +172,7 @@ def _prepare(levels: list[str], proof: Proof, reference: Reference) -> NDArray[n
     """Return the tokens that these levels run over, int64 [N], None where none does; InputError for what they lack."""
     request = proof.request
     if engine.LEVEL in levels:
-        engine.require()
+        engine.require(request.candidate)
     if {attention.LEVEL, logits.LEVEL, engine.LEVEL}.isdisjoint(levels):
         return None
     encode: Encode = reference.encode
@@ -181,7 +182,7 @@ def _prepare(levels: list[str], proof: Proof, reference: Reference) -> NDArray[n
     return read_tokens(request.text, request.tokens, encode, reference.weights.model.vocab)
 
 
-def _encoder_of(candidate: Path, otherwise: Encode) -> Encode:
+def _encoder_of(candidate: AnyPath, otherwise: Encode) -> Encode:
     """Return what reads texts with a file's own tokens; `otherwise` where it cannot be opened, as will be said."""
     try:
         return encoders.of_gguf(open_gguf_parts(candidate).metadata, candidate)

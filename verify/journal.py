@@ -15,7 +15,6 @@ import os
 import time
 import zipfile
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from gguf_mla.files.guard import check_apart
 from gguf_mla.files.input import InputFile
 from gguf_mla.files.locked import open_locked
 from gguf_mla.files.output import unwritable
+from gguf_mla.files.readable import any_path, here
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
 from gguf_mla.forward.tensors import CheckpointWeights
@@ -33,9 +33,11 @@ from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import AnyPath
     from verify.job import Request
     from verify.opening import Candidate
 
@@ -99,7 +101,7 @@ class NoJournal:
         """There is nothing to close."""
 
 
-def identity(request: Request, candidate: Candidate) -> tuple[dict[str, Any], list[Path]]:
+def identity(request: Request, candidate: Candidate) -> tuple[dict[str, Any], list[AnyPath]]:
     """Return what a proof is made of, and the files it reads: equal identities make equal reports, but for times."""
     options = {field.name: getattr(request, field.name) for field in fields(request) if field.name not in UNDECIDING}
     given = [path for path in (request.text, request.tokens, request.imatrix) if path is not None]
@@ -108,11 +110,11 @@ def identity(request: Request, candidate: Candidate) -> tuple[dict[str, Any], li
     return {"version": __version__, "options": options_digest, "inputs": [stamp(path) for path in read]}, read
 
 
-def _files(weights: Any) -> Iterator[Path]:
+def _files(weights: Any) -> Iterator[AnyPath]:
     if isinstance(weights, CheckpointWeights):
         folder = weights.checkpoint.folder
-        yield from (Path(file.name) for file in weights.checkpoint.files)
-        yield from (Path(folder.path, name) for name in folder.names() if name.endswith(BESIDE))
+        yield from (any_path(file.path) for file in weights.checkpoint.files)
+        yield from (any_path(folder.path / name) for name in folder.names() if name.endswith(BESIDE))
     else:
         yield from (file.path for file in weights.file.files)
 
@@ -124,9 +126,9 @@ class Journal:
     else. Nothing is changed in it then.
     """
 
-    def __init__(self, directory: Path, stated: Mapping[str, Any], inputs: Sequence[Path]) -> None:
+    def __init__(self, directory: Path, stated: Mapping[str, Any], inputs: Sequence[AnyPath]) -> None:
         self.path = directory / JOURNAL
-        check_apart([self.path], [directory / name for name in STATES], inputs)
+        check_apart([self.path], [directory / name for name in STATES], here(inputs))
         _make(directory)
         self._states = [directory / name for name in STATES]
         self._tensors: dict[tuple[str, str], Any] = {}

@@ -28,10 +28,10 @@ from verify.published import ARCHITECTURES, CLASSES, LIGHT, SPARSE, engine_diffe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from gguf_mla.container.reader import GgufTensor
     from gguf_mla.container.splits import GgufParts
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.model import Model
     from gguf_mla.sources.folder import Folder
     from verify.limits import Limits
@@ -87,7 +87,7 @@ class Reference:
         return OfFile(metadata, str(metadata.get("general.architecture")))
 
 
-def open_reference(path: Path, choices: Choices | None = None) -> Reference:
+def open_reference(path: AnyPath, choices: Choices | None = None) -> Reference:
     """Open a checkpoint directory or a GGUF file; InputError for what is neither, and for a model without MLA.
 
     `choices` decide where there are two readings of a checkpoint. Tensors that it lacks are missed when it is compared.
@@ -114,7 +114,7 @@ def _class_of(config: Config) -> str:
     return str(listed[0]) if isinstance(listed, list) and listed else "none"
 
 
-def _check(what: str, known: tuple[object, ...], found: object, path: Path) -> None:
+def _check(what: str, known: tuple[object, ...], found: object, path: AnyPath) -> None:
     if found not in known:
         expected = " or ".join(map(str, known))
         raise InputError(f"a model of this {what} cannot be verified", file=path, expected=expected, found=found)
@@ -165,7 +165,7 @@ class Candidate:
         return {name: count / values.total() for name, count in values.most_common()}
 
 
-def open_candidate(path: Path, reference: Reference) -> Candidate | Finding:
+def open_candidate(path: AnyPath, reference: Reference) -> Candidate | Finding:
     """Open the file to be proven and look at its structure; a Finding when that cannot even be read."""
     try:
         file = open_gguf_parts(path)

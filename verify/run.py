@@ -12,6 +12,7 @@ from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
 from gguf_mla.cli.progress import progress
 from gguf_mla.files import platform
+from gguf_mla.files.readable import here
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.sources.recognise import settings
 from verify.course import ProofInterrupted
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from gguf_mla.files.readable import AnyPath
     from verify.course import Bar
     from verify.job import Proof
 
 
 def verify(
-    reference: Path,
-    candidate: Path,
+    reference: AnyPath,
+    candidate: AnyPath,
     pad_vocab: bool,
     weights: str | None,
     prefix: str | None,
@@ -102,7 +104,7 @@ def _proven(request: Request, page: Path | None, *, quiet: bool) -> Proof:
         if page is None:
             return prove(request, bar)
         read = (request.reference, request.candidate, request.text, request.tokens)
-        with report(page, [path for path in read if path is not None]) as write:
+        with report(page, here(read)) as write:
             proof = prove(request, bar)
             write(proof)
     except ProofInterrupted as stop:

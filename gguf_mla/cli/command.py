@@ -6,16 +6,18 @@ from click import Argument, Option
 
 from gguf_mla.cli import numbers
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import PATH
+from gguf_mla.cli.options import GGUF, PATH
 
 inspect = Command(
     "gguf_mla.cli.inspect:inspect",
     """Show what is in the GGUF file FILE: family, layout, parameters, bytes by type, metadata, what an upgrade changes.
 
+    FILE may be OWNER/NAME:TAG on the hub: only its beginning is read, of every part if it is split.
+
     A split model is shown as one, by its first part. With --context or --fit, show the size of the key-value cache for
     each layout of the attention and cache type. Of an importance matrix, show what it was made from.
     """,
-    Argument(["file"], type=PATH),
+    Argument(["file"], type=GGUF),
     Option(["--tensors"], is_flag=True, help="List every tensor."),
     Option(
         ["--context"], type=numbers.Whole(numbers.TOKENS), help="Show the key-value cache of so many tokens instead."

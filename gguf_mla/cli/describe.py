@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
+from gguf_mla.cli import network
 from gguf_mla.cli.outcome import outputs
 from gguf_mla.cli.table import table
 from gguf_mla.files.platform import free_bytes
@@ -40,6 +41,7 @@ def plan_json(job: Job, threads: int, lacking: Sequence[str]) -> dict[str, Any]:
             "free": free_bytes(parent_of(job.outputs[0][1][0].path)),
             "taken_over": None,
             "work": None,
+            "network": network.needs_json(job),
         },
     }
 
@@ -65,6 +67,7 @@ def result_json(job: Job, result: Result, planning: float, *, checked: bool) -> 
             "free": free_bytes(parent_of(result.paths[0])),
             "taken_over": result.taken_over,
             "work": {stage: round(seconds, 3) for stage, seconds in result.stages.items()},
+            "network": network.result_json(job),
         },
     }
 
@@ -77,6 +80,7 @@ def memory(threads: int) -> int:
 def job_text(job: Job, threads: int, lacking: Sequence[str]) -> str:
     """Return the plans of a run for people, and what it would remove."""
     lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
+    lines += network.needs_text(job)
     lines += [f"removed in the end: {path}" for path in job.consumed]
     lines += [f"warning: {sentence}" for sentence in lacking]
     return "\n".join(lines)
@@ -121,7 +125,9 @@ def result_text(job: Job, result: Result, seconds: float) -> str:
     ]
     rate = units.size(result.nbytes / max(seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
-    return "\n".join([*lines, f"{units.size(result.nbytes)} in {seconds:.1f} s ({rate}/s){before}"])
+    return "\n".join(
+        [*lines, f"{units.size(result.nbytes)} in {seconds:.1f} s ({rate}/s){before}", *network.result_text(job)]
+    )
 
 
 def noteworthy(job: Job, result: Result) -> str:

@@ -13,18 +13,20 @@ import click
 from gguf_mla.cli import speech
 from gguf_mla.cli.printing import as_json
 from gguf_mla.errors import GgufMlaError
+from gguf_mla.files.readable import Elsewhere
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
+
+    from gguf_mla.files.readable import AnyPath
 
 SCHEMA = 1  # raised when a field goes or comes to mean something else
 
 
 def answer(
     *,
-    inputs: Iterable[Path] = (),
+    inputs: Iterable[AnyPath] = (),
     outputs: Iterable[Mapping[str, Any]] = (),
     stages: Mapping[str, float] | None = None,
     warnings: Iterable[str] = (),
@@ -68,9 +70,12 @@ def error(failure: BaseException) -> dict[str, Any]:
     return {"sentence": str(failure) or type(failure).__name__, "status": status, **said}
 
 
-def _input(path: Path) -> dict[str, Any]:
+def _input(path: AnyPath) -> dict[str, Any]:
     try:
-        nbytes = path.stat().st_size if path.is_file() else None
-    except OSError:
+        if isinstance(path, Elsewhere):
+            nbytes = None if path.is_dir() else path.opened().size
+        else:
+            nbytes = path.stat().st_size if path.is_file() else None
+    except (OSError, GgufMlaError):
         nbytes = None
     return {"path": str(path), "bytes": nbytes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,21 +19,22 @@ from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.splits import SPLIT_COUNT, SPLIT_NO, GgufParts, is_split, open_gguf_parts
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums
+from gguf_mla.files.readable import here
 from gguf_mla.layout.detect import attention_layout, variant
 from gguf_mla.plan.changes import changes
 from gguf_mla.quoting import TEXT, quoted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from gguf_mla.container.reader import GgufFile
+    from gguf_mla.files.readable import AnyPath
 
 SHOWN = 60  # characters of a metadata value in the table
 
 
 def inspect(
-    file: Path,
+    file: AnyPath,
     tensors: bool,
     context: int | None,
     fit: str | None,
@@ -51,7 +53,7 @@ def inspect(
     opened = open_gguf_parts(file) if wants_cache else open_inspected(file)
     caches = cache_report.records(opened, context, fit, sequences) if wants_cache else []
     if page is not None:
-        write_page(page, opened, facts(opened), _paths(opened))
+        write_page(page, opened, facts(opened), here(_paths(opened)))
     if as_json:
         found: dict[str, Any] = {"caches": caches} if wants_cache else {"model": summary(opened)}
         answer(inputs=_paths(opened), **found)
@@ -59,11 +61,11 @@ def inspect(
         click.echo(cache_report.text(caches, opened, fit) if wants_cache else text(opened, tensors=tensors))
 
 
-def _paths(file: GgufFile) -> list[Path]:
+def _paths(file: GgufFile) -> list[AnyPath]:
     return [part.path for part in file.files] if isinstance(file, GgufParts) else [file.path]
 
 
-def open_inspected(file: Path) -> GgufFile:
+def open_inspected(file: AnyPath) -> GgufFile:
     """Open a file, or all of a split model whose first part it is and whose other parts are there."""
     opened = open_gguf(file)
     if not is_split(opened):
@@ -83,7 +85,10 @@ def _parts(file: GgufFile) -> str:
     return f"part {number + 1} of {count} of a split model" if whole and number is not None else ""
 
 
-def _verify(file: Path, *, as_json: bool) -> None:
+def _verify(file: AnyPath, *, as_json: bool) -> None:
+    if not isinstance(file, Path):
+        remedy = "Download it, or compare the inputs of a run: --verify-source"
+        raise InputError("--verify reads all of a file on this machine", file=file, remedy=remedy)
     expected, found, note = checksums.stated(file), checksums.sha256(file), checksums.beside(file)
     if found == expected:
         log("verified", f"{file}: SHA-256 {found}, as {note} says")

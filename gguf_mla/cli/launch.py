@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import speech
+from gguf_mla.cli import network, speech
 from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
 from gguf_mla.cli.document import answer
@@ -22,7 +22,9 @@ from gguf_mla.container.splits import model_name
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.files import checksums, platform
 from gguf_mla.files.guard import check_apart, check_free, partial_path
+from gguf_mla.files.readable import Elsewhere, here
 from gguf_mla.plan.jobs import NO_IMPORTANCE
+from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.sources import hub_cache
 from gguf_mla.stream import execute as executor
 from gguf_mla.stream import needs, uses
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions
+    from gguf_mla.cli.progress import Progress
     from gguf_mla.plan.outputs import Output
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 def launch(job: Job, options: RunOptions) -> None:
     """Check the outputs, then write them, or show what would be written and whether it would be refused."""
+    network.limit(options)
     if options.dry_run:
         _rehearse(job, options)
         return
@@ -118,7 +122,7 @@ def _check_names(job: Job, options: RunOptions) -> None:
             raise InputError("the output's directory does not exist", file=directory, remedy=remedy)
     notes = [checksums.beside(path) for path in paths]
     unfinished = map(partial_path, (*finals, *notes))
-    check_apart(finals, (*notes, *unfinished, journal_path(paths[0])), (*job.inputs, *job.protected))
+    check_apart(finals, (*notes, *unfinished, journal_path(paths[0])), here((*job.inputs, *job.protected)))
     named = {} if options.no_resume else finished(paths[0], len(job.outputs))
     for path in finals:
         check_free(path, overwrite=options.overwrite or is_named_by(named, path))
@@ -128,9 +132,14 @@ def _check_names(job: Job, options: RunOptions) -> None:
 
 
 def _verify_source(job: Job, options: RunOptions) -> None:
-    nbytes = sum(path.stat().st_size for path in job.inputs)
-    with progress("verifying", nbytes, quiet=options.quiet) as bar:
-        hub_cache.verify(job.inputs, bar.update, unstated=options.allow_unverified)
+    """Compare the inputs with what the hub states: those on this machine now, others as they come."""
+    for path in job.inputs:
+        if isinstance(path, Elsewhere):
+            path.vouch()
+    if paths := here(job.inputs):
+        nbytes = sum(path.stat().st_size for path in paths)
+        with progress("verifying", nbytes, quiet=options.quiet) as bar:
+            hub_cache.verify(paths, bar.update, unstated=options.allow_unverified)
 
 
 def _try_device(job: Job, options: RunOptions) -> None:
@@ -149,8 +158,8 @@ def _run(job: Job, options: RunOptions) -> Result:
     try:
         with (
             _created(job.directories),
-            progress(_title(outputs), total, quiet=options.quiet) as bar,
-            compiling.heard_by(bar.aside),
+            progress(_title(outputs), total, quiet=options.quiet, note=network.note(job)) as bar,
+            _heard_by(bar),
         ):
             return execute(
                 outputs,
@@ -162,6 +171,13 @@ def _run(job: Job, options: RunOptions) -> Result:
             )
     except executor.RunInterrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None
+
+
+@contextmanager
+def _heard_by(bar: Progress) -> Iterator[None]:
+    """Print above the bar what a user waits for: kernels, and a server that asks to wait."""
+    with compiling.heard_by(bar.aside), TRAFFIC.heard_by(bar.aside):
+        yield
 
 
 @contextmanager

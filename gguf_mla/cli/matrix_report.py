@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
@@ -13,14 +14,17 @@ from gguf_mla.files.input import InputFile
 from gguf_mla.quoting import NAME, TEXT, listed, quoted
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gguf_mla.files.readable import AnyPath
 
 KINDS = ("imatrix", "imatrix-part")  # as general.type has them
 
 
-def is_matrix(file: Path) -> bool:
-    """Whether a file is an importance matrix, or a part of one: a GGUF file that says so, or a `.dat` file."""
-    if not file.is_file():
+def is_matrix(file: AnyPath) -> TypeGuard[Path]:
+    """Whether a file is an importance matrix, or a part of one: a GGUF file that says so, or a `.dat` file.
+
+    One of the hub is not looked into: it is shown as the GGUF file that it is.
+    """
+    if not isinstance(file, Path) or not file.is_file():
         return False
     with InputFile(file) as opened:
         is_gguf = opened.read(0, min(4, opened.size)).tobytes() == MAGIC

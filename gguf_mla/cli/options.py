@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gguf_mla.cli import numbers
+from gguf_mla.cli.input_path import InputPath
+
+if TYPE_CHECKING:
+    from gguf_mla.files.readable import AnyPath
 
 PATH = click.Path(path_type=Path)
+CHECKPOINT, GGUF, EITHER = InputPath("checkpoint"), InputPath("gguf"), InputPath("either")
+SMALL, TYPES = InputPath("small"), InputPath("types")
 OUT = click.Path()  # a text: whether it ends in a slash matters
 THREADS: dict[str, Any] = {"type": numbers.Whole(numbers.THREADS), "help": "Worker threads  [default: all cores]"}
 DEVICE: dict[str, Any] = {
@@ -63,8 +69,8 @@ class TypeOptions:
     """Which types the tensors of an output get."""
 
     imatrix_files: tuple[Path, ...] = option(
-        (), "--imatrix", type=PATH, multiple=True, metavar="FILE",
-        help="Importance matrix, GGUF or .dat; several are merged.",
+        (), "--imatrix", type=SMALL, multiple=True, metavar="FILE",
+        help="Importance matrix, GGUF or .dat, or hf://OWNER/NAME/FILE; several are merged.",
     )  # fmt: skip
     include: tuple[str, ...] = option(
         (), "--include-weights", multiple=True, metavar="PART",
@@ -94,6 +100,10 @@ class TypeOptions:
     tensor_type_file: Path | None = option(  # noqa: RUF009 - it returns a field
         None, "--tensor-type-file", type=PATH, metavar="FILE", help="A file of such settings."
     )
+    types_from: AnyPath | None = option(  # noqa: RUF009 - it returns a field
+        None, "--types-from", type=TYPES, metavar="FILE",
+        help="Every tensor's type as in this GGUF file, OWNER/NAME:TAG, or .recipe file of REGEX=TYPE lines.",
+    )  # fmt: skip
     output_tensor_type: str | None = option(
         None, "--output-tensor-type", metavar="TYPE", help="The type of output.weight."
     )
@@ -113,8 +123,9 @@ class TypeOptions:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that are read to choose types, importance among them."""
-        return self.imatrix_files if self.tensor_type_file is None else (*self.imatrix_files, self.tensor_type_file)
+        """The files of this machine that are read to choose types, importance among them."""
+        others = (self.tensor_type_file, self.types_from)
+        return (*self.imatrix_files, *(path for path in others if isinstance(path, Path)))
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -155,6 +166,9 @@ class RunOptions:
         "--allow-unverified",
         is_flag=True,
         help="With --verify-source: accept what the hub does not vouch for.",
+    )
+    bandwidth: str | None = option(
+        None, "--bandwidth", type=numbers.Size(), metavar="SIZE", help="Read at most SIZE a second from the hub (50M)."
     )
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")

@@ -22,6 +22,8 @@ from gguf_mla.quoting import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Note = Callable[[], str]
+
 BYTES = "B"
 EVERY = 30.0  # seconds after which there is a line in any case
 SOON = 10.0  # seconds that are between two lines at least, and before the first
@@ -41,11 +43,19 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(
-    name: str, total: int, unit: str = BYTES, *, done: int = 0, quiet: bool = False, leave: bool = True
+    name: str,
+    total: int,
+    unit: str = BYTES,
+    *,
+    done: int = 0,
+    quiet: bool = False,
+    leave: bool = True,
+    note: Note | None = None,
 ) -> Iterator[Progress]:
     """Show how far a stage is, `total` in `unit`: B for bytes, or a word like "tensors"; nothing where `quiet`.
 
-    `done` was done by an earlier run. A bar stays on the terminal afterwards if `leave`.
+    `done` was done by an earlier run. A bar stays on the terminal afterwards if `leave`. `note` is asked for some words
+    more whenever something is shown.
     """
     style, hearer = speech.current().log, speech.current().hearer
     if hearer is not None:
@@ -53,9 +63,10 @@ def progress(
         return
     if quiet or (style == speech.TEXT and sys.stderr.isatty()):
         with _bar(name, total, unit, done=done, quiet=quiet, leave=leave) as bar:
+            bar.note = note
             yield bar
         return
-    with _watched(Lines(name, total, unit, style, before=done)) as lines:
+    with _watched(Lines(name, total, unit, style, before=done, note=note)) as lines:
         yield lines
 
 
@@ -78,6 +89,14 @@ class _Told:
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
+    note: Note | None = None
+
+    @property
+    def format_dict(self) -> Any:
+        if self.note is not None:
+            self.postfix = self.note()
+        return super().format_dict
+
     def aside(self, sentence: str) -> None:
         if not self.disable:
             self.write(sentence, file=sys.stderr)
@@ -107,6 +126,7 @@ class Lines:
     style: str = speech.TEXT
     begin: float = field(default_factory=time.monotonic)
     before: float = 0  # what an earlier run has done
+    note: Note | None = None  # what else is worth knowing at this moment
     done: float = field(init=False)
     _said: tuple[float, float] = field(init=False)  # seconds after the begin, and what was done then
 
@@ -152,7 +172,8 @@ class Lines:
         left = fields["seconds_left"]
         rest = "nothing done yet" if left is None else f"{units.span(left)} left"
         amounts = f"{self._amount(self.done)} of {self._amount(self.total)}"
-        return f"{quoted(self.name)}: {share}, {amounts}, {self._amount(fields['per_second'])}/s, {rest}"
+        note = f", {self.note()}" if self.note else ""
+        return f"{quoted(self.name)}: {share}, {amounts}, {self._amount(fields['per_second'])}/s, {rest}{note}"
 
     def _amount(self, number: float) -> str:
         return units.size(number) if self.unit == BYTES else f"{number:.4g} {self.unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla import units
@@ -14,13 +15,14 @@ from gguf_mla.importance.names import STAND_INS
 from gguf_mla.plan.measure import errors
 from gguf_mla.plan.outputs import parts, single
 from gguf_mla.recipes import Overrides, parse_tensor_type, read_tensor_types
+from gguf_mla.recipes.names import encodable
 from gguf_mla.stream import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions, TypeOptions
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.importance.matrix import Imatrix
     from gguf_mla.plan.budgeted import Measure
     from gguf_mla.plan.jobs import Plan, Untyped
@@ -31,15 +33,25 @@ if TYPE_CHECKING:
 def overrides(types: TypeOptions) -> Overrides:
     """Return the settings that change what a recipe says; InputError for one that cannot be read."""
     in_file = read_tensor_types(types.tensor_type_file) if types.tensor_type_file else ()
+    named, recipe = _types_from(types.types_from) if types.types_from else ({}, ())
     return Overrides(
         pure=types.pure,
-        tensor_types=(*map(parse_tensor_type, types.tensor_types), *in_file),
+        tensor_types=(*map(parse_tensor_type, types.tensor_types), *in_file, *recipe),
+        named_types=named,
         output_tensor_type=types.output_tensor_type,
         token_embedding_type=types.token_embedding_type,
         leave_output_tensor=types.leave_output_tensor,
         compat=types.compat is not None,
         no_fallback=types.no_fallback,
     )
+
+
+def _types_from(place: AnyPath) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
+    """Return the types that another GGUF file has, by tensor, or those that a .recipe file has, by expression."""
+    if isinstance(place, Path) and place.suffix == ".recipe":
+        return {}, read_tensor_types(place)
+    tensors = splits.open_gguf_parts(place).tensors.values()
+    return {tensor.name: encodable(tensor.type) for tensor in tensors}, ()
 
 
 def importance(types: TypeOptions) -> Imatrix | None:

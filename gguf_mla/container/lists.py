@@ -13,7 +13,7 @@ import numpy as np
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pathlib import PurePath
 
 Item = TypeVar("Item")
 _LENGTH = struct.Struct("<Q")
@@ -65,7 +65,7 @@ class _List(Sequence[Item]):
 class Strings(_List[str]):
     """A list of texts; the file is named where one is not UTF-8."""
 
-    def __init__(self, head: bytearray, start: int, count: int, path: Path) -> None:
+    def __init__(self, head: bytearray, start: int, count: int, path: PurePath) -> None:
         super().__init__(head, start, count)
         self._path = path
 
@@ -94,6 +94,6 @@ class Numbers(_List[Any]):
         return items
 
 
-def not_text(data: bytes | bytearray, path: Path) -> InputError:
+def not_text(data: bytes | bytearray, path: PurePath) -> InputError:
     """Return the error for a string that is not text."""
     return InputError(f"holds a string that is not UTF-8: {bytes(data[:40])!r}", file=path)

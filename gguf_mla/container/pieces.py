@@ -14,7 +14,7 @@ from gguf_mla.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from pathlib import PurePath
 
 LFS = b"version https://git-lfs"
 # What tools call the pieces of NAME: .part1of2, -split-a, .00, .part-aa, .gguf.001
@@ -24,7 +24,7 @@ _SERIES = re.compile(
 )
 
 
-def not_whole(path: Path, start: bytes) -> InputError | None:
+def not_whole(path: PurePath, start: bytes) -> InputError | None:
     """Return the error for a file that cannot be read and is a raw piece or a pointer; None for any other."""
     if start.startswith(LFS):
         remedy = "Fetch the file itself with: git lfs pull"
@@ -40,7 +40,7 @@ def not_whole(path: Path, start: bytes) -> InputError | None:
     return _piece(path, whole, "a piece", lambda _: f"{whole}{series['mark']}*")
 
 
-def _piece(path: Path, whole: str, which: str, called: Callable[[int], str]) -> InputError:
+def _piece(path: PurePath, whole: str, which: str, called: Callable[[int], str]) -> InputError:
     pieces = list(dict.fromkeys((called(1), called(2))))
     more = " ..." if len(pieces) > 1 else ""
     return InputError(
@@ -51,7 +51,7 @@ def _piece(path: Path, whole: str, which: str, called: Callable[[int], str]) -> 
     )
 
 
-def joined(path: Path) -> InputError:
+def joined(path: PurePath) -> InputError:
     """Return the error for parts of a split model that were joined end to end."""
     return InputError(
         "is several GGUF files joined end to end, of which only the first would be read",

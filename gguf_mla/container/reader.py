@@ -12,7 +12,6 @@ import itertools
 import math
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,14 +24,16 @@ from gguf_mla.container.view import Tensor
 from gguf_mla.container.writer import MAGIC, MAX_ENTRIES, MAX_HEAD, MAX_ITEMS, Foreign, alignment_of
 from gguf_mla.errors import InputError
 from gguf_mla.files import bounds, impostors
-from gguf_mla.files.input import InputFile
+from gguf_mla.files.input import open_input
+from gguf_mla.files.readable import any_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import PurePath
 
     from numpy.typing import NDArray
 
-    from gguf_mla.files.readable import Readable
+    from gguf_mla.files.readable import AnyPath, Readable
     from gguf_mla.ggtypes.tensor_type import TensorType
 
     _Info = tuple[str, tuple[int, ...], TensorType | int, int]
@@ -117,7 +118,7 @@ class GgufFile:
     `metadata` maps a key to its content, `values` a key to its typed value, `tensors` a name to its tensor.
     """
 
-    path: Path
+    path: AnyPath
     version: int
     size: int
     alignment: int
@@ -139,16 +140,16 @@ class GgufFile:
         return f"<{type(self).__name__} {self.path.name}: {kind}, {len(self.tensors)} tensors, {units.size(self.size)}>"
 
 
-def open_gguf(path: Path | str) -> GgufFile:
+def open_gguf(path: PurePath | str) -> GgufFile:
     """Read the head of a GGUF file; raises InputError with a sentence for anything that is not a sound one."""
-    path = Path(path)
+    path = any_path(path)
     if path.is_dir():
         raise InputError("is a directory, not a GGUF file", file=path, remedy="Name the .gguf file itself")
-    file = InputFile(path)
+    file = open_input(path)
     if file.size == 0:
         raise InputError("the file is empty", file=path)
     try:
-        opened = _Parser(file).parse()
+        opened = _Parser(file, path).parse()
     except InputError:
         if explained := not_whole(path, file.read(0, min(len(LFS), file.size)).tobytes()):
             raise explained from None
@@ -157,13 +158,13 @@ def open_gguf(path: Path | str) -> GgufFile:
     return opened
 
 
-def _check_end(opened: GgufFile, file: InputFile) -> None:
+def _check_end(opened: GgufFile, file: Readable) -> None:
     """Raise InputError where another GGUF file begins after the data."""
     ends = [tensor.offset + tensor.nbytes for tensor in opened.tensors.values() if tensor.foreign is None]
     end = max(ends, default=file.size)
     for start in {end, -(-end // opened.alignment) * opened.alignment}:
         if start + 8 <= file.size and file.read(start, 4).tobytes() == MAGIC:
-            raise joined(file.path)
+            raise joined(opened.path)
 
 
 class CutOffError(InputError):
@@ -173,8 +174,8 @@ class CutOffError(InputError):
 class _Parser:
     """A cursor over the head of one file, of which as much is read as it comes to."""
 
-    def __init__(self, file: InputFile) -> None:
-        self._file, self._head, self._at = file, bytearray(), 0
+    def __init__(self, file: Readable, path: AnyPath) -> None:
+        self._file, self._path, self._head, self._at = file, path, bytearray(), 0
         self._size = min(file.size, MAX_HEAD)
         self._types: dict[int, TensorType | int] = {}
         self._items = self._text_bytes = self._slices = 0
@@ -185,12 +186,12 @@ class _Parser:
         self._plausible(value_count, _SHORTEST_ENTRY, MAX_ENTRIES, "metadata entries")
         values = self._values(value_count)
         self._plausible(tensor_count, _SHORTEST_INFO, bounds.TENSORS, "tensors")
-        alignment = alignment_of(values, self._file.path)
+        alignment = alignment_of(values, self._path)
         infos = [self._info() for _ in range(tensor_count)]
         start = -(-self._at // alignment) * alignment
         del self._head[self._at :]
         tensors = self._placed(infos, start, alignment)
-        return GgufFile(self._file.path, version, self._file.size, alignment, values, tensors)
+        return GgufFile(self._path, version, self._file.size, alignment, values, tensors)
 
     def _version(self) -> int:
         magic = self._take(4)
@@ -241,7 +242,7 @@ class _Parser:
             at += 8 + unpack(head, at)[0]
         self._reach(at)
         self._at = at
-        return Strings(head, begin, count, self._file.path)
+        return Strings(head, begin, count, self._path)
 
     def _numbers(self, item: Kind, count: int, key: str) -> Sequence[Any]:
         dtype = np.dtype(STRUCT_CODES[item]).newbyteorder("<")
@@ -305,7 +306,7 @@ class _Parser:
         return nbytes
 
     def _check_sizes(self, name: str, shape: tuple[int, ...]) -> None:
-        file = self._file.path
+        file = self._path
         if shape[-1] > bounds.ROW_VALUES:
             bounds.bounded(shape[-1], bounds.ROW_VALUES, "the length of a row", file=file, tensor=name)
         if len(shape) > 2:
@@ -343,7 +344,7 @@ class _Parser:
         try:
             return self._head[start : start + length].decode()
         except UnicodeDecodeError:
-            raise not_text(self._head[start : start + length], self._file.path) from None
+            raise not_text(self._head[start : start + length], self._path) from None
 
     def _scalar(self, code: str) -> Any:
         form = _SCALARS[code]
@@ -380,14 +381,14 @@ class _Parser:
         if count > fitting:
             what = f"claims more {what} than fit in it or any model has"
             kind = CutOffError if count <= limit else InputError
-            raise kind(what, file=self._file.path, expected=f"at most {fitting}", found=count)
+            raise kind(what, file=self._path, expected=f"at most {fitting}", found=count)
 
     def _ended(self, needed: int, tensor: str | None = None) -> InputError:
         if needed <= self._file.size:
             return self._broken("has a larger head than any model", f"at most {MAX_HEAD} bytes", f"at least {needed}")
         return CutOffError(
             "the file ends too early, it was cut off or is still being written",
-            file=self._file.path,
+            file=self._path,
             tensor=tensor,
             expected=f"at least {needed} bytes",
             found=f"{self._file.size} bytes",
@@ -397,4 +398,4 @@ class _Parser:
     def _broken(
         self, what: str, expected: object = None, found: object = None, tensor: str | None = None
     ) -> InputError:
-        return InputError(what, file=self._file.path, tensor=tensor, expected=expected, found=found)
+        return InputError(what, file=self._path, tensor=tensor, expected=expected, found=found)

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import PurePath
+from typing import TYPE_CHECKING, TypeVar
 
 from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
 from gguf_mla.container.values import Kind, Value
 from gguf_mla.container.writer import ALIGNMENT
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import bounded, named
+from gguf_mla.files.readable import any_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gguf_mla.container.writer import TensorSpec
+    from gguf_mla.files.readable import AnyPath
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
 MAX_PARTS = 2**16 - 1  # split.count is a u16
 MAX_TENSORS = 2**31 - 1  # split.tensors.count is an i32
+P = TypeVar("P", bound=PurePath)
 _PART_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -41,12 +44,12 @@ class GgufParts(GgufFile):
     files: tuple[GgufFile, ...]
 
 
-def open_gguf_parts(path: Path | str) -> GgufParts:
+def open_gguf_parts(path: PurePath | str) -> GgufParts:
     """Open a GGUF file together with its other parts; `path` names a whole file or the first part.
 
     Raises InputError, naming the part, when one is missing, belongs to another model or is not where its name says.
     """
-    path = Path(path)
+    path = any_path(path)
     first = open_gguf(path)
     files = (first, *_others(first, path)) if is_split(first) else (first,)
     values = {key: value for key, value in first.values.items() if key not in SPLIT_KEYS}
@@ -54,12 +57,12 @@ def open_gguf_parts(path: Path | str) -> GgufParts:
     return GgufParts(first.path, first.version, size, first.alignment, values, _united(files), files)
 
 
-def part_paths(path: Path, count: int) -> list[Path]:
+def part_paths(path: P, count: int) -> list[P]:
     """Return the names of `count` parts of an output; `path` is NAME.gguf, NAME or the name of such a part."""
     return [path.with_name(f"{model_name(path)}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 
-def model_name(path: Path) -> str:
+def model_name(path: PurePath) -> str:
     """Return what the model in a file is called: the file's name without .gguf and the number of a part."""
     named = _PART_NAME.fullmatch(path.name)
     return named["prefix"] if named else path.name.removesuffix(".gguf")
@@ -114,7 +117,7 @@ def is_split(file: GgufFile) -> bool:
     return SPLIT_COUNT in file.values and _number(file, SPLIT_COUNT) > 1
 
 
-def _others(first: GgufFile, path: Path) -> list[GgufFile]:
+def _others(first: GgufFile, path: AnyPath) -> list[GgufFile]:
     """Open parts 2 and up, and check that they and the first belong together."""
     count = _number(first, SPLIT_COUNT)
     paths = _expected_paths(first, path, count)
@@ -132,7 +135,7 @@ def _others(first: GgufFile, path: Path) -> list[GgufFile]:
     return others
 
 
-def _expected_paths(first: GgufFile, path: Path, count: int) -> list[Path]:
+def _expected_paths(first: GgufFile, path: AnyPath, count: int) -> list[AnyPath]:
     paths = part_paths(path, count)
     number = _number(first, SPLIT_NO)
     if number != 0:
@@ -152,7 +155,7 @@ def _expected_paths(first: GgufFile, path: Path, count: int) -> list[Path]:
     return paths
 
 
-def _part(first: GgufFile, path: Path, number: int) -> GgufFile:
+def _part(first: GgufFile, path: AnyPath, number: int) -> GgufFile:
     part = open_gguf(path)
     for key, expected in ((SPLIT_NO, number), *((key, _number(first, key)) for key in (SPLIT_COUNT, SPLIT_TENSORS))):
         found = _number(part, key)
@@ -198,6 +201,6 @@ def _united(files: Sequence[GgufFile]) -> dict[str, GgufTensor]:
     for file in files:
         for name, tensor in file.tensors.items():
             if name in tensors:
-                raise InputError(f"occurs in {Path(tensors[name].file.name).name} too", file=file.path, tensor=name)
+                raise InputError(f"occurs in {tensors[name].file.path.name} too", file=file.path, tensor=name)
             tensors[name] = tensor
     return tensors

@@ -20,7 +20,7 @@ from gguf_mla.files import bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from pathlib import PurePath
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -108,7 +108,7 @@ def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec]) -> Fil
     return FileLayout(head.ljust(start, b"\0"), tuple(start + offset for offset in relative), start + position)
 
 
-def alignment_of(metadata: Mapping[str, Value], file: Path | None = None) -> int:
+def alignment_of(metadata: Mapping[str, Value], file: PurePath | None = None) -> int:
     """Return what the offsets of data are multiples of; InputError for a number that cannot be it."""
     value = metadata.get("general.alignment")
     alignment = ALIGNMENT if value is None else value.data

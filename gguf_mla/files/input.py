@@ -15,12 +15,15 @@ from gguf_mla.errors import GgufMlaError, InputError, MachineError
 from gguf_mla.files import platform
 from gguf_mla.files.clock import stage
 from gguf_mla.files.descriptors import POOL, Descriptor, same
+from gguf_mla.files.readable import Elsewhere
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from gguf_mla.files.readable import AnyPath, Readable
 
 
 class InputFile:
@@ -108,6 +111,11 @@ class InputFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_input(path: AnyPath) -> InputFile | Readable:
+    """Return a file to read, wherever it lies; InputError when it is missing or cannot be read."""
+    return path.opened() if isinstance(path, Elsewhere) else InputFile(path)
 
 
 def _reopened(path: Path, seen: platform.Status) -> int:

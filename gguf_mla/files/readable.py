@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_mla.errors import InputError
 from gguf_mla.files import impostors, json_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import PurePath
 
     import numpy as np
@@ -26,6 +28,10 @@ class Readable(Protocol):
         """Where it lies, for people: the full path."""
 
     @property
+    def path(self) -> PurePath:
+        """The same as a path."""
+
+    @property
     def size(self) -> int:
         """How many bytes there are."""
 
@@ -41,6 +47,78 @@ class Readable(Protocol):
 
     def was_read(self, offset: int, count: int) -> None:
         """Say that a range will not be wanted again."""
+
+
+class Tape(Protocol):
+    """How files far away are read: in the order that they lie in, and each range once, asked for long before."""
+
+    def place(self, say: Callable[[], object]) -> tuple[int, int]:
+        """Return the number of the file and the offset of the first range that `say` says is wanted soon."""
+
+    def measure(self, says: Iterable[Callable[[], object]]) -> tuple[int, int]:
+        """Return how many bytes and requests it takes to read what all of these say is wanted soon."""
+
+    def begin(self) -> None:
+        """Forget what is expected."""
+
+    def hear(self, say: Callable[[], object]) -> None:
+        """Expect that the ranges which `say` says are wanted soon will each be read once, in this order."""
+
+    def heard_all(self) -> None:
+        """Expect no more."""
+
+
+class Elsewhere(PurePosixPath):
+    """A path that leads away from this machine; it names a file or a folder, and opens it."""
+
+    __slots__ = ()
+
+    @property
+    def tape(self) -> Tape:
+        """How the files are read that all such paths lead to."""
+        raise NotImplementedError
+
+    @property
+    def repository(self) -> tuple[str, str]:
+        """Owner and name of the repository that it belongs to."""
+        raise NotImplementedError
+
+    def is_dir(self) -> bool:
+        """Whether there is a folder."""
+        raise NotImplementedError
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        raise NotImplementedError
+
+    def opened(self) -> Readable:
+        """Open the file; InputError when there is none, MachineError when it cannot be reached."""
+        raise NotImplementedError
+
+    def folder(self) -> Folder:
+        """Open the folder, with the same errors."""
+        raise NotImplementedError
+
+    def vouch(self) -> None:
+        """Have `check` read the whole file, if that is what it takes to compare it."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise an error unless what was read of the file is what it should be, as far as that can be told."""
+        raise NotImplementedError
+
+
+AnyPath = Path | Elsewhere  # where an input lies
+
+
+def any_path(path: PurePath | str) -> AnyPath:
+    """Return a path as one that can be opened: what leads elsewhere as it is, anything else on this machine."""
+    return path if isinstance(path, Elsewhere) else Path(path)
+
+
+def here(paths: Iterable[PurePath | None]) -> list[Path]:
+    """Return those paths that lead to files of this machine."""
+    return [path for path in paths if isinstance(path, Path)]
 
 
 class Folder(ABC):

@@ -24,7 +24,7 @@ from gguf_mla.forward.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
-    from pathlib import Path
+    from pathlib import PurePath
 
     from gguf_mla.container.reader import GgufFile
 
@@ -179,7 +179,7 @@ def _yarn_scales(keys: Keys, factor: float) -> tuple[float, float]:
 class KeyRefusedError(InputError):
     """A metadata key that does not describe a model; `key` is its full name."""
 
-    def __init__(self, key: str, file: Path, expected: object, found: object) -> None:
+    def __init__(self, key: str, file: PurePath, expected: object, found: object) -> None:
         self.key = key
         super().__init__(f"{key} cannot be used", file=file, expected=expected, found=found)
 
@@ -189,7 +189,7 @@ class Keys:
     """A file's metadata, asked for by type, and its tensors' `names`; keys without a section are the architecture's."""
 
     metadata: Mapping[str, Any]
-    file: Path
+    file: PurePath
     names: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, key: str, default: Any = None) -> Any:

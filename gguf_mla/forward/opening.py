@@ -13,13 +13,12 @@ from gguf_mla.sources.checkpoint import Choices, open_partial
 from gguf_mla.sources.config import Config
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gguf_mla.container.splits import GgufParts
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.sources.checkpoint import Checkpoint
 
 
-def open_weights(path: Path, choices: Choices | None = None) -> CheckpointWeights | GgufWeights:
+def open_weights(path: AnyPath, choices: Choices | None = None) -> CheckpointWeights | GgufWeights:
     """Open a model and find every tensor it needs; `choices` decide where there are two readings of a checkpoint.
 
     Raises InputError for what is neither a checkpoint nor a GGUF file, and for a model that cannot be computed.

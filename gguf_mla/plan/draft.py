@@ -10,7 +10,7 @@ from gguf_mla.plan.jobs import Part, Untyped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+    from pathlib import PurePath
 
     from gguf_mla.container.reader import GgufFile, GgufTensor
     from gguf_mla.container.values import Value
@@ -24,7 +24,7 @@ class Content:
     sentences.
     """
 
-    path: Path
+    path: PurePath
     tensors: tuple[Untyped, ...]
     metadata: Mapping[str, Value]
     dropped: Mapping[str, str] = field(default_factory=dict)

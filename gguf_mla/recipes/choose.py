@@ -113,6 +113,7 @@ class _Chooser:
         self._total = Counter(role_of(tensor.name) for tensor in tensors)
         self._decided: Counter[TensorRole] = Counter()
         self._expressions = overrides.expressions()
+        self._named = 0  # tensors whose type another file decided
         self._used: set[int] = set()  # indices of expressions that decided a type
 
     def choices(self) -> list[Choice]:
@@ -153,6 +154,9 @@ class _Chooser:
         if role is TensorRole.OUTPUT and wanted.output_tensor_type:
             return _exactly(tensor, wanted.output_tensor_type, "--output-tensor-type")
         index = self._matching(tensor.name)
+        if index is None and tensor.name in wanted.named_types:
+            self._named += 1
+            return _fit(wanted.named_types[tensor.name], tensor.shape[-1], "--types-from", tensor.name)
         if index is None or (self._target.plain and wanted.compat):
             return None
         self._used.add(index)
@@ -198,7 +202,9 @@ class _Chooser:
 
     def warnings(self) -> list[str]:
         """Sentences about expressions that decided nothing."""
-        return [
+        named = self._overrides.named_types
+        unused = ["--types-from names no tensor of this model."] if named and not self._named else []
+        return unused + [
             f"--tensor-type {pattern}={kind} {self._why_unused(index)}."
             for index, (pattern, kind) in enumerate(self._overrides.tensor_types)
             if index not in self._used

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
@@ -12,6 +12,7 @@ from gguf_mla.recipes.expressions import compiled
 from gguf_mla.recipes.names import encodable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -21,6 +22,7 @@ class Overrides:
 
     pure                  every tensor gets the file type's default
     tensor_types          (regular expression, type): a name in which it is found gets that type; the first match wins
+    named_types           the type of a tensor by its name, where no expression comes first
     output_tensor_type    for output.weight, or for embeddings that serve as output
     token_embedding_type  for the token embeddings
     leave_output_tensor   output.weight keeps its type
@@ -32,6 +34,7 @@ class Overrides:
 
     pure: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
+    named_types: Mapping[str, str] = field(default_factory=dict)
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False

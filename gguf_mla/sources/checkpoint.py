@@ -23,9 +23,9 @@ __all__ = ["INDEX", "Checkpoint", "Choices", "open_checkpoint", "open_partial"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from gguf_mla.container.view import Tensor
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.sources.folder import Readable
     from gguf_mla.sources.tensor import SourceTensor
 
@@ -77,7 +77,7 @@ class Checkpoint:
         return _incomplete(self.folder, {name: self.absent[name] for name in wanted}, frozenset(self.absent.values()))
 
 
-def open_checkpoint(source: Folder | Path | str, choices: Choices | None = None) -> Checkpoint:
+def open_checkpoint(source: Folder | AnyPath | str, choices: Choices | None = None) -> Checkpoint:
     """Read the configuration and all shard headers of a checkpoint; InputError for an unsound one.
 
     `source` is its directory, or whatever else its files lie in; `choices` decide where there are two readings.
@@ -101,7 +101,7 @@ def _nothing_to_collect() -> Iterator[None]:
 
 
 @_nothing_to_collect()
-def open_partial(source: Folder | Path | str, choices: Choices | None = None) -> Checkpoint:
+def open_partial(source: Folder | AnyPath | str, choices: Choices | None = None) -> Checkpoint:
     """Open a checkpoint of which shards may be missing, as `open_checkpoint`; `absent` then names their tensors."""
     folder = source if isinstance(source, Folder) else open_folder(source)
     choices = choices or Choices()

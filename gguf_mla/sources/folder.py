@@ -6,10 +6,14 @@ Whatever else can list names and read ranges of files is a `Folder`, too, and ch
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.input import InputFile, unreadable
-from gguf_mla.files.readable import Folder, Readable
+from gguf_mla.files.readable import Elsewhere, Folder, Readable
+
+if TYPE_CHECKING:
+    from gguf_mla.files.readable import AnyPath
 
 __all__ = ["Folder", "LocalFolder", "Readable"]
 
@@ -36,8 +40,10 @@ class LocalFolder(Folder):
         return InputFile(self.path / name)
 
 
-def open_folder(path: Path | str) -> LocalFolder:
+def open_folder(path: AnyPath | str) -> Folder:
     """Return the directory of a checkpoint; InputError for a file, or a path where nothing is."""
+    if isinstance(path, Elsewhere):
+        return path.folder()
     path = Path(path)
     if not path.is_dir():
         what = "is a file; a checkpoint is the directory with config.json" if path.exists() else "does not exist"

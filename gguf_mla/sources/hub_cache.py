@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import NOTE_BYTES
 from gguf_mla.files.checksums import sha256
 from gguf_mla.files.input import read_small
+from gguf_mla.files.readable import Elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path, PurePath
+    from pathlib import PurePath
 
 SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 DOT = "___"  # ModelScope's cache writes it for a dot
@@ -41,25 +43,33 @@ def expected_sha256(path: Path) -> str | None:
     return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
 
 
-def repository(directory: PurePath) -> tuple[str, str] | None:
-    """Return owner and name of the repository that a snapshot of the hub's cache was taken of, None for others.
+def repository(path: PurePath) -> tuple[str, str] | None:
+    """Return owner and name of the repository that a folder is, or a snapshot of in the cache; None for others.
 
     A snapshot is models--OWNER--NAME/snapshots/COMMIT, a branch's or tag's name in the place of the commit.
     """
-    found = SNAPSHOT.fullmatch(directory.parent.parent.name) if directory.parent.name == "snapshots" else None
+    if isinstance(path, Elsewhere):
+        return path.repository
+    where = Path(path).absolute()
+    found = SNAPSHOT.fullmatch(where.parent.parent.name) if where.parent.name == "snapshots" else None
     return (found["owner"], found["name"]) if found else None
 
 
-def model_name(directory: Path) -> str:
+def directory(path: PurePath) -> Path:
+    """Return what a checkpoint's directory is called: of a repository by its name, which says more than a commit."""
+    found = repository(path)
+    return Path("/", *found) if found else Path(path).absolute()
+
+
+def model_name(directory: PurePath) -> str:
     """Return what a model in a directory is called: the directory's name, or in a cache that of the repository.
 
     A commit or a bare number, as caches have them, is passed over for the directory that it lies in.
     """
-    path = directory.absolute()
-    cached = repository(path) or repository(path.resolve())
+    cached = repository(directory) or repository(Path(directory).resolve())
     if cached:
         return cached[1]
-    path = path.resolve()
+    path = Path(directory).resolve()
     named = path.parent if COMMIT.fullmatch(path.name) and path.parent.name else path
     return named.name.replace(DOT, ".")
 

@@ -42,19 +42,56 @@ def placed(outputs: Sequence[Output], layouts: Sequence[FileLayout]) -> Iterator
     return zip(*each, strict=True)
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedPart:
+    """A part of a tensor, as each output has it: its number, its first row there, and the number of its first task."""
+
+    each: Sequence[PlacedTensor]
+    index: int
+    row: int
+    first: int
+
+    @property
+    def part(self) -> Part:
+        """The part itself."""
+        return self.each[0].job.parts[self.index]
+
+    def tasks(self) -> Iterator[Task]:
+        """Cut the part into tasks."""
+        job, part, row = self.each[0].job, self.part, self.row
+        for number, (start, stop, rows) in enumerate(self._pieces(), self.first):
+            targets = tuple(_target(tensor, row, rows) for tensor in self.each)
+            yield Task(number, job.name, job.shape, part, self.index, start, stop, targets)
+            row += rows
+
+    def _pieces(self) -> Iterator[tuple[int, int, int]]:
+        job = self.each[0].job
+        return _moved(self.part) if job.foreign else _pieces(self.part, job.shape[-1])
+
+    def end(self) -> tuple[int, int]:
+        """Return the row and the task that come after the part."""
+        pieces = [rows for _, _, rows in self._pieces()]
+        return self.row + sum(pieces), self.first + len(pieces)
+
+
 def tasks(tensors: Iterable[Sequence[PlacedTensor]]) -> Iterator[Task]:
     """Cut every part of every tensor into tasks of about CHUNK_VALUES values; a transposed part stays whole.
 
     In all outputs a tensor has the same shape and parts; its types may differ.
     """
-    numbers = itertools.count()
+    for part in parts(tensors):
+        yield from part.tasks()
+
+
+def parts(tensors: Iterable[Sequence[PlacedTensor]]) -> Iterator[PlacedPart]:
+    """Yield every part of every tensor."""
+    first = 0
     for each in tensors:
-        job, row = each[0].job, 0
-        for index, part in enumerate(job.parts):
-            for start, stop, rows in _moved(part) if job.foreign else _pieces(part, job.shape[-1]):
-                targets = tuple(_target(tensor, row, rows) for tensor in each)
-                yield Task(next(numbers), job.name, job.shape, part, index, start, stop, targets)
-                row += rows
+        row = 0
+        for index in range(len(each[0].job.parts)):
+            part = PlacedPart(each, index, row, first)
+            yield part
+            row, first = part.end()
 
 
 def _pieces(part: Part, columns: int) -> Iterator[tuple[int, int, int]]:

@@ -22,9 +22,10 @@ from gguf_mla.files.guard import check_free, is_known, partial_path
 from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
 from gguf_mla.files.stamp import ChangedError, Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
-from gguf_mla.stream.chunks import placed, tasks
+from gguf_mla.stream.chunks import placed
 from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
+from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
 from gguf_mla.stream.threads import engine_of
 from gguf_mla.stream.worker import TensorWorker
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.codec.device import Device
     from gguf_mla.files.output import Extra
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
@@ -75,7 +77,7 @@ class Resumption:
     fresh   throw away what an earlier run has left
     """
 
-    inputs: Sequence[Path]
+    inputs: Sequence[AnyPath]
     fresh: bool = False
 
 
@@ -115,7 +117,8 @@ def execute(
     begin, count = time.monotonic(), threads or platform.cores()
     goal = Goal.of(outputs, extras, outdated, overwrite=overwrite)
     with ExitStack() as stack:
-        watch = Watch(resumption.inputs if resumption else ())
+        inputs = resumption.inputs if resumption else ()
+        watch, tape = Watch(inputs), tape_of(inputs)
         journal = _journal(goal, len(outputs), resumption, importance)
         stack.push(journal)
         files = _locked(goal, journal, stack)
@@ -124,7 +127,8 @@ def execute(
         worker = TensorWorker(sources, importance, files, device, forgetting=forgetting)
         with _settled(files, journal, goal.nbytes):
             _prepare(files, goal, journal)
-            _run(engine_of(count), _claimed(tasks(placed(outputs, goal.layouts)), journal), worker, saver, progress)
+            queue = _claimed(arranged(placed(outputs, goal.layouts), sources, tape), journal)
+            _run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
             streamed = time.monotonic()
             saver.save()
             _complete(files, goal.extras)

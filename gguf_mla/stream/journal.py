@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.guard import Mark
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import PlannedFile
     from gguf_mla.stream.engine import Done, Sums
@@ -62,7 +63,7 @@ class Identity:
 
 
 def identity(
-    planned: Sequence[PlannedFile], layouts: Sequence[FileLayout], inputs: Iterable[Path], importance: Importance
+    planned: Sequence[PlannedFile], layouts: Sequence[FileLayout], inputs: Iterable[AnyPath], importance: Importance
 ) -> Identity:
     """Return the identity of a run that writes these files from these inputs; InputError for an unreadable input."""
     digest = hashlib.sha256(str(chunks.CHUNK_VALUES).encode())

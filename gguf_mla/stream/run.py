@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.files.output import Extra
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.plan.jobs import Importance, Plan
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
@@ -30,9 +31,9 @@ class Job:
 
     outputs: Sequence[tuple[Plan, Output]]
     sources: Mapping[str, SourceTensor]
-    inputs: Sequence[Path]
+    inputs: Sequence[AnyPath]
     importance: Importance | None = None
-    protected: Iterable[Path] = ()
+    protected: Iterable[AnyPath] = ()
     remarks: Callable[[Sequence[Any]], Sequence[str]] = lambda _: ()
     extras: Sequence[Extra] = ()
     directories: Sequence[Path] = ()

@@ -80,7 +80,8 @@ class TensorWorker:
 
         What the OS has copied was never seen here; to copy it again costs no more than to compare it.
         """
-        if any(is_copied(task.part, source, target) for target in task.targets):
+        copied = [is_copied(task.part, source, target) for target in task.targets]
+        if any(seen == 0 for seen, copy in zip(task.claimed or (), copied, strict=True) if copy):
             return False
         found = (self._files[target.file].read(target.offset, target.nbytes) for target in task.targets)
         return tuple(map(_checksum, found)) == task.claimed
@@ -93,19 +94,19 @@ def write(rows: Rows, target: Target, file: OutputFile) -> int:
     """
     if is_copied(rows.task.part, rows.source, target):
         with stage("copy"):
-            _copy(rows.raw(), file, target.offset)
-        return 0
+            return _copy(rows.raw(), file, target.offset)
     encoded = rows.encoded(target)
     sum_ = _checksum(encoded)
     file.write(encoded, target.offset)
     return sum_
 
 
-def _copy(raw: Raw, file: OutputFile, offset: int) -> None:
+def _copy(raw: Raw, file: OutputFile, offset: int) -> int:
+    """Copy bytes, and return their checksum, 0 where they were not looked at."""
     if isinstance(raw.data, FileRange):
-        copy_range(raw.data.file, raw.data.offset, file, offset, raw.data.nbytes)
-    else:
-        file.write(raw.data, offset)
+        return copy_range(raw.data.file, raw.data.offset, file, offset, raw.data.nbytes)
+    file.write(raw.data, offset)
+    return 0
 
 
 def is_handed_over(device: Device, source: SourceTensor, job: TensorJob | Target, part: Part) -> bool:

@@ -7,7 +7,7 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli import numbers
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import DEVICE, PATH, PREFIX, SET, THREADS, WEIGHTS
+from gguf_mla.cli.options import DEVICE, EITHER, PATH, PREFIX, SET, SMALL, THREADS, WEIGHTS
 
 OVERWRITE = Option(["--overwrite"], is_flag=True, help="Replace an output that exists.")
 JSON = Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON.")
@@ -18,9 +18,10 @@ make = Command(
     """Run MODEL, a checkpoint or a GGUF file, over a text, and write its importance matrix OUT.
 
     The model is read layer by layer, whatever its size; stopped at any time, the same command goes on. OUT is
-    NAME.imatrix.gguf in the current directory unless it is given. Tools: imatrix show, imatrix merge, imatrix convert.
+    NAME.imatrix.gguf in the current directory unless it is given. MODEL may be OWNER/NAME or OWNER/NAME:TAG on the hub.
+    Tools: imatrix show, imatrix merge, imatrix convert.
     """,
-    Argument(["model"], type=PATH),
+    Argument(["model"], type=EITHER),
     Argument(["out"], type=PATH, required=False),
     Option(
         ["--text", "texts"], type=PATH, multiple=True, metavar="FILE",
@@ -64,7 +65,7 @@ make = Command(
 show = Command(
     "quantize.imatrix.tools:show",
     "Show what is in the importance matrix FILE: which experts saw how many tokens, and what the columns are like.",
-    Argument(["files"], metavar="FILE...", type=PATH, nargs=-1, required=True),
+    Argument(["files"], metavar="FILE...", type=SMALL, nargs=-1, required=True),
     Option(["--tensors"], is_flag=True, help="List every tensor with its statistics."),
     REPORT,
     JSON,
@@ -77,7 +78,7 @@ merge = Command(
     The order of the files has no influence on the sums. Parts make a matrix when no chunk is missing, a part otherwise.
     """,
     Argument(["out"], type=PATH),
-    Argument(["files"], metavar="FILE...", type=PATH, nargs=-1, required=True),
+    Argument(["files"], metavar="FILE...", type=SMALL, nargs=-1, required=True),
     OVERWRITE,
 )
 
@@ -88,7 +89,7 @@ convert = Command(
     mla: attn_kv_b also serves attn_v_b; legacy: attn_v_b becomes attn_kv_b; ik: one row for all heads of attn_k_b and
     attn_v_b, as ik_llama.cpp has them.
     """,
-    Argument(["file"], type=PATH),
+    Argument(["file"], type=SMALL),
     Argument(["out"], type=PATH),
     Option(["--names"], type=Choice(["mla", "legacy", "ik"]), help="Whose names, if others are wanted."),
     Option(["--heads"], type=numbers.Whole(numbers.COUNT), help="With --names: how many heads the model has."),

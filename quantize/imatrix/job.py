@@ -23,6 +23,7 @@ from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files.guard import check_apart, check_free, partial_path
 from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
+from gguf_mla.files.readable import here
 from gguf_mla.files.stamp import ChangedError, Watch, stamp
 from gguf_mla.forward import prediction, sweep, walk
 from gguf_mla.forward.attention import FORMS, Form
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.writer import FileLayout, TensorSpec
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.arrays import Floats
     from gguf_mla.forward.tensors import Weights
     from gguf_mla.importance.exact import Sums
@@ -110,7 +112,7 @@ class How:
     fresh      whether what an earlier run has left is thrown away
     """
 
-    inputs: Sequence[Path] = ()
+    inputs: Sequence[AnyPath] = ()
     place: Place = CPU
     form: Form = FORMS["absorbed"]
     in_memory: bool = False
@@ -155,7 +157,7 @@ def collect(work: Work, out: Path, how: How) -> Outcome:
     layout = lay_out(work.metadata(), [spec for listed in specs.values() for spec in listed])
     states = 0 if how.in_memory else work.state_bytes
     sizes = {out: layout.size} | {out.with_name(out.name + suffix): states for suffix in BESIDE}
-    check_apart([out], [*map(partial_path, sizes), journal_path(out)], how.inputs)
+    check_apart([out], [*map(partial_path, sizes), journal_path(out)], here(how.inputs))
     named = {} if how.fresh else finished(out, 2)
     check_free(out, overwrite=how.overwrite or is_named_by(named, out))
     outcome = Outcome(out, len(work.chunks))
@@ -183,7 +185,7 @@ def _placed(specs: Mapping[str, Iterable[TensorSpec]], layout: FileLayout) -> di
     return {name: [(next(offsets), spec.nbytes) for spec in listed] for name, listed in specs.items()}
 
 
-def _identity(work: Work, layout: FileLayout, inputs: Iterable[Path]) -> Identity:
+def _identity(work: Work, layout: FileLayout, inputs: Iterable[AnyPath]) -> Identity:
     digest = hashlib.sha256(layout.head)
     digest.update(np.ascontiguousarray(work.chunks).tobytes())
     digest.update(repr((work.chunks.shape, work.prediction, sweep.BLOCK_BYTES, work.weights.model)).encode())

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
     from gguf_mla.text.calibration import Reader
     from quantize.imatrix.coverage import Coverage
@@ -54,7 +55,7 @@ class Wanted:
 
 
 def make(
-    model: Path,
+    model: AnyPath,
     out: Path | None,
     texts: tuple[Path, ...],
     tokens: Path | None,
@@ -186,7 +187,7 @@ def _stopped(stop: RunStopped) -> tuple[str, ...]:
 
 
 def _tell(
-    work: Work, outcome: Outcome, report: Path | None, read: Sequence[Path], *, quiet: bool, as_json: bool
+    work: Work, outcome: Outcome, report: Path | None, read: Sequence[AnyPath], *, quiet: bool, as_json: bool
 ) -> None:
     """Say what was done, and what the experts have seen."""
     covered = _covered(work, outcome.path)

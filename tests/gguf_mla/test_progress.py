@@ -63,6 +63,19 @@ def test_the_clock_is_looked_at_although_nothing_is_reported(
             shown += capsys.readouterr().err
 
 
+def test_a_note_is_asked_for_when_something_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines("v3.gguf", 100, "B", begin=0.0, note=lambda: "network 5 B/s")
+    lines.tick(31)
+    assert capsys.readouterr().err.endswith("nothing done yet, network 5 B/s\n")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress.progress("v3.gguf", 100, note=lambda: "network 7 B/s") as bar:
+        bar.update(100)
+    assert "100/100" in (shown := capsys.readouterr().err)
+    assert shown.rstrip().endswith("network 7 B/s]")
+
+
 def test_what_an_earlier_run_has_done_is_no_measure_of_speed() -> None:
     lines = Lines("v3.gguf", 100, "B", begin=0.0, before=40)
     lines.update(10)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from verify.sections import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.architecture import State
     from gguf_mla.forward.model import Yarn
     from gguf_mla.forward.place import Place
@@ -55,8 +56,10 @@ class EngineAgreement:
     same_top: bool
 
 
-def require() -> None:
-    """Raise InputError where llama.cpp is not installed."""
+def require(candidate: AnyPath) -> None:
+    """Raise InputError where llama.cpp is not installed, or cannot open the file."""
+    if not isinstance(candidate, Path):
+        raise InputError("--engine needs a file on this machine", file=candidate, remedy="Download it")
     if importlib.util.find_spec("xllamacpp") is None:
         raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'")
 
@@ -85,7 +88,7 @@ class Ours:
             last = walk.finish(self.pass_, self.state)[0, [length - 1 for length in self.lengths]]
             self.log = self.pass_.linear(last, "output.weight").double().log_softmax(dim=1).numpy(force=True)
 
-    def ask(self, path: Path) -> tuple[list[EngineAgreement], float]:
+    def ask(self, path: AnyPath) -> tuple[list[EngineAgreement], float]:
         """Ask llama.cpp for what follows these prefixes; MachineError when it cannot load the file.
 
         The number is the largest |Δ log-probability| that float32 explains, if the file is in F32.
@@ -129,7 +132,7 @@ def judge(results: Sequence[EngineAgreement], exact: float | None) -> Finding | 
 class _Engine:
     """One loaded llama.cpp, in float32 as far as it goes: F32 cache, and no flash attention, which lowers it."""
 
-    def __init__(self, path: Path, threads: int, context: int, yarn: Yarn | None) -> None:
+    def __init__(self, path: AnyPath, threads: int, context: int, yarn: Yarn | None) -> None:
         import xllamacpp  # noqa: PLC0415 - optional
 
         params = xllamacpp.CommonParams()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla import units
@@ -29,8 +30,8 @@ from verify.report.terminal import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
+    from gguf_mla.files.readable import AnyPath
     from verify.job import Proof
     from verify.levels.weights import TensorError
 
@@ -97,10 +98,14 @@ def _others(proof: Proof) -> Iterator[str]:
         yield section("llama.cpp beside the forward pass", _table(ENGINE_HEADER, engine_rows(proof.engine)))
 
 
+def _name(path: AnyPath) -> str:
+    return path.resolve().name if isinstance(path, Path) else path.name
+
+
 def _head(proof: Proof) -> str:
     word, kind = WORDS.get(proof.grade, proof.grade.value), KINDS[proof.grade]
     levels = ", ".join(f"{level} {seconds:.1f} s" for level, seconds in proof.seconds.items())
-    candidate, reference = (safe(path.resolve().name) for path in (proof.request.candidate, proof.request.reference))
+    candidate, reference = (safe(_name(path)) for path in (proof.request.candidate, proof.request.reference))
     return (
         f'<h1>{candidate} is <span class="{kind}">{word}</span></h1>'
         f'<p class="soft">against {reference}; looked at: {levels}; gguf-mla {__version__}</p>'

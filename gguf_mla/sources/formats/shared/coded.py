@@ -61,8 +61,10 @@ class CodedTensor:
         return out
 
     def will_read(self, start: int, stop: int) -> None:
-        """Ask the OS to fetch rows `start:stop`."""
+        """Ask the OS to fetch rows `start:stop`, and with the first the scales, a small part of the whole."""
         self.weight.will_read(start, stop)
+        if start == 0:
+            self.scale.will_read(0, self.scale.rows)
 
     def was_read(self, start: int, stop: int) -> None:
         """Let the OS forget rows `start:stop`."""

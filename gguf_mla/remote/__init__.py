@@ -1,0 +1,6 @@
+"""Files of the Hugging Face hub, read over the network by ranges as they are needed, and never stored.
+
+`location` tells ids from paths, `repository` asks the hub what a repository holds (by huggingface_hub, the extra
+`hub`), `link` fetches ranges and trusts no answer, `tape` decides what is fetched when, and `files` makes Readables and
+Folders of all that. Nothing above this room knows that there is a network.
+"""
