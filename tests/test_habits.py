@@ -81,7 +81,7 @@ def test_metadata_that_cannot_be_are_refused(content: str, words: str) -> None:
 
 def test_an_overridden_value_has_the_keys_type() -> None:
     wrong = ("--override-kv", "deepseek2.expert_used_count=str:two", "--dry-run")
-    assert "expected int, as the file has there" in run("convert", hub.BUNDLED, *wrong, status=2).output
+    assert "expected a number of 32 bits, found 'two'" in run("convert", hub.BUNDLED, *wrong, status=2).output
 
 
 def test_the_vocabulary_alone_has_a_name_of_its_own() -> None:

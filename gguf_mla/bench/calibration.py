@@ -104,7 +104,7 @@ def rehearse(directory: Path, shape: str, fraction: float, tokens: int, threads:
     hidden, computing = config["hidden_size"], sum(stages.values())
     return Rehearsal(
         parameters=shapes.parameters(config), fraction_parameters=shapes.parameters(small), tokens=count,
-        seconds=ran.seconds, peak=ran.peak, spill=BUFFERS * ran.output["state_bytes"], stages=stages,
+        seconds=ran.seconds, peak=ran.peak, spill=BUFFERS * ran.output["matrix"]["state_bytes"], stages=stages,
         sgemm=sgemm(hidden, threads), rate=2 * of_fraction * count / computing,
         experts=2 * of_experts * count / stages["experts"], whole_seconds=computing * of_whole / of_fraction,
         whole_spill=BUFFERS * 4 * hidden * count,

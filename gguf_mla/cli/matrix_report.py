@@ -34,7 +34,7 @@ def is_matrix(file: AnyPath) -> TypeGuard[Path]:
 def summary(file: Path) -> dict[str, Any]:
     """Return what is in it, as JSON has it; InputError for one that is not sound."""
     from gguf_mla.importance.matrix import read_imatrix  # noqa: PLC0415 - numpy is not needed for other files
-    from gguf_mla.importance.partial import is_part, open_part  # noqa: PLC0415
+    from gguf_mla.importance.partial import is_part, open_part  # noqa: PLC0415 - numpy again
 
     if file.suffix != ".dat" and is_part(file):
         part = open_part(file)

@@ -179,14 +179,14 @@ def _asked(helper: subprocess.Popen[bytes], need: Need) -> bool:
 
 def _can_help() -> bool:
     """Whether a helper could leave anything: there is a Python to start, and a place on disk."""
-    from gguf_mla.codec import kernel_cache  # noqa: PLC0415  # numba, which is there by now
+    from gguf_mla.codec import kernel_cache  # noqa: PLC0415 - numba, which is there by now
 
     return bool(sys.executable) and not getattr(sys, "frozen", False) and kernel_cache.keeps()
 
 
 def _start() -> subprocess.Popen[bytes]:
     """Start a helper that runs this very package; it hears neither Ctrl-C nor what we are told."""
-    from gguf_mla.codec import kernel_cache  # noqa: PLC0415
+    from gguf_mla.codec import kernel_cache  # noqa: PLC0415 - numba again
 
     places = [str(kernel_cache.PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}

@@ -57,6 +57,12 @@ def _flags(*names: str) -> int:
 # ------------------------------------------------------------------------------------------------------- the machine
 
 
+def pages(nbytes: int) -> Any:
+    """Return writable memory that goes back to the OS when it is let go of; from the heap where that cannot be had."""
+    module = _module("mmap")
+    return bytearray(nbytes) if module is None else module.mmap(-1, nbytes)
+
+
 def cores() -> int:
     """Return the number of cores this process may use; portable: that the machine has."""
     affinity = _native("sched_getaffinity")

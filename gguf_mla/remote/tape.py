@@ -6,7 +6,6 @@ has announced, or that is read a second time, is fetched when it is read.
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.files import platform
 from gguf_mla.remote.layout import Layout, Run
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ class Tape:
     def _start(self, run: Run) -> Fetched:
         self._layout.close(run)
         self._waiting.remove(run)
-        # From the OS and not from the heap, which would keep what others need.
-        fetched = Fetched(run, np.frombuffer(mmap.mmap(-1, run.size), np.uint8))
+        fetched = Fetched(run, np.frombuffer(platform.pages(run.size), np.uint8))
         self._fetched.append(fetched)
         self._held += run.size
         self._active += 1

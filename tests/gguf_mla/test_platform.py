@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 PACKAGES = ("gguf_mla", "convert", "quantize", "verify")
 # What other modules may use of `os`.
 EVERYWHERE = {
-    "O_CREAT", "O_RDWR", "PathLike", "close", "devnull", "environ", "fsdecode", "fstat", "ftruncate", "isatty",
-    "listdir", "open", "path", "scandir", "strerror", "write",
+    "O_CREAT", "O_RDWR", "PathLike", "W_OK", "X_OK", "_exit", "access", "close", "devnull", "dup", "environ",
+    "fsdecode", "fspath", "fstat", "ftruncate", "getpid", "isatty", "kill", "listdir", "open", "path", "pathsep",
+    "scandir", "sep", "strerror", "write",
 }  # fmt: skip
 NOT_EVERYWHERE = {"fcntl", "grp", "mmap", "msvcrt", "posix", "pwd", "resource", "syslog", "termios"}
 OF_A_STATUS = {"st_blksize", "st_blocks", "st_flags", "st_rdev"}
