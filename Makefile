@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 # A test file runs in one process, as many files at a time as there are processors; each then needs but one thread.
 PYTEST = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick elsewhere bench-smoke check gpu clean
+.PHONY: demo test exhaustive quick elsewhere bench-smoke check gpu clean
 
 demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp speak
 	$(BIN)/gguf-mla demo
@@ -17,25 +17,26 @@ demo: $(VENV)/engine.stamp ## convert the bundled checkpoint and let llama.cpp s
 test: $(VENV)/test.stamp ## run the whole test suite
 	$(PYTEST)
 
-quick: $(VENV)/test.stamp ## the quick part: no other program judges, no GPU is simulated, few cases of each kind
-	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow and not thorough'
+exhaustive: $(VENV)/test.stamp ## what takes long and seldom finds more than the rest: by hand, when its subject changes
+	$(PYTEST) -m 'exhaustive and not gpu'
 
-# Sums in other orders, the golden bytes from the machine code of other CPUs, and files as where Linux's own calls fail.
-# torch without its AVX2 kernels adds everything in another order; MKL's, which serve every CPU, the products alone. (Of
-# other switches, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA change no sum here.) The rest of tests/verify sees names,
-# keys and bytes, which are the same everywhere.
-PRODUCTS = $(patsubst %,tests/verify/test_%.py,attention forward indexer levels observe prediction union walk)
-SUMS = $(PRODUCTS) $(patsubst %,tests/verify/test_%.py,faults other_makes rounding significance sparse sparse_faults)
-elsewhere: bench-smoke ## run as on other machines what depends on the machine
-	ATEN_CPU_CAPABILITY=default $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
-	MKL_CBWR=COMPATIBLE $(PYTEST) -m 'not gpu and not cuda and not slow' $(PRODUCTS)
+quick: $(VENV)/test.stamp ## the quick part: no other program judges, no GPU is simulated, few cases of each kind
+	$(PYTEST) -m 'not gpu and not judge and not cuda and not slow and not thorough and not exhaustive'
+
+# Sums in other orders, and files as where Linux's own calls fail. torch without its AVX2 kernels adds everything in
+# another order, and MKL's products for every CPU do, too. (Of other switches, MKL_ENABLE_INSTRUCTIONS and
+# ONEDNN_MAX_CPU_ISA change no sum here.) The rest of tests/verify sees names, keys and bytes, which are the same
+# everywhere.
+SUMS = $(patsubst %,tests/verify/test_%.py,attention forward indexer levels observe other_makes prediction rounding \
+	significance sparse union walk)
+elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
 	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/guard tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
 
 # The golden bytes of every type from machine code for other processors and this one, each in a process of its own. What
 # is made for haswell, AVX2 without AVX-512, differs from a machine's own code only where that has AVX-512.
 CPUS = generic native $(shell grep -qs avx512f /proc/cpuinfo && echo haswell)
-bench-smoke: $(VENV)/test.stamp ## what the benchmarks measure gives the same bytes on other processors
-	$(MAKE) --jobs=2 --output-sync=target $(CPUS:%=golden-%)
+bench-smoke: $(CPUS:%=golden-%) ## what the benchmarks measure gives the same bytes on other processors
 
 golden-%: $(VENV)/test.stamp
 	$(if $(filter native,$*),,NUMBA_CPU_NAME=$*) $(BIN)/python -m pytest tests/gguf_mla/test_ggtypes.py

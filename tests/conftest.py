@@ -39,6 +39,23 @@ THOROUGH = (
     "verify/test_blame", "verify/test_history", "verify/test_exact", "verify/test_hostile",
     "verify/test_as_recognised", "verify/test_command",
 )  # fmt: skip
+# What takes long and seldom finds more than the rest does: run by hand (make exhaustive) when its subject has changed.
+RARE = ("IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+EXHAUSTIVE = (
+    "convert/test_from_memory.py::test_a_checkpoint_in_memory_becomes_the_same_bytes[v2-bundled-Q4_K_M",
+    "convert/test_full_size.py::test_planning_all_of_kimi_k2_thinking",
+    "convert/test_int4.py::test_a_wanted_size_buys_what_is_there",
+    "gguf_mla/test_bench_imatrix.py::test_a_fraction_is_run",
+    "gguf_mla/test_lanes_cuda.py::test_every_operation",
+    "gguf_mla/test_lanes_cuda.py::test_no_register",
+    "gguf_mla/test_lanes_cuda.py::test_only_known_encoders",
+    "gguf_mla/test_lanes_cuda.py::test_the_tests_of_the_device_pass_over",
+    "test_status.py::test_when_no_more_files_may_be_open",
+    "verify/test_command.py::test_peak_memory",
+    "verify/test_cuda.py::test_real_sizes_compile",
+    *(f"gguf_mla/test_device.py::test_the_known_rows_survive_every_type[{name}]" for name in RARE),
+    *(f"gguf_mla/test_lanes.py::test_plain_lanes_give_the_kernels_bytes[{name}]" for name in RARE),
+)
 MINIATURE: kinds.Config = {
     "num_hidden_layers": 2,
     "n_routed_experts": 4,
@@ -54,6 +71,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("judge")
         if item.path.relative_to(TESTS).as_posix().startswith(THOROUGH):
             item.add_marker("thorough")
+        if item.nodeid.removeprefix("tests/").startswith(EXHAUSTIVE):
+            item.add_marker("exhaustive")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,12 @@ from tests.support.hub import REPOSITORY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LONG = ("gguf-mla verify", "gguf-mla imatrix", "gguf-mla demo", "gguf-mla convert kimi")  # they compute models, or need them
+LONG = (
+    "gguf-mla verify",
+    "gguf-mla imatrix",
+    "gguf-mla demo",
+    "gguf-mla convert kimi",
+)  # they compute models, or need them
 PROGRESS = re.compile(r".*: \d+%, .* of .*/s, ")  # a line that comes where a run takes long
 FOREIGN = re.compile(r"\$[A-Z_]+")  # a command that needs what only a reader has
 

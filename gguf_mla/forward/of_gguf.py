@@ -143,7 +143,8 @@ def _gguf_linear(keys: Keys) -> Linear | None:
         raise keys.refuse("rope.scaling.factor", "a number above zero", factor)
     stretch = math.log(factor)
     multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
-    return Linear(factor, ((1 + 0.1 * stretch) * (1 + multiplier * stretch)) ** 2)
+    root = (1 + 0.1 * stretch) * (1 + multiplier * stretch)
+    return Linear(factor, _square(keys, "rope.scaling.yarn_log_multiplier", root))
 
 
 def _gguf_yarn(keys: Keys) -> Yarn | None:
@@ -154,7 +155,7 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
     return Yarn(
         factor=factor,
         original=keys.integer("rope.scaling.original_context_length"),
-        softmax=root**2,
+        softmax=_square(keys, "rope.scaling.attn_factor", root),
         rotated=rotated,
         fast=keys.number("rope.scaling.yarn_beta_fast", BETA_FAST),
         slow=keys.number("rope.scaling.yarn_beta_slow", BETA_SLOW),
@@ -174,6 +175,13 @@ def _yarn_scales(keys: Keys, factor: float) -> tuple[float, float]:
     rotated = 1.0 if follows else growth(factor, 1.0) / root
     rotated *= keys.number("rope.scaling.attn_factor", 1.0)
     return rotated, rotated * root
+
+
+def _square(keys: Keys, name: str, root: float) -> float:
+    """Return the square of a scale that a key makes what it is."""
+    if not math.isfinite(root * root):  # ** raises where * does not
+        raise keys.refuse(name, "a number that leaves attention a scale", root)
+    return root * root
 
 
 class KeyRefusedError(InputError):

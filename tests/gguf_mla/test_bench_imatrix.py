@@ -35,7 +35,7 @@ def test_a_fraction_is_run_and_the_whole_projected(tmp_path: Path, monkeypatch: 
     options = ("--shape", "small", "--fraction", "1/64", "--tokens", 1024, "--threads", 1, "--dir", tmp_path)
     answer = gguf_mla("bench", "imatrix", *options, "--json")
     assert answer.status == 0, answer.output
-    found = json.loads(answer.output)
+    [found] = json.loads(answer.output)["measurements"]
     assert found["spill"] == 3 * 4 * 512 * 1024
     assert set(found["stages"]) == {"attention", "experts", "shared experts", "the rest"}
     assert 0 < found["rate"] < 2 * found["sgemm"]

@@ -41,7 +41,7 @@ def test_no_class_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         family_of(Config({"architectures": ["Other"]}, tmp_path))
     assert set(str(error.value.expected).split(" or ")) == set(CLASSES)
-    assert ARCHITECTURES == ("deepseek2", "deepseek32", "glm-dsa")
+    assert ARCHITECTURES == ("deepseek2", "deepseek32", "glm-dsa", "deepseek4")
 
 
 @pytest.mark.parametrize(("kind", "changes", "count"), CONFIGURATIONS)
