@@ -7,6 +7,7 @@ that piece takes `QUIET`.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -59,6 +60,7 @@ def cost(call: Callable[[], object]) -> Cost:
 def _report(call: Callable[[], object], writing: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(ENDLESS)
+    gc.freeze()  # what the parent has loaded, torch and all, is not looked through at the cost of the call
     pace = _pace()
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     outcome, words = _outcome(call)

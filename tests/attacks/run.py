@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import random
@@ -161,6 +162,7 @@ def tried(kind: str, first: int, count: int, seed: int, directory: Path) -> Coun
     if child == 0:
         os.close(reading)
         signal.alarm(ENDLESS)
+        gc.freeze()  # what is loaded here is not looked through at the cost of an input
         found = _batch(kind, first, count, seed, directory)
         os.write(writing, json.dumps(found).encode())
         os._exit(0)
