@@ -27,11 +27,11 @@ quick: $(VENV)/test.stamp ## the quick part: no other program judges, no GPU is 
 # another order, and MKL's products for every CPU do, too. (Of other switches, MKL_ENABLE_INSTRUCTIONS and
 # ONEDNN_MAX_CPU_ISA change no sum here.) The rest of tests/verify sees names, keys and bytes, which are the same
 # everywhere.
-SUMS = $(patsubst %,tests/verify/test_%.py,attention forward indexer levels observe other_makes prediction rounding \
-	significance sparse union walk)
+SUMS = $(patsubst %,tests/verify/test_%.py,attention forward indexer levels rounding significance sparse walk)
 elsewhere: $(VENV)/test.stamp ## run as on other machines what depends on the machine
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(PYTEST) -m 'not gpu and not cuda and not slow' $(SUMS)
-	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py tests/guard tests/gguf_mla/test_stream.py tests/gguf_mla/test_splits.py
+	GGUF_MLA_PORTABLE=1 $(PYTEST) tests/test_crash.py $(patsubst %,tests/guard/test_%.py,names meanwhile) \
+		$(patsubst %,tests/gguf_mla/test_%.py,splits stream)
 
 # The golden bytes of every type from machine code for other processors and this one, each in a process of its own. What
 # is made for haswell, AVX2 without AVX-512, differs from a machine's own code only where that has AVX-512.

@@ -40,16 +40,23 @@ THOROUGH = (
     "verify/test_as_recognised", "verify/test_command",
 )  # fmt: skip
 # What takes long and seldom finds more than the rest does: run by hand (make exhaustive) when its subject has changed.
-RARE = ("IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+RARE = ("IQ1_M", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "Q2_K", "Q3_K", "Q5_K", "TQ1_0", "TQ2_0")
 EXHAUSTIVE = (
+    "convert/test_demo.py::test_a_small_model_of_each_family_is_converted_proven_and_runs[glm-dsa",
     "convert/test_from_memory.py::test_a_checkpoint_in_memory_becomes_the_same_bytes[v2-bundled-Q4_K_M",
     "convert/test_full_size.py::test_planning_all_of_kimi_k2_thinking",
+    "convert/test_full_size.py::test_planning_all_of_deepseek_v3[Q8_0",
     "convert/test_int4.py::test_a_wanted_size_buys_what_is_there",
+    "convert/test_memory.py::test_peak_memory_does_not_grow_with_the_model[v3fp8",
     "gguf_mla/test_bench_imatrix.py::test_a_fraction_is_run",
     "gguf_mla/test_lanes_cuda.py::test_every_operation",
     "gguf_mla/test_lanes_cuda.py::test_no_register",
     "gguf_mla/test_lanes_cuda.py::test_only_known_encoders",
     "gguf_mla/test_lanes_cuda.py::test_the_tests_of_the_device_pass_over",
+    "gguf_mla/test_lanes_cuda.py::test_the_tests_of_the_device_pass_in",
+    "gguf_mla/test_recipes.py::test_every_rule_decides",
+    "guard/test_small_files.py::test_an_upgrade_with_its_matrix_is_killed",
+    "test_status.py::test_a_right_file_is_right_without",
     "test_status.py::test_when_no_more_files_may_be_open",
     "verify/test_command.py::test_peak_memory",
     "verify/test_cuda.py::test_real_sizes_compile",

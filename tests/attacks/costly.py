@@ -210,7 +210,7 @@ COUNTS = (
 )  # fmt: skip
 LISTS = (
     Costly("a million entries", lambda path: read_imatrix([path]), "number of entries", dat(MB, MB)),
-    Costly("60 000 entries", lambda path: read_imatrix([path]), "", dat(60_000, 60_000)),
+    Costly("40 000 entries", lambda path: read_imatrix([path]), "", dat(40_000, 40_000)),
     Costly("values in a hole", lambda path: read_imatrix([path]), "number of values", dat(1, 1, 1 << 30, 1 << 33)),
     Costly("a million shards", open_checkpoint, "more shards", index(MB)),
     Costly("70 000 shards", open_checkpoint, "more shards", index(70_000)),
