@@ -246,9 +246,7 @@ def of_config(config: Config, names: Container[str] = ()) -> V4Model:
         heads=config.positive("num_attention_heads"),
         rope=config.positive("qk_rope_head_dim", int(head * fraction)),
         q_rank=config.positive("q_lora_rank"),
-        ffn=expert_ffn,
-        dense_layers=0,
-        expert_ffn=expert_ffn,
+        ffn=expert_ffn, dense_layers=0, expert_ffn=expert_ffn,
         shared=config.positive("n_shared_experts"),
         routing=_routing(
             config.positive("n_routed_experts"), config.positive("num_experts_per_tok"),
@@ -327,9 +325,7 @@ def of_gguf(file: GgufFile) -> V4Model:
         heads=keys.integer("attention.head_count"),
         rope=keys.integer("rope.dimension_count"),
         q_rank=keys.integer("attention.q_lora_rank"),
-        ffn=expert_ffn,
-        dense_layers=0,
-        expert_ffn=expert_ffn,
+        ffn=expert_ffn, dense_layers=0, expert_ffn=expert_ffn,
         shared=keys.integer("expert_shared_count"),
         routing=_routing(
             keys.integer("expert_count"), keys.integer("expert_used_count"), keys.number("expert_weights_scale", 1.0),
