@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.files.bounds import LAYERS
 from gguf_mla.forward.model import (
     BEST,
     BEST_TWO,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.config import Config
 
 
+MOST_LAYERS = 1 << 12  # far more than any model has; lists of that length are made before tensors are counted
 LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whatever rms_norm_eps says
 KINDS = ("yarn", "linear", "default")  # of stretched positions
 PREDICTORS = 8  # layers after the last that are looked at for multi-token prediction
@@ -70,8 +70,8 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
 def config_layers(config: Config) -> int:
     """Return how many layers there are; lists of that length are made before tensors are counted."""
     layers = config.positive("num_hidden_layers")
-    if layers > LAYERS:
-        raise config.refuse("num_hidden_layers", f"at most {LAYERS}", layers)
+    if layers > MOST_LAYERS:
+        raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
     return layers
 
 
