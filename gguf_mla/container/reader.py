@@ -98,15 +98,9 @@ class GgufTensor:
         """Let the OS forget rows `start:stop`."""
         self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
-    def dequantize(self) -> NDArray[np.float32]:
-        """Return the tensor's values as float32 in its shape."""
-        from gguf_mla import codec  # noqa: PLC0415 - reading metadata must not pay for kernels
-
-        return codec.decode(self.read(), self.type).reshape(self.shape)
-
     def decoded(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return the values of rows `start:stop` as float32 [rows, cols]."""
-        from gguf_mla import codec  # noqa: PLC0415 - as above
+        from gguf_mla import codec  # noqa: PLC0415 - reading metadata must not pay for kernels
 
         return codec.decode(self.read(start, stop), self.type)
 
