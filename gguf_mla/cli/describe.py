@@ -69,7 +69,7 @@ def _content(job: Job, remarks: Iterable[str], run: Mapping[str, Any]) -> dict[s
         "removed": [str(path) for path in job.consumed],
         "free": free_bytes(parent_of(job.outputs[0][1][0].path)),
     }
-    known = both | run
+    known = {**both, **run}
     return {
         "inputs": job.inputs,
         "warnings": dict.fromkeys([*warnings, *remarks]),
