@@ -46,7 +46,7 @@ def test_what_waits_to_be_hashed_is_bounded_over_all_files(monkeypatch: pytest.M
 
 def test_a_file_that_is_read_from_its_beginning_to_its_end_is_compared() -> None:
     data = RNG.integers(0, 256, 5 << 20, np.uint8)
-    repository: Any = SimpleNamespace(files={"m.gguf": entry_of(data)}, name="x/y", url=lambda name: name)
+    repository: Any = SimpleNamespace(files={"m.gguf": entry_of(data)}, url=str, called=str)
     file = files.HubFile(HubPath("x", "y@c", "m.gguf"), repository)
 
     def read(offset: int, view: memoryview) -> None:
