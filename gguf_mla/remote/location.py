@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gguf_mla.remote.repository import Repository
 
 SCHEME = "hf://"
+FILES = (".gguf", ".dat")  # how no repository is called
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(
     rf"(?P<id>{_WORD}/{_WORD})(?:@(?P<revision>refs/(?:pr|convert)/[^/:@]+|[^/:@]+))?"
@@ -40,7 +41,9 @@ def parse(text: str) -> HubId | None:
     """Return what a text says as an id; None for a text that is a path. InputError for a damaged id."""
     written = text.startswith(SCHEME)
     found = _ID.fullmatch(text.removeprefix(SCHEME))
-    if not written and (found is None or found["file"] or Path(text).exists() or Path(text.partition(":")[0]).exists()):
+    if not written and (found is None or found["file"] or found["id"].endswith(FILES)):
+        return None  # DIRECTORY/x.gguf is a file of this machine, there or not
+    if not written and (Path(text).exists() or Path(text.partition(":")[0]).exists()):
         return None
     if found is None or {".", ".."} & set((found["file"] or "x").split("/")):
         raise InputError(

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from gguf_mla.files import input as files_input
 from gguf_mla.remote import files, traffic
-from gguf_mla.remote.location import HubPath
+from gguf_mla.remote.location import HubPath, parse
 from gguf_mla.remote.repository import Entry
 from gguf_mla.remote.tape import TAPE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
     from numpy.typing import NDArray
 
 RNG = np.random.default_rng(1)
@@ -79,3 +79,19 @@ def test_the_rate_needs_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         books.came(11)
     assert len(books._recent) <= traffic.SAMPLES
     assert abs(books.rate() - 100) < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "is_id"),
+    [
+        ("deepseek-ai/DeepSeek-V3.1", True),
+        ("unsloth/X-GGUF:UD-Q2_K_XL", True),
+        ("unsloth/X-GGUF:x.gguf", True),
+        ("hf://owner/x.gguf", True),
+        ("models/x.gguf", False),
+        ("models/x.imatrix.dat", False),
+        ("models/deep/x", False),
+    ],
+)
+def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(text: str, is_id: bool) -> None:
+    assert (parse(text) is not None) is is_id
