@@ -36,7 +36,7 @@ def summary(file: Path) -> dict[str, Any]:
     from gguf_mla.importance.matrix import read_imatrix  # noqa: PLC0415 - numpy is not needed for other files
     from gguf_mla.importance.partial import is_part, open_part  # noqa: PLC0415 - numpy again
 
-    if file.suffix != ".dat" and is_part(file):
+    if is_part(file):
         part = open_part(file)
         return {
             "file": str(file), "kind": "part of an importance matrix", "tensors": len(part.tensors),

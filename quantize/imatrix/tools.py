@@ -10,10 +10,8 @@ import click
 import numpy as np
 
 from gguf_mla.cli.document import answer
-from gguf_mla.container.writer import MAGIC
 from gguf_mla.errors import InputError
 from gguf_mla.files.guard import check_apart
-from gguf_mla.files.input import InputFile
 from gguf_mla.importance.dat import DatFile
 from gguf_mla.importance.gguf import MatrixFile, write_matrix
 from gguf_mla.importance.matrix import Imatrix, read_imatrix
@@ -73,18 +71,12 @@ def _summary(matrix: Imatrix, covered: coverage.Coverage, found: Sequence[statis
 def merge(out: Path, files: tuple[Path, ...], overwrite: bool) -> None:
     """Add matrices, or parts of one."""
     check_apart([out], [], files)
-    parts = [file for file in files if _is_part(file)]
+    parts = [file for file in files if is_part(file)]
     if parts and len(parts) < len(files):
         other = next(file for file in files if file not in parts)
         raise InputError("is a matrix, and parts of one cannot be added to it", file=other)
     content = _of_parts([open_part(file) for file in files]) if parts else _of_matrices(files)
     write_matrix(out, content, overwrite=overwrite)
-
-
-def _is_part(file: Path) -> bool:
-    with InputFile(file) as opened:
-        begins = opened.read(0, min(4, opened.size)).tobytes()
-    return begins == MAGIC and is_part(file)
 
 
 def _of_parts(parts: Sequence[Part]) -> Written:
@@ -119,6 +111,8 @@ def convert(file: Path, out: Path, names: str | None, heads: int | None, overwri
     made: Made = {name: partial(_whole, matrix, name) for name in matrix.names}
     if names is not None and heads is None:
         raise InputError("--names turns heads into rows", remedy="Give --heads, the model's number of heads")
+    if heads is not None and names is None:
+        raise InputError("--heads says how --names turns heads into rows", remedy="Give --names, or leave out --heads")
     entries = Entries(_NAMES[names](made, heads) if names and heads else made)
     if out.suffix == ".dat":
         dataset = matrix.datasets[-1] if matrix.datasets else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,6 +94,32 @@ def test_both_forms_say_the_same(made: Callable[..., bytes], work: Work, tmp_pat
     legacy = read_imatrix([tmp_path / "l.gguf"])
     assert {name.split(".")[2] for name in legacy.names if "_b" in name} >= {"attn_kv_b"}
     assert not [name for name in legacy.names if ".attn_v_b." in name]
+
+
+@pytest.mark.parametrize("tool", [("merge", -1), ("convert", 1)], ids=["merge", "convert"])
+def test_calls_of_dat_files_keep_their_weight(tool: tuple[str, int], tmp_path: Path) -> None:
+    """A call counts for a chunk of 512 tokens where no file says how many it had."""
+    old, again, new = (tmp_path / name for name in ("old.dat", "again.dat", "new.gguf"))
+    name, values = b"blk.0.attn_q_a.weight", np.array([100, 250, 0.5], np.float32)
+    entry = struct.pack("<i", len(name)) + name + struct.pack("<ii", 100, 3) + values.tobytes()
+    old.write_bytes(struct.pack("<i", 1) + entry + struct.pack("<ii4s", 100, 4, b"text"))
+    done("imatrix", tool[0], *(old, new)[:: tool[1]])
+    done("imatrix", "convert", new, again)
+    assert again.read_bytes() == old.read_bytes()
+    sums, counts = read_imatrix([new]).sums(name.decode())
+    assert counts.tolist() == [[100 * 512]]
+    assert sums.tolist() == [(values * 512).tolist()]
+    if tool[0] == "convert":
+        again.unlink()
+        done("imatrix", "convert", old, again)
+        assert again.read_bytes() == old.read_bytes()
+
+
+def test_heads_without_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.dat").write_bytes(struct.pack("<ii1siif", 1, 1, b"a", 1, 1, 2.0))
+    answer = gguf_mla("imatrix", "convert", tmp_path / "m.dat", tmp_path / "n.dat", "--heads", 4)
+    assert "Give --names, or leave out --heads" in answer.output
+    assert not (tmp_path / "n.dat").exists()
 
 
 def test_what_is_shown(made: Callable[..., bytes], tmp_path: Path) -> None:
