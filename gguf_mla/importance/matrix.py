@@ -223,15 +223,21 @@ class Imatrix:
         `has_plain` says whether all files have them. Counts are of tokens, `chunk_size` for a call of a `.dat` file.
         """
         total: Sums | None = None
+        shape = self.shape(name)
         for stored in self._entries[name]:
-            squares = Exact.of(stored.read().reshape(len(stored.counts), -1).astype(np.float64) * self._call)
+            squares = Exact.of(stored.read().reshape(shape).astype(np.float64) * self._call)
             plain = stored.read_plain()
             values = np.zeros(stored.length) if plain is None else plain.astype(np.float64) * stored.unit
             tokens = stored.counts * (stored.unit * self._call)
-            found = Sums(squares, Exact.of(values.reshape(squares.whole.shape)), tokens)
+            found = Sums(squares, Exact.of(values.reshape(shape)), tokens)
             total = found if total is None else total + found
         assert total is not None  # noqa: S101 - a name has an entry in some file
         return total
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Return the shape of the sums of one of `names`, [n, cols]: a row for every count."""
+        rows = len(self.counts(name))
+        return rows, self._entries[name][0].length // rows
 
     def has_plain(self, name: str) -> bool:
         """Whether all files have the sums of the values themselves for one of `names`."""

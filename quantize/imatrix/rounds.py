@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.files.guard import check_apart, check_free, partial_path
@@ -22,7 +20,7 @@ from gguf_mla.importance.gguf import write_matrix
 from gguf_mla.importance.partial import open_part
 from quantize.imatrix import coverage
 from quantize.imatrix.job import Outcome
-from quantize.imatrix.written import summed
+from quantize.imatrix.written import counted, summed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -88,7 +86,7 @@ def in_rounds(works: Iterable[Work], goal: Goal, collect: Collect, say: Callable
 def covered_by(parts: Sequence[Part]) -> coverage.Coverage:
     """Return what the experts have seen in all parts."""
     names = [name for name in parts[0].tensors if coverage.tells(name)]
-    return coverage.of_counts((name, np.sum([part.counts(name) for part in parts], axis=0)) for name in names)
+    return coverage.of_counts((name, counted(parts, name)) for name in names)
 
 
 def _is_done(path: Path, work: Work, goal: Goal) -> bool:

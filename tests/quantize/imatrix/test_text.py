@@ -9,6 +9,7 @@ import pytest
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward.opening import open_weights
+from gguf_mla.text import encoders
 from gguf_mla.text.calibration import Cut, Reader
 from quantize.imatrix.model import name_of, reader_of
 from tests.support import hub
@@ -50,6 +51,14 @@ def test_control_tokens_are_words_unless_asked(tmp_path: Path) -> None:
         assert special.size == 4
         assert plain.size > special.size
         assert plain[0] == special[0] == 0  # bos
+
+
+def test_a_tokenizer_is_built_once_for_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, right = [], encoders._of_json
+    monkeypatch.setattr(encoders, "_of_json", lambda stated: built.append(stated) or right(stated))
+    encode = encoders.of_folder(open_weights(hub.BUNDLED).checkpoint.folder)
+    assert [list(encode(text)) for text in ("a", "b")] == [list(encode("a")), list(encode("b"))]
+    assert len(built) == 1
 
 
 def test_a_matrix_is_called_as_its_model_is(tmp_path: Path) -> None:

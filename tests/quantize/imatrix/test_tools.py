@@ -12,11 +12,13 @@ import pytest
 
 from gguf_mla.errors import InputError
 from gguf_mla.importance.exact import Exact
-from gguf_mla.importance.gguf import write_imatrix
+from gguf_mla.importance.gguf import write_imatrix, write_matrix
 from gguf_mla.importance.matrix import LAYER_MEAN, read_imatrix
+from gguf_mla.importance.partial import Part, open_part
 from quantize.imatrix import coverage
 from quantize.imatrix.job import How, collect
 from quantize.imatrix.run import Wanted, work_of
+from quantize.imatrix.written import summed
 from tests.support.command import gguf_mla
 
 if TYPE_CHECKING:
@@ -113,6 +115,28 @@ def test_calls_of_dat_files_keep_their_weight(tool: tuple[str, int], tmp_path: P
         again.unlink()
         done("imatrix", "convert", old, again)
         assert again.read_bytes() == old.read_bytes()
+
+
+def test_a_matrix_with_a_count_for_each_expert_and_one_with_calls_are_added(tmp_path: Path) -> None:
+    new, old, out, name = tmp_path / "new.gguf", tmp_path / "old.dat", tmp_path / "out.gguf", "blk.1.ffn_up_exps.weight"
+    entry = np.ones((2, 3), np.float32), np.array([1, 0], np.float32)
+    write_imatrix(new, {name: entry}, datasets=["x"], chunk_count=1, chunk_size=8)
+    head = struct.pack("<ii", 1, len(name)) + name.encode()
+    old.write_bytes(head + struct.pack("<ii", 2, 6) + np.full(6, 4, np.float32).tobytes())
+    done("imatrix", "merge", out, new, old)
+    sums, counts = read_imatrix([out]).sums(name)
+    assert counts.tolist() == [[1 + 2 * 8], [2 * 8]]
+    assert sums.tolist() == [[1 + 4 * 8] * 3] * 2
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_the_sums_of_parts_are_read_once(form: str, parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, asked, right = [open_part(path) for path in parts], [], Part.sums
+    monkeypatch.setattr(Part, "sums", lambda part, name: asked.append((part.path, name)) or right(part, name))
+    matrix = summed(opened, form)
+    assert asked == []
+    write_matrix(parts[0].with_name(f"once.{form}"), matrix)
+    assert len(asked) == len(set(asked)) == 3 * len(opened[0].tensors)
 
 
 def test_heads_without_names_are_refused(tmp_path: Path) -> None:
