@@ -6,6 +6,7 @@ that is an error, so that nothing concludes from it, and nobody remembers it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pkgutil
 import sys
@@ -40,19 +41,27 @@ def plugins(group: str, name: str | None = None) -> EntryPoints:
 
 
 def load(found: EntryPoint) -> Any:
-    """Return what an entry point names; InputError where another distribution has the package's name."""
+    """Return what an entry point names; InputError where another distribution, or a file, has the package's name."""
+    top, _, inside = found.module.partition(".")
+    spec = importlib.util.find_spec(top)
+    if inside and spec is not None and spec.submodule_search_locations is None:  # it is not run to find that out
+        raise _foreign(top, "it is a file", spec.origin)
     try:
         return found.load()
     except (ImportError, AttributeError) as error:
-        top = found.value.partition(".")[0]
         place = getattr(sys.modules.get(top), "__file__", None)
         if place is None or os.path.exists(os.path.join(os.path.dirname(place), "command.py")):  # noqa: PTH110, PTH118, PTH120
             raise
-        raise InputError(
-            f"the package {top} of this environment is not gguf-mla's ({error})",
-            found=place,
-            remedy="Another distribution has that name, too: install gguf-mla into an environment of its own",
-        ) from None
+        raise _foreign(top, str(error), place) from None
+
+
+def _foreign(package: str, why: str, place: str | None) -> InputError:
+    return InputError(
+        f"the package {package} of this environment is not gguf-mla's ({why})",
+        found=place,
+        remedy="Another distribution, or a file in the current directory, has that name, too: install gguf-mla into an "
+        "environment of its own, or rename the file",
+    )
 
 
 def _unlisted(what: str, places: Iterable[str]) -> MachineError:

@@ -7,10 +7,8 @@ would explain: InputError, MachineError. Warnings are in the result; nothing is 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 Document = dict[str, Any]  # docs/json.md
 Progress = Callable[[str, float, float], object]  # called with the stage, and how much of how much is done
 StrPath = str | os.PathLike[str]
-PACKAGES = ("convert", "quantize", "verify")  # ours, beside gguf_mla in the environment
 
 
 def convert(
@@ -71,7 +68,6 @@ def verify(reference: StrPath, candidate: StrPath, *, progress: Progress | None 
 
 def run(name: str, /, *words: StrPath, progress: Progress | None = None, **options: Any) -> Document:
     """Do what a command does, and return its document; InputError for an option that it does not have."""
-    check_packages()
     root = click.Context(main, info_name="gguf-mla")
     hearer = speech.Hearer(progress)
     speech.heard_by(root, hearer)
@@ -87,22 +83,6 @@ def run(name: str, /, *words: StrPath, progress: Progress | None = None, **optio
     except (click.ClickException, KeyboardInterrupt) as error:
         raise _raised(explained(error), error) from None
     return hearer.document
-
-
-def check_packages() -> None:
-    """Raise InputError where `convert`, `quantize` or `verify` of this environment are not those of gguf-mla."""
-    home = Path(__file__).resolve().parents[1]
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin or "").resolve() if spec else None
-        if found is None or found.parent.parent != home or not (found.parent / "command.py").exists():
-            raise InputError(
-                f"the package {name} of this environment is not gguf-mla's",
-                expected=str(home / name),
-                found=str(found) if found else "none",
-                remedy="Another distribution, or a file of that name in the current directory, stands before it: use "
-                "an environment for gguf-mla alone, or rename the file",
-            )
 
 
 def _given(out: StrPath | None) -> tuple[StrPath, ...]:

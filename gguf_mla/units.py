@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from gguf_mla.errors import InputError
 
@@ -18,6 +17,8 @@ def parse_size(text: str) -> int:
 
     Units are decimal, with or without B, as gguf-split has them; KiB, MiB, GiB and TiB are binary.
     """
+    from fractions import Fraction  # noqa: PLC0415 - it loads decimal, and every command's help would wait for that
+
     match = _SIZE.fullmatch(text.strip())
     scale = 1 if match is None else _BINARY[match[3].upper()] if match[3] else _SCALES[match[2].upper()]
     size = 0 if match is None else int(Fraction(match[1]) * scale)

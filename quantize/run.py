@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +31,6 @@ from quantize.plan import plan_copy, plan_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions, TypeOptions
     from gguf_mla.container.reader import GgufFile
@@ -150,13 +150,12 @@ def _groups(model: GgufParts, content: Content) -> list[slice]:
     return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
-def _parts(model: GgufParts) -> list[Path]:
+def _parts(model: GgufParts, source: AnyPath) -> list[Path]:
     if len(model.files) < 2:
         raise InputError("is whole, so there are no parts to delete", file=model.path, remedy="Omit --delete-splits")
-    found = here(file.path for file in model.files)
-    if len(found) < len(model.files):
-        raise InputError("lies on the hub, where nothing is deleted", file=model.path, remedy="Omit --delete-splits")
-    return found
+    if not isinstance(source, Path):
+        raise InputError("lies on the hub, where nothing is deleted", file=source, remedy="Omit --delete-splits")
+    return here(file.path for file in model.files)
 
 
 def _rewrite(
@@ -183,7 +182,7 @@ def _rewrite(
     path = place(out, splits.model_name(source))
     output = resolve.files(plan, path, options, groups)
     directories = new_directories(out, (output[0].path,))
-    consumed = _parts(model) if delete_parts else ()
+    consumed = _parts(model, source) if delete_parts else ()
     job = Job([(plan, output)], sources(model), inputs, directories=directories, consumed=consumed)
     if imatrix is None:
         launch(job, options)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.gguf_mla.test_imatrix import dat
 from tests.support import hub
 from tests.support.command import gguf_mla
 from tests.support.schema import faults
@@ -23,6 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("json")
     assert gguf_mla("convert", hub.BUNDLED, directory / "bf16.gguf", "--quiet").status == 0
     assert gguf_mla("downgrade", directory / "bf16.gguf", directory / "old.gguf", "--quiet").status == 0
+    dat(directory / "m.dat", {"blk.0.attn_q_a.weight": (1, [1, 2, 3]), "blk.1.attn_q_a.weight": (1, [1, 2, 4])})
     return directory
 
 
@@ -55,9 +57,12 @@ LINES = {
     "inspect": ("inspect", "FILES/old.gguf"),
     "inspect context": ("inspect", "FILES/bf16.gguf", "--context", "100"),
     "inspect fit": ("inspect", "FILES/bf16.gguf", "--fit", "1G"),
+    "inspect matrix": ("inspect", "FILES/m.dat"),
+    "imatrix show": ("imatrix", "show", "FILES/m.dat"),
     "verify": ("verify", hub.BUNDLED, "FILES/bf16.gguf", "--level", "structure"),
     "bench": ("bench", "dequantize", "--types", "Q8_0", "--seconds", "0.001", "--rows", "1"),
 }
+COMMANDS = {"bench": "bench dequantize", "imatrix show": "imatrix show"}  # those of two words
 REFUSED = {
     "no such file": ("inspect", "nowhere.gguf"),
     "no such option": ("convert", "--nonsense"),
@@ -75,7 +80,8 @@ def line(words: tuple[object, ...], files: Path) -> list[str]:
 def test_what_is_printed_has_the_schema(name: str, files: Path) -> None:
     document = printed(*line(LINES[name], files))
     assert document["errors"] == []
-    assert document["command"] == ("bench dequantize" if name == "bench" else LINES[name][0])
+    assert document["command"] == COMMANDS.get(name, LINES[name][0])
+    assert ("matrix" in document) == ("matrix" in name)
     for part in (part for output in document["outputs"] for part in output["parts"]):
         if "--checksums" in LINES[name]:
             assert part["sha256"] == hashlib.sha256(Path(part["path"]).read_bytes()).hexdigest()

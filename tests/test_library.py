@@ -88,16 +88,22 @@ def test_a_difference_is_a_result_and_no_exception() -> None:
 
 
 def test_the_command_works_beside_a_users_own_convert_py() -> None:
-    for name in library.PACKAGES:
+    for name in ("convert", "quantize", "verify"):
         Path(f"{name}.py").write_text("raise SystemExit('my own script')\n")
     env = environment() | {"PYTHONPATH": f".:{hub.REPOSITORY}"}
     python = sys.executable
     line = [python, "-m", "gguf_mla", "convert", str(hub.BUNDLED), "o.gguf", "--dry-run", "--json"]
     done = subprocess.run(line, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
-    program = "import gguf_mla\ntry:\n gguf_mla.convert('x')\nexcept gguf_mla.InputError as e: print(e)"
+    program = (
+        "import pathlib, gguf_mla\ntry:\n gguf_mla.convert('x')\nexcept gguf_mla.InputError as e: print(e)\n"
+        "pathlib.Path('convert.py').unlink()\n"
+        f"print(gguf_mla.convert({str(hub.BUNDLED)!r}, 'o.gguf', dry_run=True)['status'])"
+    )
     answer = subprocess.run([python, "-c", program], capture_output=True, text=True, env=env, check=False)
-    assert "the package convert of this environment is not gguf-mla's" in answer.stdout, answer.stderr
+    refused, done_then = answer.stdout.splitlines()
+    assert "the package convert of this environment is not gguf-mla's" in refused, answer.stderr
+    assert done_then == "0"  # the package that is called is ours
 
 
 def test_another_distribution_of_that_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

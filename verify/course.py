@@ -101,6 +101,8 @@ class Course:
             step(new)
 
     def _note(self) -> None:
+        if not self._journal.lasts:
+            return
         found = {stage.level: stage.found() for stage in self._stages}
         states = ((stage.level, stage.state()) for stage in self._stages)
         self._journal.through(found, {f"{level}.{name}": each for level, own in states for name, each in own.items()})

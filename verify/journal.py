@@ -52,7 +52,11 @@ UNDECIDING = ("reference", "candidate", "text", "tokens", "imatrix", "threads", 
 
 
 class Notes(Protocol):
-    """What stages note, and what is known from an earlier run."""
+    """What stages note, and what is known from an earlier run; it `lasts` if a later run can know it."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether anything is kept."""
 
     def tensor(self, level: str, name: str) -> Any:
         """Return what a level has found in a tensor, None where that is not known."""
@@ -72,6 +76,8 @@ class Notes(Protocol):
 
 class NoJournal:
     """The journal of a proof that is not to be continued: it knows nothing and notes nothing."""
+
+    lasts = False
 
     def tensor(self, level: str, name: str) -> None:
         """Nothing is known."""
@@ -115,6 +121,8 @@ class Journal:
     Raises InputError when the directory holds something else, or the journal of a proof that was made of something
     else. Nothing is changed in it then.
     """
+
+    lasts = True
 
     def __init__(self, directory: Path, stated: Mapping[str, Any], inputs: Sequence[AnyPath]) -> None:
         self.path = directory / JOURNAL

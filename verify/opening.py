@@ -136,18 +136,18 @@ class Candidate:
 
     def gone_through(self, types: Callable[[str, str], tuple[str, ...]]) -> Candidate:
         """Return this with the types whose errors each tensor carries, told by its name and its own type."""
-        return replace(self, carried={t.name: types(t.name, t.type) for t in self.weights.held()})
+        return replace(self, carried={t.name: types(t.name, t.type) for t in self.weights.held})
 
     def coarsest(self, names: Iterable[str], limits: Limits) -> str:
         """Return the type that may err most among those whose errors some tensors carry."""
         wanted = set(names)
-        matrices = (t for t in self.weights.held() if t.name in wanted and len(t.shape) > 1)
+        matrices = (t for t in self.weights.held if t.name in wanted and len(t.shape) > 1)
         return max((name for t in matrices for name in self._carried(t)), key=lambda name: limits.of(name).rms)
 
     def divergence(self, limits: Limits) -> float:
         """Return the limit of the mean divergence: a tensor that carries the errors of several types adds all."""
         values: Counter[str] = Counter()
-        held = self.weights.held()
+        held = self.weights.held
         for tensor in held:
             for name in self._carried(tensor):
                 values[name] += tensor.rows * tensor.shape[-1]
@@ -160,7 +160,7 @@ class Candidate:
     def shares(self) -> dict[str, float]:
         """Return which part of the values has which type, the largest part first."""
         values: Counter[str] = Counter()
-        for tensor in self.weights.held():
+        for tensor in self.weights.held:
             values[tensor.type] += tensor.rows * tensor.shape[-1]
         return {name: count / values.total() for name, count in values.most_common()}
 

@@ -39,6 +39,23 @@ DTYPES: dict[str, Any] = {
 BYTES = ("U8", "I8")
 AWQ = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}  # the columns of a word, lowest bits first
 
+# What the names of DeepSeek-V4's own files have where those of transformers have another word; one after the other.
+V4_MARK = "layers.0.hc_attn_fn"
+V4_WORDS = (
+    ("self_attn.compressor.indexer.q_b_proj", "attn.indexer.wq_b"),
+    ("self_attn.compressor.indexer.scorer.weights_proj", "attn.indexer.weights_proj"),
+    ("self_attn.compressor.indexer.", "attn.indexer.compressor."),
+    ("self_attn.", "attn."), ("compressor.kv_proj", "compressor.wkv"), ("compressor.gate_proj", "compressor.wgate"),
+    ("compressor.position_bias", "compressor.ape"), ("compressor.kv_norm", "compressor.norm"),
+    ("attn.q_a_proj", "attn.wq_a"), ("attn.q_a_norm", "attn.q_norm"), ("attn.q_b_proj", "attn.wq_b"),
+    ("attn.kv_proj", "attn.wkv"), ("attn.o_a_proj", "attn.wo_a"), ("attn.o_b_proj", "attn.wo_b"),
+    ("attn.sinks", "attn.attn_sink"), ("attn_hc.", "hc_attn_"), ("ffn_hc.", "hc_ffn_"),
+    ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.", "ffn."), ("gate.e_score_correction_bias", "gate.bias"),
+    ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"),
+    ("embed_tokens", "embed"), ("lm_head", "head"), ("model.hc_head.hc_", "hc_head_"),
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -87,7 +104,7 @@ class RawRows:
 
     def judged(self, name: str) -> tuple[int, ...]:
         """Return the numbers of two rows of a tensor, the first and the last; none of one beyond ml_dtypes."""
-        name = own_name(name)
+        name = self._held_as(name)
         base = name.removesuffix(".weight")
         if base + ".qweight" in self.stored:
             return tuple(dict.fromkeys((0, self.stored[base + ".scales"].shape[1] - 1)))
@@ -98,7 +115,7 @@ class RawRows:
 
     def row(self, name: str, number: int) -> Floats:
         """Return a row of a tensor, float32 [cols]."""
-        name = own_name(name)
+        name = self._held_as(name)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if name.removesuffix(".weight") + ".qweight" in self.stored:
                 return self._turned(name.removesuffix(".weight"), number)
@@ -111,6 +128,15 @@ class RawRows:
             if held.dtype in BYTES and scale.dtype in ("U8", "F8_E8M0", "F8_E4M3"):
                 return self._fp4(name, held, scale, number)
             return self._fp8(held, scale, number)
+
+    def _held_as(self, name: str) -> str:
+        """Return the name that a tensor has in the files, without what may stand before it."""
+        name = own_name(name)
+        if V4_MARK not in self.stored:
+            return name
+        for word, published in V4_WORDS:
+            name = name.replace(word, published)
+        return name
 
     def _scale_of(self, name: str) -> Stored | None:
         names = (name + "_scale_inv", name + "_scale", name.removesuffix(".weight") + ".scale")

@@ -38,12 +38,16 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
 
 
 def _room(file: GgufFile, memory: int) -> int:
-    weights = sum(tensor.nbytes for tensor in file.tensors.values())
+    weights = _weights(file)
     if weights > memory:
         raise InputError(
             "the weights alone do not fit", file=file.path, expected=f"at most {memory} bytes", found=weights
         )
     return memory - weights
+
+
+def _weights(file: GgufFile) -> int:
+    return sum(tensor.nbytes for tensor in file.tensors.values())
 
 
 def _record(
@@ -112,7 +116,7 @@ def text(records: Sequence[dict[str, Any]], file: GgufFile, fit: str | None) -> 
     shown = [(key, *_COLUMNS[key]) for key in _COLUMNS if key in rows[0]]
     header = [title for _, title, _ in shown]
     lines = table(header, [[form(row[key]) for key, _, form in shown] for row in rows], right=",".join(header[3:]))
-    weights = units.size(sum(tensor.nbytes for tensor in file.tensors.values()))
+    weights = units.size(_weights(file))
     beside = f"beside weights of {weights}" if fit else f"weights of {weights} come on top"
     return f"{records[0]['layers']} layers\n\n{lines}\n\n{beside}; an engine's working memory is not counted"
 

@@ -14,7 +14,7 @@ from gguf_mla.quoting import TEXT, quoted
 from gguf_mla.stream.rehearse import parent_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gguf_mla.plan.jobs import Plan
     from gguf_mla.plan.outputs import Output
@@ -24,51 +24,56 @@ if TYPE_CHECKING:
 BASE_MEMORY = 200 << 20  # Python, numpy, numba with its kernels, a vocabulary
 CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the temporaries between
 
+# The fields of a document's `run`, in their order.
+RUN = ("dry", "beside", "removed", "threads", "memory", "free", "taken_over", "work", "network")
+
 
 def plan_json(job: Job, threads: int, lacking: Sequence[str]) -> dict[str, Any]:
     """Return what a document says of a run that was not made; `lacking` says what room it would not have."""
-    warnings = [warning for plan, _ in job.outputs for warning in plan.warnings]
-    return {
-        "inputs": job.inputs,
-        "outputs": outputs(job, planned=True, checked=False),
-        "warnings": dict.fromkeys([*warnings, *lacking]),
-        "run": {
-            "dry": True,
-            "beside": [str(extra.path) for extra in job.extras],
-            "removed": [str(path) for path in job.consumed],
-            "threads": threads,
-            "memory": memory(threads),
-            "free": free_bytes(parent_of(job.outputs[0][1][0].path)),
-            "taken_over": None,
-            "work": None,
-            "network": network.needs_json(job),
-        },
+    run = {
+        "dry": True,
+        "threads": threads,
+        "memory": memory(threads),
+        "taken_over": None,
+        "work": None,
+        "network": network.needs_json(job),
     }
+    return _content(job, lacking, run) | {"outputs": outputs(job, planned=True, checked=False)}
 
 
 def result_json(job: Job, result: Result, planning: float, *, checked: bool) -> dict[str, Any]:
     """Return what a document says of a run; `planning` is how many seconds were spent before."""
-    warnings = [warning for plan, _ in job.outputs for warning in plan.warnings]
-    return {
-        "inputs": job.inputs,
+    run = {
+        "dry": False,
+        "threads": result.threads,
+        "memory": None,
+        "taken_over": result.taken_over,
+        "work": {stage: round(seconds, 3) for stage, seconds in result.stages.items()},
+        "network": network.result_json(job),
+    }
+    return _content(job, job.remarks(result.remarks), run) | {
         "outputs": outputs(job, planned=False, checked=checked),
         "stages": {
             "planning": planning,
             "streaming": result.streaming_seconds,
             "finishing": result.seconds - result.streaming_seconds,
         },
-        "warnings": dict.fromkeys([*warnings, *job.remarks(result.remarks)]),
-        "run": {
-            "dry": False,
-            "beside": [str(extra.path) for extra in job.extras],
-            "removed": [str(path) for path in job.consumed],
-            "threads": result.threads,
-            "memory": None,
-            "free": free_bytes(parent_of(result.paths[0])),
-            "taken_over": result.taken_over,
-            "work": {stage: round(seconds, 3) for stage, seconds in result.stages.items()},
-            "network": network.result_json(job),
-        },
+    }
+
+
+def _content(job: Job, remarks: Iterable[str], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of a run, made or not: `run` lacks what both say of it."""
+    warnings = [warning for plan, _ in job.outputs for warning in plan.warnings]
+    both = {
+        "beside": [str(extra.path) for extra in job.extras],
+        "removed": [str(path) for path in job.consumed],
+        "free": free_bytes(parent_of(job.outputs[0][1][0].path)),
+    }
+    known = {**both, **run}
+    return {
+        "inputs": job.inputs,
+        "warnings": dict.fromkeys([*warnings, *remarks]),
+        "run": {field: known[field] for field in RUN},
     }
 
 

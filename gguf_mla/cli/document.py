@@ -41,19 +41,18 @@ def answer(
     stages   seconds by stage of the command, in their order; those before the first are called "planning"
     content  what this command alone says
     """
-    failures = list(errors)
-    found = 0 if not failures else getattr(failures[-1], "status", 3)
+    told = [error(failure) for failure in errors]
     common = {
         "schema": SCHEMA,
         "version": __version__,
         "command": speech.current().command,
-        "status": found if status is None else status,
+        "status": (told[-1]["status"] if told else 0) if status is None else status,
         "inputs": [_input(path) for path in inputs],
         "outputs": list(outputs),
         "elapsed": round(time.monotonic() - speech.current().begin, 3),
         "stages": {name: round(seconds, 3) for name, seconds in (stages or {}).items()},
         "warnings": list(warnings),
-        "errors": [error(failure) for failure in failures],
+        "errors": told,
     }
     speech.answered()
     if (hearer := speech.current().hearer) is not None:

@@ -16,7 +16,7 @@ from gguf_mla.cli.model_page import write_page
 from gguf_mla.cli.printing import log
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.container.splits import SPLIT_COUNT, SPLIT_NO, GgufParts, is_split, open_gguf_parts
+from gguf_mla.container.splits import SPLIT_COUNT, SPLIT_NO, GgufParts, is_split, with_others
 from gguf_mla.errors import InputError
 from gguf_mla.files import checksums
 from gguf_mla.files.readable import here
@@ -46,11 +46,16 @@ def inspect(
     """Print what is in a file, or how large its key-value cache is; write a page of it."""
     if verify:
         _verify(file, as_json=as_json)
-    if matrix_report.is_matrix(file) and not tensors:
+    if not tensors and matrix_report.is_dat(file):
         matrix_report.show(file, as_json=as_json)
         return
+    first = open_gguf(file)
+    kind = first.metadata.get("general.type")
+    if not tensors and isinstance(file, Path) and kind in matrix_report.KINDS:  # one of the hub is shown as it is
+        matrix_report.show(file, kind, as_json=as_json)
+        return
     wants_cache = context is not None or fit is not None
-    opened = open_gguf_parts(file) if wants_cache else open_inspected(file)
+    opened = with_others(first, file) if wants_cache else _with_those_there(first, file)
     caches = cache_report.records(opened, context, fit, sequences) if wants_cache else []
     if page is not None:
         write_page(page, opened, facts(opened), here(_paths(opened)))
@@ -65,15 +70,14 @@ def _paths(file: GgufFile) -> list[AnyPath]:
     return [part.path for part in file.files] if isinstance(file, GgufParts) else [file.path]
 
 
-def open_inspected(file: AnyPath) -> GgufFile:
-    """Open a file, or all of a split model whose first part it is and whose other parts are there."""
-    opened = open_gguf(file)
-    if not is_split(opened):
-        return opened
+def _with_those_there(first: GgufFile, file: AnyPath) -> GgufFile:
+    """Return a file, or all of a split model whose first part it is and whose other parts are there."""
+    if not is_split(first):
+        return first
     try:
-        return open_gguf_parts(file)
+        return with_others(first, file)
     except InputError:  # another part, or not all are there: then it is shown for itself
-        return opened
+        return first
 
 
 def _parts(file: GgufFile) -> str:

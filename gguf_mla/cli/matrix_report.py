@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import click
 
 from gguf_mla.cli.document import answer
-from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.writer import MAGIC
 from gguf_mla.files.input import InputFile
 from gguf_mla.quoting import NAME, TEXT, listed, quoted
@@ -16,27 +15,23 @@ from gguf_mla.quoting import NAME, TEXT, listed, quoted
 if TYPE_CHECKING:
     from gguf_mla.files.readable import AnyPath
 
-KINDS = ("imatrix", "imatrix-part")  # as general.type has them
+MATRIX, PART = KINDS = ("imatrix", "imatrix-part")  # as general.type has them
 
 
-def is_matrix(file: AnyPath) -> TypeGuard[Path]:
-    """Whether a file is an importance matrix, or a part of one: a GGUF file that says so, or a `.dat` file.
-
-    One of the hub is not looked into: it is shown as the GGUF file that it is.
-    """
-    if not isinstance(file, Path) or not file.is_file():
+def is_dat(file: AnyPath) -> TypeGuard[Path]:
+    """Whether a file of this machine is an importance matrix in the older form, which only its name says."""
+    if not isinstance(file, Path) or file.suffix != ".dat" or not file.is_file():
         return False
     with InputFile(file) as opened:
-        is_gguf = opened.read(0, min(4, opened.size)).tobytes() == MAGIC
-    return open_gguf(file).metadata.get("general.type") in KINDS if is_gguf else file.suffix == ".dat"
+        return opened.read(0, min(4, opened.size)).tobytes() != MAGIC
 
 
-def summary(file: Path) -> dict[str, Any]:
-    """Return what is in it, as JSON has it; InputError for one that is not sound."""
+def summary(file: Path, kind: str) -> dict[str, Any]:
+    """Return what is in a matrix, or a part of one, as JSON has it; InputError for one that is not sound."""
     from gguf_mla.importance.matrix import read_imatrix  # noqa: PLC0415 - numpy is not needed for other files
-    from gguf_mla.importance.partial import is_part, open_part  # noqa: PLC0415 - numpy again
+    from gguf_mla.importance.partial import open_part  # noqa: PLC0415 - numpy again
 
-    if is_part(file):
+    if kind == PART:
         part = open_part(file)
         return {
             "file": str(file), "kind": "part of an importance matrix", "tensors": len(part.tensors),
@@ -51,9 +46,9 @@ def summary(file: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def show(file: Path, *, as_json: bool) -> None:
+def show(file: Path, kind: str = MATRIX, *, as_json: bool) -> None:
     """Print what is in it."""
-    known = summary(file)
+    known = summary(file, kind)
     if as_json:
         answer(inputs=[file], matrix=known)
     else:

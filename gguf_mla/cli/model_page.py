@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
+from gguf_mla.cli.page import document, report, safe, section, table
 from gguf_mla.cli.treemap import Tile, svg
-from gguf_mla.files.guard import check_apart, check_free, mark_of, partial_path
-from gguf_mla.files.input import InputFile
-from gguf_mla.files.output import OutputFile
 from gguf_mla.layout.names import split_name
-from gguf_mla.quoting import NAME, TEXT, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gguf_mla.container.reader import GgufFile, GgufTensor
 
-BEGIN = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>gguf-mla inspect</title>'
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { padding: 0.15em 0.9em 0.15em 0; text-align: left; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; }
-svg rect { stroke: #fff; stroke-width: 0.4; }
-svg rect.group { fill: none; stroke: #222; stroke-width: 1.4; }
-svg text { font: 11px system-ui, sans-serif; fill: #111; pointer-events: none; }
-svg text.name { font-weight: 700; text-anchor: end; }
-span.key { display: inline-block; width: 0.9em; height: 0.9em; margin-right: 0.5em; vertical-align: -0.1em; }
-"""
+COMMAND = "inspect"
 
 
 def write_page(path: Path, file: GgufFile, facts: Mapping[str, Any], inputs: Iterable[Path]) -> None:
@@ -42,21 +25,17 @@ def write_page(path: Path, file: GgufFile, facts: Mapping[str, Any], inputs: Ite
 
     InputError for another file that is there and for one of the inputs, MachineError when it cannot be written.
     """
-    check_apart([path], [partial_path(path)], inputs)
-    check_free(path, overwrite=_is_page(path))
-    with OutputFile(path, 0, overwrite=True) as out:
-        out.put(page(file, facts).encode())
-
-
-def _is_page(path: Path) -> bool:
-    if mark_of(path) is None:
-        return False
-    with InputFile(path) as file:
-        return file.read(0, min(file.size, len(BEGIN))).tobytes() == BEGIN.encode()
+    with report(path, COMMAND, inputs) as write:
+        write(page(file, facts))
 
 
 def page(file: GgufFile, facts: Mapping[str, Any]) -> str:
     """Return the page as HTML text; `facts` are those of gguf_mla.cli.inspect."""
+    name = facts["name"] or file.path.name
+    return document(COMMAND, name, _sections(name, file, facts))
+
+
+def _sections(name: str, file: GgufFile, facts: Mapping[str, Any]) -> Iterator[str]:
     colours = {kind: colour(_bits(tensors)) for kind, tensors in _by_type(file).items()}
     bits = units.bits_per_weight(facts["tensor_bytes"], facts["parameters"])
     told = {
@@ -65,20 +44,17 @@ def page(file: GgufFile, facts: Mapping[str, Any]) -> str:
         "parameters": f"{units.count(facts['parameters'])} in {len(file.tensors)} tensors",
         "size": f"{units.size(facts['tensor_bytes'])} of tensors, {bits} bits per weight",
     }
-    return "\n".join(
-        [
-            f"{BEGIN}<style>{STYLE}</style></head><body>",
-            f"<h1>{_safe(facts['name'] or file.path.name)}</h1>",
-            _table([(name, _safe(value, TEXT)) for name, value in told.items()], numbers=()),
-            "<h2>Tensors by layer</h2>",
-            "<p>An area is a number of bytes, a colour a type; a thick line is around a layer.</p>",
-            svg(_groups(file, colours)),
-            "<h2>Types</h2>",
-            _types(file, colours),
-            "<h2>Kinds of tensors</h2>",
-            _kinds(file),
-            "</body></html>\n",
-        ]
+    yield f"<h1>{safe(name)}</h1>{table(('', 'value'), told.items())}"
+    note = '<p class="soft">An area is a number of bytes, a colour a type; a thick line is around a layer.</p>'
+    yield section("Tensors by layer", note + _key(colours) + svg(_groups(file, colours)))
+    yield section("Types", _types(file))
+    yield section("Kinds of tensors", _kinds(file))
+
+
+def _key(colours: Mapping[str, str]) -> str:
+    """Return which colour is which type."""
+    return "".join(
+        f'<p class="swatch"><span style="background:{shown}"></span>{safe(kind)}</p>' for kind, shown in colours.items()
     )
 
 
@@ -115,14 +91,19 @@ def _groups(file: GgufFile, colours: Mapping[str, str]) -> dict[str, list[Tile]]
     return groups
 
 
-def _types(file: GgufFile, colours: Mapping[str, str]) -> str:
+def _types(file: GgufFile) -> str:
     total = _bytes(file.tensors.values()) or 1
-    rows = []
-    for kind, tensors in _by_type(file).items():
-        key = f'<span class="key" style="background: {colours[kind]}"></span>{_safe(kind)}'
-        share = f"{100 * _bytes(tensors) / total:.1f} %"
-        rows.append((key, f"{_bits(tensors):.2f}", str(len(tensors)), units.size(_bytes(tensors)), share))
-    return _table(rows, ("type", "bits per weight", "tensors", "size", "share"), numbers=(1, 2, 3, 4))
+    rows = [
+        (
+            kind,
+            f"{_bits(tensors):.2f}",
+            len(tensors),
+            units.size(_bytes(tensors)),
+            f"{100 * _bytes(tensors) / total:.1f} %",
+        )
+        for kind, tensors in _by_type(file).items()
+    ]
+    return table(("type", "bits per weight", "tensors", "size", "share"), rows)
 
 
 def _kinds(file: GgufFile) -> str:
@@ -133,27 +114,7 @@ def _kinds(file: GgufFile) -> str:
         sizes[kind] += tensor.nbytes
         types[kind][tensor.type] += 1
     rows = [
-        (
-            _safe(kind),
-            ", ".join(f"{count} {_safe(name)}" for name, count in types[kind].most_common()),
-            units.size(size),
-        )
+        (kind, ", ".join(f"{count} {name}" for name, count in types[kind].most_common()), units.size(size))
         for kind, size in sizes.most_common()
     ]
-    return _table(rows, ("tensor", "types", "size"), numbers=(2,))
-
-
-def _table(rows: Sequence[tuple[str, ...]], header: Sequence[str] = (), *, numbers: Sequence[int]) -> str:
-    """Return rows of HTML as a table; the columns `numbers` are aligned to the right."""
-    head = "".join(f"<th>{title}</th>" for title in header)
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="n">{cell}</td>' if i in numbers else f"<td>{cell}</td>" for i, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
-
-
-def _safe(text: object, limit: int = NAME) -> str:
-    return html.escape(quoted(str(text), limit))
+    return table(("tensor", "types", "size"), rows)

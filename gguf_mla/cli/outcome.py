@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gguf_mla.plan.jobs import Plan
-    from gguf_mla.plan.outputs import Output
     from gguf_mla.stream.run import Job
 
 
@@ -22,10 +21,11 @@ def outputs(job: Job, *, planned: bool, checked: bool) -> Iterator[dict[str, Any
     checked  with the SHA-256 that were written beside the files
     """
     for plan, output in job.outputs:
+        goal = Goal.of([output])
         yield {
             "path": str(output[0].path),
-            "parts": list(_parts(output, checked=checked)),
-            "bytes": Goal.of([output]).nbytes,
+            "parts": list(_parts(goal, checked=checked)),
+            "bytes": goal.nbytes,
             "tensor_bytes": plan.nbytes,
             "tensors": len(plan.tensors),
             "parameters": plan.parameters,
@@ -38,8 +38,8 @@ def outputs(job: Job, *, planned: bool, checked: bool) -> Iterator[dict[str, Any
         }
 
 
-def _parts(output: Output, *, checked: bool) -> Iterator[dict[str, Any]]:
-    for path, nbytes in Goal.of([output]).sizes:
+def _parts(goal: Goal, *, checked: bool) -> Iterator[dict[str, Any]]:
+    for path, nbytes in goal.sizes:
         yield {"path": str(path), "bytes": nbytes, "sha256": checksums.stated(path) if checked else None}
 
 

@@ -57,7 +57,7 @@ def report(path: Path, command: str, inputs: Iterable[Path]) -> Iterator[Callabl
         yield write
 
 
-NOUNS = {"verify": "proof"}  # what a command does, where a sentence needs a noun
+NOUNS = {"verify": "proof", "inspect": "inspection"}  # what a command does, where a sentence needs a noun
 
 
 def _is_page(path: Path, first: str) -> bool:
@@ -85,6 +85,13 @@ def document(command: str, title: str, sections: Iterable[str]) -> str:
 def section(title: str, content: str) -> str:
     """Return a heading with what follows."""
     return f"<h2>{safe(title)}</h2>{content}"
+
+
+def table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table of texts; all columns but the first are aligned to the right."""
+    head = "".join(f"<th>{safe(title)}</th>" for title in header)
+    body = "".join("<tr>" + "".join(f"<td>{safe(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def cell(title: str, colour: str, share: float) -> str:

@@ -5,11 +5,10 @@ Source of the layout: Bruls, Huizing, van Wijk, "Squarified Treemaps", 2000.
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from gguf_mla.quoting import NAME, quoted
+from gguf_mla.cli.page import safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +80,7 @@ def svg(groups: Mapping[str, Sequence[Tile]]) -> str:
     weights = [float(sum(tile.weight for tile in sized[name])) for name in order]
     boxes = squarified(weights, Box(0, 0, WIDTH, HEIGHT))
     drawn = [part for name, box in zip(order, boxes, strict=True) for part in _group(name, sized[name], box)]
-    return f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">{"".join(drawn)}</svg>'
+    return f'<svg class="treemap" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">{"".join(drawn)}</svg>'
 
 
 def _group(name: str, tiles: Sequence[Tile], box: Box) -> Iterator[str]:
@@ -92,19 +91,15 @@ def _group(name: str, tiles: Sequence[Tile], box: Box) -> Iterator[str]:
     yield f'<rect class="group" {_places(box)}/>'
     if box.width > LETTER * len(name) + 8 and box.height > 2 * LINE:
         x, y = box.x + box.width - 4, box.y + box.height - 5
-        yield f'<text class="name" x="{x:.1f}" y="{y:.1f}">{_safe(name)}</text>'
+        yield f'<text class="name" x="{x:.1f}" y="{y:.1f}">{safe(name)}</text>'
 
 
 def _tile(tile: Tile, box: Box) -> str:
     label = ""
     if box.width > LETTER * len(tile.label) + 6 and box.height > 1.6 * LINE:
-        label = f'<text x="{box.x + 4:.1f}" y="{box.y + LINE + 1:.1f}">{_safe(tile.label)}</text>'
-    return f'<rect fill="{tile.colour}" {_places(box)}><title>{_safe(tile.title)}</title></rect>{label}'
+        label = f'<text x="{box.x + 4:.1f}" y="{box.y + LINE + 1:.1f}">{safe(tile.label)}</text>'
+    return f'<rect style="fill:{tile.colour}" {_places(box)}><title>{safe(tile.title)}</title></rect>{label}'
 
 
 def _places(box: Box) -> str:
     return f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
-
-
-def _safe(text: str) -> str:
-    return html.escape(quoted(text, NAME))

@@ -98,15 +98,9 @@ class GgufTensor:
         """Let the OS forget rows `start:stop`."""
         self.file.was_read(self.offset + start * self.row_bytes, (stop - start) * self.row_bytes)
 
-    def dequantize(self) -> NDArray[np.float32]:
-        """Return the tensor's values as float32 in its shape."""
-        from gguf_mla import codec  # noqa: PLC0415 - reading metadata must not pay for kernels
-
-        return codec.decode(self.read(), self.type).reshape(self.shape)
-
     def decoded(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return the values of rows `start:stop` as float32 [rows, cols]."""
-        from gguf_mla import codec  # noqa: PLC0415 - as above
+        from gguf_mla import codec  # noqa: PLC0415 - reading metadata must not pay for kernels
 
         return codec.decode(self.read(start, stop), self.type)
 
@@ -146,10 +140,11 @@ def open_gguf(path: PurePath | str) -> GgufFile:
     if path.is_dir():
         raise InputError("is a directory, not a GGUF file", file=path, remedy="Name the .gguf file itself")
     file = open_input(path)
+    path = any_path(file.path)  # one of the hub may lie in the cache of this machine
     if file.size == 0:
         raise InputError("the file is empty", file=path)
     try:
-        opened = _Parser(file, path).parse()
+        opened = _Parser(file).parse()
     except InputError:
         if explained := not_whole(path, file.read(0, min(len(LFS), file.size)).tobytes()):
             raise explained from None
@@ -174,8 +169,8 @@ class CutOffError(InputError):
 class _Parser:
     """A cursor over the head of one file, of which as much is read as it comes to."""
 
-    def __init__(self, file: Readable, path: AnyPath) -> None:
-        self._file, self._path, self._head, self._at = file, path, bytearray(), 0
+    def __init__(self, file: Readable) -> None:
+        self._file, self._path, self._head, self._at = file, any_path(file.path), bytearray(), 0
         self._size = min(file.size, MAX_HEAD)
         self._types: dict[int, TensorType | int] = {}
         self._items = self._text_bytes = self._slices = 0

@@ -50,7 +50,11 @@ def open_gguf_parts(path: PurePath | str) -> GgufParts:
     Raises InputError, naming the part, when one is missing, belongs to another model or is not where its name says.
     """
     path = any_path(path)
-    first = open_gguf(path)
+    return with_others(open_gguf(path), path)
+
+
+def with_others(first: GgufFile, path: AnyPath) -> GgufParts:
+    """Open the other parts of a file that is open; `path` is where it was found. The same errors."""
     files = (first, *_others(first, path)) if is_split(first) else (first,)
     values = {key: value for key, value in first.values.items() if key not in SPLIT_KEYS}
     size = sum(file.size for file in files)

@@ -139,7 +139,7 @@ class Family:
     conditions: Callable[[Config, int | None], frozenset[str]]
     drops: Callable[[Config, Container[str]], tuple[Drop, ...]]
     metadata: Callable[[Config, Layers], dict[str, Value]]
-    warnings: Callable[[Config], list[str]]
+    warnings: Callable[[Config], list[str]] = lambda _config: []
     specials: Mapping[str, str] = field(default_factory=dict)
     bos_first: str = ""
     light: Family | None = None

@@ -283,11 +283,6 @@ def _streams(config: Config) -> int:
     return streams
 
 
-def warnings(_config: Config) -> list[str]:
-    """Return nothing: readers compute this model as the original does."""
-    return []
-
-
 FAMILY = Family(
     architecture=ARCHITECTURE,
     classes=frozenset({"DeepseekV4ForCausalLM"}),
@@ -297,7 +292,6 @@ FAMILY = Family(
     conditions=conditions,
     drops=drops,
     metadata=metadata,
-    warnings=warnings,
     # It ships no chat template: the published prompt script writes the bos, and some of its files say there is none.
     bos_first=NAME,
     template="deepseek4.jinja",

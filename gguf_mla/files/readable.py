@@ -68,44 +68,44 @@ class Tape(Protocol):
         """Expect no more."""
 
 
-class Elsewhere(PurePosixPath):
+class Elsewhere(PurePosixPath, ABC):
     """A path that leads away from this machine; it names a file or a folder, and opens it."""
 
     __slots__ = ()
 
     @property
+    @abstractmethod
     def tape(self) -> Tape:
         """How the files are read that all such paths lead to."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def repository(self) -> tuple[str, str]:
         """Owner and name of the repository that it belongs to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_dir(self) -> bool:
         """Whether there is a folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def exists(self) -> bool:
         """Whether there is anything."""
-        raise NotImplementedError
 
+    @abstractmethod
     def opened(self) -> Readable:
         """Open the file; InputError when there is none, MachineError when it cannot be reached."""
-        raise NotImplementedError
 
+    @abstractmethod
     def folder(self) -> Folder:
         """Open the folder, with the same errors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vouch(self) -> None:
         """Have `check` read the whole file, if that is what it takes to compare it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self) -> None:
         """Raise an error unless what was read of the file is what it should be, as far as that can be told."""
-        raise NotImplementedError
 
 
 AnyPath = Path | Elsewhere  # where an input lies

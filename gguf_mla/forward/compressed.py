@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gguf_mla.forward import rope
-from gguf_mla.forward.layers import largest, rms_norm
+from gguf_mla.forward.layers import evened, largest, rms_norm
 
 if TYPE_CHECKING:
     from gguf_mla.forward.arrays import Floats, Mask, Numbers
@@ -62,7 +62,7 @@ def attention(pass_: Pass, at: str, x: Floats, shape: Shape) -> Floats:
     """Return what normed hidden states [T, hidden] of one sequence attend to, [T, hidden]; `at` is "blk.N."."""
     count, positions = len(x), torch.arange(len(x), device=x.device)
     low = rms_norm(pass_.linear(x, at + "attn_q_a.weight"), pass_.vector(at + "attn_q_a_norm.weight"), shape.eps)
-    q = _evened(pass_.linear(low, at + "attn_q_b.weight").reshape(count, shape.heads, shape.head), shape.eps)
+    q = evened(pass_.linear(low, at + "attn_q_b.weight").reshape(count, shape.heads, shape.head), shape.eps)
     q = shape.turning.turned(q, positions)
     keys = rms_norm(pass_.linear(x, at + "attn_kv.weight"), pass_.vector(at + "attn_kv_a_norm.weight"), shape.eps)
     keys, seen = shape.turning.turned(keys, positions), _in_window(positions, shape.window)
@@ -146,8 +146,3 @@ def _grouped(pass_: Pass, at: str, out: Floats, groups: int) -> Floats:
             pass_.observe(name, group, inputs[:, group])
     low = torch.cat([inputs[:, group] @ matrix[group].T for group in range(groups)], dim=1)
     return pass_.linear(low, at + "attn_output_b.weight")
-
-
-def _evened(x: Floats, eps: float) -> Floats:
-    """Return x / √(mean x² + eps), a norm without a weight."""
-    return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps)

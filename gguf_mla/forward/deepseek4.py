@@ -9,28 +9,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.nn.functional import softplus
 
-from gguf_mla.forward import compressed, streams
+from gguf_mla.forward import compressed, layers, streams
 from gguf_mla.forward.architecture import Architecture
-from gguf_mla.forward.compressed import CSA, HCA, Shape, Turning
-from gguf_mla.forward.layers import largest, lookup, mixed, mlp, rms_norm
+from gguf_mla.forward.compressed import CSA, HCA, WINDOW, Shape, Turning
+from gguf_mla.forward.layers import lookup, mixed, mlp, rms_norm
 from gguf_mla.forward.mla import FIRST_ROLES, LAST_ROLES
 from gguf_mla.forward.model import BEST, BETA_FAST, BETA_SLOW, Model, Routing, Yarn
+from gguf_mla.forward.of_config import config_layers, original_length, scaling_kind
 from gguf_mla.forward.of_gguf import Keys
 from gguf_mla.forward.tensors import Role, Roles
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator
 
     from gguf_mla.container.reader import GgufFile
     from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.layers import Pass
     from gguf_mla.sources.config import Config
 
-RATIOS = {"sliding_attention": 0, "compressed_sparse_attention": CSA, "heavily_compressed_attention": HCA}
+RATIOS = {"sliding_attention": WINDOW, "compressed_sparse_attention": CSA, "heavily_compressed_attention": HCA}
 SCORE, GATE = "sqrtsoftplus", 4
-MOST_LAYERS = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +86,16 @@ class V4Model(Model):
     def attention_products(self, tokens: int) -> int:
         """Return how many products the attention of a layer adds up, one after the other, over so many tokens."""
         return super().attention_products(tokens) + 2 * self.head + self.size("group") + self.size("o_rows")
+
+    def impossible(self) -> Iterator[tuple[str, str, object]]:
+        """Yield what the forward pass cannot compute with."""
+        yield from super().impossible()
+        if not self.compressed_theta > 1:
+            yield "the base of the rotation's angles in compressed layers", "more than 1", self.compressed_theta
+        if self.heads % self.groups:
+            yield "groups of heads of the output", f"a divisor of {self.heads} heads", self.groups
+        if self.rope > (least := min(self.head, self.index_key)):
+            yield "values of a key that are rotated", f"at most its {least}, the indexer's keys counted", self.rope
 
     def shape(self, layer: int) -> Shape:
         """Return what a layer's attention is."""
@@ -181,7 +190,8 @@ def attention(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floa
     """Return what the attention of a layer adds to hidden states [B, T, hidden]."""
     model, at = _model(pass_), f"blk.{layer}."
     x, shape = rms_norm(hidden, pass_.vector(at + "attn_norm.weight"), model.eps), model.shape(layer)
-    return torch.stack([compressed.attention(pass_, at, sequence, shape) for sequence in x])
+    own = pass_ if pass_.kept is not None else pass_.keeping()  # each sequence reads all matrices
+    return torch.stack([compressed.attention(own, at, sequence, shape) for sequence in x])
 
 
 def feed(pass_: Pass, layer: int, state: Floats, tokens: Numbers) -> Floats:
@@ -198,15 +208,11 @@ def feed(pass_: Pass, layer: int, state: Floats, tokens: Numbers) -> Floats:
 def route(pass_: Pass, layer: int, x: Floats, tokens: Numbers) -> tuple[Numbers, Floats]:
     """Return every token's experts and their weights, [N, K], for normed states [N, hidden] of tokens [N]."""
     model, at = _model(pass_), f"blk.{layer}."
-    scores = softplus(pass_.linear(x, at + "ffn_gate_inp.weight")).sqrt()
-    if layer < model.by_id:
-        chosen = lookup(pass_, at + "ffn_gate_tid2eid.weight", tokens).to(torch.int64)
-    else:
-        chosen = largest(scores + pass_.vector(at + "exp_probs_b.bias"), model.routing.used)
-    shares = scores.gather(1, chosen)
-    if model.routing.normalised:
-        shares = shares / (shares.sum(dim=1, keepdim=True) + 1e-20)
-    return chosen, shares * model.routing.scale
+    if layer >= model.by_id:
+        return layers.routed(pass_, at, x)
+    scored = layers.scores(pass_.linear(x, at + "ffn_gate_inp.weight"), model.routing)
+    chosen = lookup(pass_, at + "ffn_gate_tid2eid.weight", tokens).to(torch.int64)
+    return chosen, layers.shares(scored, chosen, model.routing)
 
 
 def finish(pass_: Pass, state: Floats) -> Floats:
@@ -228,23 +234,19 @@ def _model(pass_: Pass) -> V4Model:
 
 def of_config(config: Config, names: Container[str] = ()) -> V4Model:
     """Return the model that a config.json describes, as DeepSeek writes it or transformers 5."""
-    layers, hidden = config.positive("num_hidden_layers"), config.positive("hidden_size")
-    if layers > MOST_LAYERS:
-        raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
+    count, hidden = config_layers(config), config.positive("hidden_size")
     main, scaled = (config.section("rope_parameters").section(part) for part in ("main", "compress"))
     expert_ffn, head = config.positive("moe_intermediate_size"), config.positive("head_dim")
     theta = main.number("rope_theta", config.number("rope_theta", 10000.0))
     fraction = main.number("partial_rotary_factor", config.number("partial_rotary_factor", 0.125))
     return V4Model(
-        layers=layers,
+        layers=count,
         vocab=config.positive("vocab_size"),
         hidden=hidden,
         heads=config.positive("num_attention_heads"),
         rope=config.positive("qk_rope_head_dim", int(head * fraction)),
         q_rank=config.positive("q_lora_rank"),
-        ffn=expert_ffn,
-        dense_layers=0,
-        expert_ffn=expert_ffn,
+        ffn=expert_ffn, dense_layers=0, expert_ffn=expert_ffn,
         shared=config.positive("n_shared_experts"),
         routing=_routing(
             config.positive("n_routed_experts"), config.positive("num_experts_per_tok"),
@@ -252,10 +254,10 @@ def of_config(config: Config, names: Container[str] = ()) -> V4Model:
         ),
         eps=config.number("rms_norm_eps", 1e-6),
         theta=theta,
-        yarn=_config_yarn(scaled if scaled.content else config.section("rope_scaling")),
+        yarn=_config_yarn(config, scaled if scaled.content else config.section("rope_scaling")),
         tied=config.flag("tie_word_embeddings", default=False),
         head=head,
-        ratios=_config_ratios(config, layers),
+        ratios=_config_ratios(config, count),
         window=config.positive("sliding_window"),
         groups=config.positive("o_groups"),
         o_rank=config.positive("o_lora_rank"),
@@ -263,7 +265,7 @@ def of_config(config: Config, names: Container[str] = ()) -> V4Model:
         index_heads=config.positive("index_n_heads"),
         index_key=config.positive("index_head_dim"),
         top_k=config.positive("index_topk"),
-        by_id=config.integer("num_hash_layers", _hash_layers(config)),
+        by_id=_hash_layers(config),
         streams=config.positive("hc_mult"),
         floor=config.number("hc_eps"),
         rounds=config.positive("hc_sinkhorn_iters"),
@@ -280,8 +282,14 @@ def _routing(experts: int, used: int, scale: float, normalised: bool) -> Routing
 
 
 def _hash_layers(config: Config) -> int:
+    """Return how many layers choose experts by a token's id; where each is listed, they have to be the first."""
     kinds = config.content.get("mlp_layer_types")
-    return kinds.count("hash_moe") if isinstance(kinds, list) else 0
+    if config.has("num_hash_layers") or not isinstance(kinds, list):
+        return config.integer("num_hash_layers", 0)
+    count = kinds.count("hash_moe")
+    if "hash_moe" in kinds[count:]:
+        raise config.refuse("mlp_layer_types", "hash_moe in the first layers alone", kinds)
+    return count
 
 
 def _config_ratios(config: Config, layers: int) -> tuple[int, ...]:
@@ -293,13 +301,12 @@ def _config_ratios(config: Config, layers: int) -> tuple[int, ...]:
     return tuple(int(str(one)) for one in found)
 
 
-def _config_yarn(section: Config) -> Yarn | None:
-    if section.choice("rope_type" if section.has("rope_type") else "type", ("yarn", "default"), "default") != "yarn":
+def _config_yarn(config: Config, section: Config) -> Yarn | None:
+    if scaling_kind(section, "yarn", "default") != "yarn":
         return None
     return Yarn(
         factor=section.number("factor"),
-        original=section.positive("original_max_position_embeddings"),
-        softmax=1.0,
+        original=original_length(config, section),
         fast=section.number("beta_fast", BETA_FAST),
         slow=section.number("beta_slow", BETA_SLOW),
     )
@@ -308,21 +315,17 @@ def _config_yarn(section: Config) -> Yarn | None:
 def of_gguf(file: GgufFile) -> V4Model:
     """Return the model that a file's metadata describe, as its readers take them."""
     keys = Keys(file.metadata, file.path, file.tensors)
-    layers, expert_ffn = keys.integer("block_count"), keys.integer("expert_feed_forward_length")
-    if layers > len(file.tensors):  # before lists of that length are made: each layer has some tensors
-        raise keys.refuse("block_count", f"at most {len(file.tensors)}, the number of tensors", layers)
+    count, expert_ffn = keys.blocks(), keys.integer("expert_feed_forward_length")
     if keys.count("expert_gating_func", 0) != GATE:
         raise keys.refuse("expert_gating_func", f"{GATE} (sqrtsoftplus)", keys.get("expert_gating_func"))
     return V4Model(
-        layers=layers,
+        layers=count,
         vocab=keys.length("tokenizer.ggml.tokens") or keys.integer("vocab_size"),
         hidden=keys.integer("embedding_length"),
         heads=keys.integer("attention.head_count"),
         rope=keys.integer("rope.dimension_count"),
         q_rank=keys.integer("attention.q_lora_rank"),
-        ffn=expert_ffn,
-        dense_layers=0,
-        expert_ffn=expert_ffn,
+        ffn=expert_ffn, dense_layers=0, expert_ffn=expert_ffn,
         shared=keys.integer("expert_shared_count"),
         routing=_routing(
             keys.integer("expert_count"), keys.integer("expert_used_count"), keys.number("expert_weights_scale", 1.0),
@@ -333,7 +336,7 @@ def of_gguf(file: GgufFile) -> V4Model:
         yarn=_gguf_yarn(keys),
         tied="output.weight" not in file.tensors,
         head=keys.integer("attention.key_length"),
-        ratios=_gguf_ratios(keys, layers),
+        ratios=_gguf_ratios(keys, count),
         window=keys.integer("attention.sliding_window"),
         groups=keys.integer("attention.output_group_count"),
         o_rank=keys.integer("attention.output_lora_rank"),
@@ -372,7 +375,6 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
     return Yarn(
         factor=keys.number("rope.scaling.factor"),
         original=keys.integer("rope.scaling.original_context_length"),
-        softmax=1.0,
         fast=keys.number("rope.scaling.yarn_beta_fast", BETA_FAST),
         slow=keys.number("rope.scaling.yarn_beta_slow", BETA_SLOW),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, silu, softplus
 
 from gguf_mla.forward.attention import FORMS, Form
 from gguf_mla.forward.choice import Chooser
@@ -143,12 +143,29 @@ def route(logits: Floats, bias: Floats, routing: Routing) -> tuple[Numbers, Floa
 
     The bias decides only who is chosen; the weights are of the scores without it.
     """
-    scores = logits.softmax(dim=-1) if routing.score == "softmax" else logits.sigmoid()
-    chosen = choose(scores + bias, routing)
-    shares = scores.gather(1, chosen)
+    scored = scores(logits, routing)
+    chosen = choose(scored + bias, routing)
+    return chosen, shares(scored, chosen, routing)
+
+
+SCORES: dict[str, Callable[[Floats], Floats]] = {
+    "softmax": lambda logits: logits.softmax(dim=-1),
+    "sigmoid": lambda logits: logits.sigmoid(),
+    "sqrtsoftplus": lambda logits: softplus(logits).sqrt(),
+}
+
+
+def scores(logits: Floats, routing: Routing) -> Floats:
+    """Return the scores of experts, [N, E], for router logits [N, E]."""
+    return SCORES[routing.score](logits)
+
+
+def shares(scored: Floats, chosen: Numbers, routing: Routing) -> Floats:
+    """Return the weights of the chosen experts, [N, K], for scores [N, E]."""
+    found = scored.gather(1, chosen)
     if routing.normalised:
-        shares = shares / (shares.sum(dim=1, keepdim=True) + 1e-20)
-    return chosen, shares * routing.scale
+        found = found / (found.sum(dim=1, keepdim=True) + 1e-20)
+    return found * routing.scale
 
 
 def choose(select: Floats, routing: Routing) -> Numbers:
@@ -183,4 +200,9 @@ def mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0, limit: flo
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x / √(mean x² + eps) · weight over the last axis."""
-    return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+    return evened(x, eps) * weight
+
+
+def evened(x: Floats, eps: float) -> Floats:
+    """Return x / √(mean x² + eps) over the last axis, a norm without a weight."""
+    return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps)

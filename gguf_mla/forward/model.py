@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BETA_FAST, BETA_SLOW = 32.0, 1.0
 BEST, BEST_TWO = "best", "best two"  # how a group of experts is scored
@@ -19,7 +22,7 @@ class Yarn:
 
     factor: float
     original: int
-    softmax: float
+    softmax: float = 1.0
     rotated: float = 1.0
     fast: float = BETA_FAST
     slow: float = BETA_SLOW
@@ -126,6 +129,30 @@ class Model:
         """Return how many products the attention of a layer adds up, one after the other, over so many tokens."""
         return self.hidden + self.q_rank + tokens
 
+    def impossible(self) -> Iterator[tuple[str, str, object]]:
+        """Yield sizes and constants that cannot be computed with: what, what would be possible, what is there."""
+        routing, yarn = self.routing, self.yarn
+        if self.rope % 2:
+            yield "values of a key that are rotated in pairs", "an even number", self.rope
+        if not self.theta > 1:
+            yield "the base of the rotation's angles", "more than 1", self.theta
+        if not self.eps >= 0:
+            yield "the epsilon of its norms", "0 or more", self.eps
+        if yarn is not None and not min(yarn.factor, yarn.fast, yarn.slow) > 0:
+            yield "YaRN's factor, beta_fast and beta_slow", "numbers above zero", [yarn.factor, yarn.fast, yarn.slow]
+        if self.linear is not None and not self.linear.factor > 0:
+            yield "the factor that positions are divided by", "a number above zero", self.linear.factor
+        if self.indexer is not None and not self.indexer.own_layers[0]:
+            yield "the first layer's choice of tokens", "an indexer of its own", "that of the layer before"
+        if not 0 < routing.groups_used <= routing.groups or routing.experts % routing.groups:
+            yield (
+                "expert groups",
+                f"a divisor of {routing.experts} experts, not below the {routing.groups_used} that are used",
+                routing.groups,
+            )
+        elif routing.experts and not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
+            yield "experts of a token", f"at most those of {routing.groups_used} groups", routing.used
+
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has one MLP instead of experts."""
         return layer < self.dense_layers or not self.routing.experts
@@ -156,6 +183,12 @@ class MlaModel(Model):
     value: int
     kv_rank: int
     latent_eps: float
+
+    def impossible(self) -> Iterator[tuple[str, str, object]]:
+        """Yield what cannot be computed with."""
+        if self.nope < 1:
+            yield "values of a key that are not rotated", "one or more", self.nope
+        yield from super().impossible()
 
     def attention_products(self, tokens: int) -> int:
         """Return how many products the attention of a layer adds up: queries, keys, scores, values, output."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from gguf_mla.sources.config import Config
 
 
-LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whatever rms_norm_eps says
 MOST_LAYERS = 1 << 12  # far more than any model has; lists of that length are made before tensors are counted
+LATENT_EPS = 1e-6  # the original norms the compressed q and kv with this, whatever rms_norm_eps says
+KINDS = ("yarn", "linear", "default")  # of stretched positions
 PREDICTORS = 8  # layers after the last that are looked at for multi-token prediction
 # The classes with an indexer: whether it rotates neighbouring pairs, where the configuration does not say.
 INTERLEAVED = {"DeepseekV32ForCausalLM": False, "GlmMoeDsaForCausalLM": True}
@@ -38,10 +39,8 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
     num_nextn_predict_layers says.
     """
     v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
-    layers = config.positive("num_hidden_layers")
+    layers = config_layers(config)
     experts = config.integer("n_routed_experts", 0)  # none: all layers are dense, whatever else is said of experts
-    if layers > MOST_LAYERS:
-        raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
     return MlaModel(
         layers=layers,
         vocab=config.positive("vocab_size"),
@@ -66,6 +65,14 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
         indexer=_config_indexer(config, layers, names),
         predictors=sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS)),
     )
+
+
+def config_layers(config: Config) -> int:
+    """Return how many layers there are; lists of that length are made before tensors are counted."""
+    layers = config.positive("num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
+    return layers
 
 
 def _dense_layers(config: Config) -> int:
@@ -130,20 +137,26 @@ def _rope_section(config: Config) -> Config:
     return config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
 
 
-def _scaling_kind(section: Config) -> str:
-    key = "rope_type" if section.has("rope_type") else "type"
-    return section.choice(key, ("yarn", "linear", "default"), "default")
+def scaling_kind(section: Config, *kinds: str) -> str:
+    """Return how positions are stretched, one of `kinds`; "default" where nothing is said of it."""
+    return section.choice("rope_type" if section.has("rope_type") else "type", kinds, "default")
+
+
+def original_length(config: Config, section: Config) -> int:
+    """Return how many positions there were before YaRN stretched them."""
+    longest = config.positive("max_position_embeddings", 1 << 31)
+    return section.positive("original_max_position_embeddings", longest)
 
 
 def _config_linear(config: Config) -> Linear | None:
     section = _rope_section(config)
-    return Linear(section.number("factor")) if _scaling_kind(section) == "linear" else None
+    return Linear(section.number("factor")) if scaling_kind(section, *KINDS) == "linear" else None
 
 
 def _config_yarn(config: Config) -> Yarn | None:
     """Return how positions are stretched, with the scales that transformers computes."""
     section = _rope_section(config)
-    if _scaling_kind(section) != "yarn":
+    if scaling_kind(section, *KINDS) != "yarn":
         return None
     factor, mscale, all_dim = (
         section.number("factor"),
@@ -157,9 +170,7 @@ def _config_yarn(config: Config) -> Yarn | None:
         rotated = growth(factor, mscale) / growth(factor, all_dim)
     return Yarn(
         factor=factor,
-        original=section.positive(
-            "original_max_position_embeddings", config.positive("max_position_embeddings", 1 << 31)
-        ),
+        original=original_length(config, section),
         softmax=growth(factor, all_dim) ** 2,
         rotated=section.number("attention_factor", rotated),
         fast=section.number("beta_fast", BETA_FAST),

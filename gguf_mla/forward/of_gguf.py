@@ -45,13 +45,9 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
     keys = Keys(file.metadata, file.path, file.tensors)
     width, rope = keys.integer("attention.key_length_mla", "attention.key_length"), keys.integer("rope.dimension_count")
     eps = keys.number("attention.layer_norm_rms_epsilon")
-    blocks, predictors = keys.integer("block_count"), keys.count("nextn_predict_layers", 0)
-    if blocks > LAYERS:
-        raise keys.refuse("block_count", f"at most {LAYERS}, more than any model has", blocks)
+    blocks, predictors = keys.blocks(), keys.count("nextn_predict_layers", 0)
     if predictors >= blocks:
         raise keys.refuse("nextn_predict_layers", f"less than the {blocks} layers of block_count", predictors)
-    if blocks > len(file.tensors):  # before lists of that length are made: each layer has some tensors
-        raise keys.refuse("block_count", f"at most {len(file.tensors)}, the number of tensors", blocks)
     layers, routing = blocks - predictors, _gguf_routing(keys, blocks - predictors)
     asked = keys.integer if routing.experts else keys.whole  # where no layer has experts, nothing is done with it
     return MlaModel(
@@ -210,6 +206,15 @@ class Keys:
         if type(value) is not int or not 0 < value < 1 << 32:
             raise self.refuse(keys[0], "a positive whole number", value)
         return value
+
+    def blocks(self) -> int:
+        """Return how many layers there are, refused before lists of that length are made: each has some tensors."""
+        blocks = self.integer("block_count")
+        if blocks > LAYERS:
+            raise self.refuse("block_count", f"at most {LAYERS}, more than any model has", blocks)
+        if blocks > len(self.names):
+            raise self.refuse("block_count", f"at most {len(self.names)}, the number of tensors", blocks)
+        return blocks
 
     def count(self, key: str, default: int) -> int:
         """Return a whole number, `default` where the key is absent."""

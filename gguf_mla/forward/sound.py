@@ -9,7 +9,6 @@ import re
 from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
-from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.tensors import (
     FUSED,
     FUSED_HALVES,
@@ -23,7 +22,6 @@ from gguf_mla.layout.detect import attention_layout
 from gguf_mla.layout.names import split_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import PurePath
 
     from gguf_mla.container.reader import GgufFile
@@ -35,37 +33,10 @@ LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 def check_model(model: Model, file: PurePath) -> None:
     """Raise InputError for sizes and constants that the forward pass cannot compute with; `file` states them."""
-    for what, expected, found in _impossible(model):
+    for what, expected, found in model.impossible():
         raise InputError(
             f"describes a model that cannot be computed: {what}", file=file, expected=expected, found=found
         )
-
-
-def _impossible(model: Model) -> Iterator[tuple[str, str, object]]:
-    """Yield what is impossible, what would be possible, and what is there."""
-    routing, yarn = model.routing, model.yarn
-    if isinstance(model, MlaModel) and model.nope < 1:
-        yield "values of a key that are not rotated", "one or more", model.nope
-    if model.rope % 2:
-        yield "values of a key that are rotated in pairs", "an even number", model.rope
-    if not model.theta > 1:
-        yield "the base of the rotation's angles", "more than 1", model.theta
-    if not model.eps >= 0:
-        yield "the epsilon of its norms", "0 or more", model.eps
-    if yarn is not None and not min(yarn.factor, yarn.fast, yarn.slow) > 0:
-        yield "YaRN's factor, beta_fast and beta_slow", "numbers above zero", [yarn.factor, yarn.fast, yarn.slow]
-    if model.linear is not None and not model.linear.factor > 0:
-        yield "the factor that positions are divided by", "a number above zero", model.linear.factor
-    if model.indexer is not None and not model.indexer.own_layers[0]:
-        yield "the first layer's choice of tokens", "an indexer of its own", "that of the layer before"
-    if not 0 < routing.groups_used <= routing.groups or routing.experts % routing.groups:
-        yield (
-            "expert groups",
-            f"a divisor of {routing.experts} experts, not below the {routing.groups_used} that are used",
-            routing.groups,
-        )
-    elif routing.experts and not 0 < routing.used <= routing.experts // routing.groups * routing.groups_used:
-        yield "experts of a token", f"at most those of {routing.groups_used} groups", routing.used
 
 
 def check_tensors(weights: CheckpointWeights | GgufWeights) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
+from gguf_mla.forward.layers import evened
 
 if TYPE_CHECKING:
     from gguf_mla.forward.arrays import Floats
@@ -69,8 +69,7 @@ def sinkhorn(logits: Floats, floor: float, rounds: int) -> Floats:
 
 
 def _mixed(pass_: Pass, name: str, streams: Floats, eps: float) -> tuple[Floats, Floats, Floats]:
-    flat = streams.flatten(-2)
-    normed = flat / torch.sqrt(flat.square().mean(dim=-1, keepdim=True) + eps)
+    normed = evened(streams.flatten(-2), eps)
     base, scale = (pass_.vector(f"{name}_{part}.weight") for part in ("base", "scale"))
     return pass_.linear(normed, f"{name}_fn.weight"), base, scale
 

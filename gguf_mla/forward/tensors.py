@@ -8,6 +8,7 @@ per head, [H, r, n], and `attn_v_b` its value rows, [H, v, r]. Source: the DeepS
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -197,8 +198,9 @@ class GgufWeights:
     file: GgufParts
     model: Model
 
+    @cached_property
     def held(self) -> list[GgufTensor]:
-        """Return the file's tensors that are the model's: all but those that engines compute for themselves."""
+        """The file's tensors that are the model's: all but those that engines compute for themselves."""
         return [
             tensor
             for name, tensor in self.file.tensors.items()

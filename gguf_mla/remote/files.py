@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from gguf_mla.files.clock import stage
 from gguf_mla.files.input import InputFile
 from gguf_mla.files.readable import Folder
 from gguf_mla.remote.link import Source
-from gguf_mla.remote.tape import TAPE
+from gguf_mla.remote.tape import DIGEST_AHEAD, TAPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,6 @@ HEAD_BYTES = 128 << 10  # read first: the header of most shards, the small begin
 AHEAD_BYTES = 8 << 20  # read at most at a time where one read goes on where the last has ended
 LARGE = 1 << 20  # bytes that are read as they are asked for, without a look at what comes after them
 HEADS = 8  # read at a time when a checkpoint is opened
-DIGEST_AHEAD = 48 << 20  # bytes that wait for those before them, to be hashed in their order
 WHOLE_BYTES = 16 << 20  # read at a time to compare a whole file
 _numbers = itertools.count()
 
@@ -111,7 +110,7 @@ class HubFile:
             self._whole(out)
             return
         if len(out) >= LARGE:
-            self.source.read(offset, out.data)
+            self._read(offset, out)
             return
         with self._lock:
             while len(out):
@@ -136,10 +135,12 @@ class HubFile:
 
     def _fetched(self, offset: int, count: int) -> NDArray[np.uint8]:
         data = np.empty(count, np.uint8)
-        self.source.read(offset, data.data)
-        if offset == 0:
-            self.digest.add(offset, data)
+        self._read(offset, data)
         return data
+
+    def _read(self, offset: int, out: NDArray[np.uint8]) -> None:
+        self.source.read(offset, out.data)
+        self.digest.go_on(offset, out)
 
     def _whole(self, out: NDArray[np.uint8]) -> None:
         """Read all of a small file, and compare it with its digest."""
@@ -150,36 +151,69 @@ class HubFile:
             raise differs(self.source.name, self.source.entry.etag)
 
 
+class CachedFile(InputFile):
+    """A file of the hub that its cache holds."""
+
+    def will_read(self, offset: int, count: int) -> None:
+        """Ask the OS to fetch a range in the background, unless it is only asked what will be wanted."""
+        if not TAPE.notes:
+            super().will_read(offset, count)
+
+
 class Digest:
     """The SHA-256 of a file whose bytes come in their order, or almost; of one that is read otherwise nothing is known.
+
+    What waits for bytes before it is bounded, that of all files together: those that have waited longest are given up.
 
     found  the digest, once all bytes have come; None before, and where too many have not come in their order
     """
 
+    _lock = threading.Lock()  # of all files
+    _waiting: ClassVar[dict[Digest, int]] = {}  # bytes that a file holds, where it holds any
+
     def __init__(self, entry: Entry) -> None:
         self._size, self._at, self._hash = entry.size, 0, hashlib.sha256()
-        self._lock = threading.Lock()
         self._early: dict[int, NDArray[np.uint8]] = {}
         self._lost = entry.sha256 is None
         self.found: str | None = None
 
     def add(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Count bytes that came."""
+        """Count bytes that came; they are kept until those before them have come."""
         with self._lock:
-            if self._lost or offset + len(data) <= self._at:
-                return
-            self._early[offset] = data
-            for start in sorted(self._early):
-                if start > self._at:
-                    break
-                piece = self._early.pop(start)
-                self._hash.update(piece[self._at - start :].data)
-                self._at = max(self._at, start + len(piece))
-            self._lost = sum(map(len, self._early.values())) > DIGEST_AHEAD
-            if self._lost:
-                self._early.clear()
-            elif self._at == self._size:
-                self.found = self._hash.hexdigest()
+            self._add(offset, data)
+
+    def go_on(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Count bytes that came, if those before them have come; they are not kept."""
+        with self._lock:
+            if offset <= self._at:
+                self._add(offset, data)
+
+    def _add(self, offset: int, data: NDArray[np.uint8]) -> None:
+        if self._lost or offset + len(data) <= self._at:
+            return
+        self._early[offset] = data
+        for start in sorted(self._early):
+            if start > self._at:
+                break
+            piece = self._early.pop(start)
+            self._hash.update(piece[self._at - start :].data)
+            self._at = max(self._at, start + len(piece))
+        if self._at == self._size:
+            self.found = self._hash.hexdigest()
+        self._hold()
+
+    def _hold(self) -> None:
+        self._waiting.pop(self, None)  # to come last
+        if self._early:
+            self._waiting[self] = sum(map(len, self._early.values()))
+        while sum(self._waiting.values()) > DIGEST_AHEAD:
+            next(iter(self._waiting)).give_up()
+
+    def give_up(self) -> None:
+        """Let go of what waits; nothing will be known of the content."""
+        self._waiting.pop(self, None)
+        self._early.clear()
+        self._lost = True
 
 
 class HubFolder(Folder):
@@ -208,7 +242,7 @@ class HubFolder(Folder):
 def open_file(path: HubPath, repository: Repository) -> Readable:
     """Return a file of a repository, one object for each: from the hub's cache where that has it."""
     cached = repository.cached(path.inside) if path.inside in repository.files else None
-    return HubFile(path, repository) if cached is None else InputFile(cached)
+    return HubFile(path, repository) if cached is None else CachedFile(cached)
 
 
 def vouch(file: Readable) -> None:

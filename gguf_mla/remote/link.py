@@ -43,7 +43,7 @@ class Source:
 
     def __init__(self, repository: Repository, name: str) -> None:
         self.repository, self.entry = repository, repository.files[name]
-        self.name = f"hf://{repository.name}/{name}"
+        self.name = repository.called(name)
         self._hub_url = repository.url(name)
         self._lock = threading.Lock()
         self._address: Address | None = None

@@ -65,6 +65,10 @@ class Repository:
         """Return the address of a file at this commit."""
         return str(self.hub.hf_hub_url(self.name, name, revision=self.commit, endpoint=self.endpoint))
 
+    def called(self, name: str) -> str:
+        """Return how errors name a file, as its path does."""
+        return f"hf://{self.name}@{self.commit}/{name}"
+
     def headers(self, *, token: bool) -> dict[str, str]:
         """Return what every request says of us; the user's token only where it is asked for."""
         told = self.hub.utils.build_hf_headers(
@@ -94,7 +98,7 @@ class Repository:
         """Return the error for a file that the repository does not have."""
         return InputError(
             "there is no such file in the repository",
-            file=f"hf://{self.name}/{name}",
+            file=self.called(name),
             found=f"{len(self.files)} files at commit {self.commit[:12]}",
             remedy="Compare with the list of files on its page",
         )
@@ -127,12 +131,8 @@ class Repository:
                 return question()
             except GgufMlaError:
                 raise
-            except (OSError, ValueError, self._http.HTTPError, self._http.InvalidURL) as error:
+            except (OSError, ValueError, http().HTTPError, http().InvalidURL) as error:
                 patience.wait(self._trouble(error))
-
-    @property
-    def _http(self) -> Any:
-        return http()
 
     def _trouble(self, error: Exception) -> Trouble:
         """Return what failed as something that may pass; raise what will not."""

@@ -29,7 +29,8 @@ CONNECTIONS = 5
 RIPE = 256 << 20  # bytes that are wanted after a run began before it is fetched though more may be added
 STALE = 1 << 30  # bytes that are wanted after a run before it is dropped unread
 NOTIFIED = 1 << 19  # bytes after whose coming readers look
-MEMORY = WINDOW + KEPT + (32 << 20)  # that reading from the hub takes in all, libraries included
+DIGEST_AHEAD = 48 << 20  # bytes that wait for those before them, to be hashed in their order
+MEMORY = WINDOW + KEPT + DIGEST_AHEAD + (32 << 20)  # that reading from the hub takes in all, libraries included
 
 
 @dataclass(eq=False)
@@ -82,6 +83,11 @@ class Tape:
             for file, offset, count in self._said(say):
                 layout.add(file, offset, count)
         return layout.nbytes, layout.runs
+
+    @property
+    def notes(self) -> bool:
+        """Whether this thread is only asked what it will want."""
+        return self._mode.noted is not None
 
     def _said(self, say: Callable[[], object]) -> list[tuple[HubFile, int, int]]:
         noted: list[tuple[HubFile, int, int]] = []

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RATE_SECONDS = 5.0  # over which a rate is taken
+SAMPLE_SECONDS = 0.1  # between two looks at how much has come
+SAMPLES = round(RATE_SECONDS / SAMPLE_SECONDS) + 2
 TOLD_SECONDS = 3.0  # a wait that is worth a sentence
 
 
@@ -34,7 +36,7 @@ class Traffic:
         self._waited = 0.0
         self._waiting = 0
         self._free_at = 0.0
-        self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], SAMPLES)
         self._listeners: list[Callable[[str], None]] = []
 
     def requested(self) -> None:
@@ -47,7 +49,7 @@ class Traffic:
         now = time.monotonic()
         with self._lock:
             self._bytes += nbytes
-            if now - self._recent[-1][0] >= 0.1:
+            if now - self._recent[-1][0] >= SAMPLE_SECONDS:
                 self._recent.append((now, self._bytes))
             if self.limit is None:
                 return

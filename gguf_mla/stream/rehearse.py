@@ -40,7 +40,7 @@ def rehearse(
     """
     goal = Goal.of(outputs, extras, outdated, overwrite=overwrite)
     out = goal.planned[0].path
-    if exists(journal_path(out)):
+    if os.path.lexists(journal_path(out)):
         check_ours(journal_path(out), journal_path(out).lstat())
     stated = identity(goal.planned, goal.layouts, resumption.inputs, importance)
     past = foreseen(out, stated, len(outputs), fresh=resumption.fresh)
@@ -50,11 +50,6 @@ def rehearse(
     _check_writable(parent_of(out))
     taken = sum(_taken(path, past.files) for path, _ in goal.sizes)
     return list(_lacking(goal, taken))
-
-
-def exists(path: Path) -> bool:
-    """Whether anything has this name, a link that leads nowhere included."""
-    return path.is_symlink() or path.exists()
 
 
 def parent_of(path: Path) -> Path:
@@ -70,7 +65,7 @@ def _check_writable(directory: Path) -> None:
 def _taken(path: Path, known: Mapping[str, int]) -> int:
     """Return how much of the disk an output has by now, under either name; InputError for a stranger's file."""
     partial = partial_path(path)
-    if not exists(partial):
+    if not os.path.lexists(partial):
         return 0
     status = partial.lstat()
     check_ours(partial, status)

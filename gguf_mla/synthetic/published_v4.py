@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.sources.recognise.published import SCALE, WEIGHT, published
+from gguf_mla.sources.recognise.published import EXPERT, LAYER, MODEL, SCALE, WEIGHT
 from gguf_mla.synthetic import storage
 from gguf_mla.synthetic.storage import StoredForm
 
@@ -20,6 +21,12 @@ FP8 = tuple(f".self_attn.{name}.weight" for name in ("q_a_proj", "q_b_proj", "kv
 FP8_INDEXER, SHARED, EXPERTS, TABLE = ".indexer.q_b_proj.weight", ".shared_experts.", ".experts.", ".tid2eid"
 VISION = ".e_score_correction_bias_vl"
 F32 = (".fn", ".base", ".scale", ".hc_fn", ".hc_base", ".hc_scale", ".sinks", ".position_bias", "correction_bias")
+PUBLISHED = {
+    **{other: name for name, other in MODEL.items()},
+    **{other: name for name, other in LAYER.items() if name != "attn.norm.weight"},
+    **{other: name for name, other in EXPERT.items()},
+}
+PLACE = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
 
 
 def tensors(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -> Iterator[StoredForm]:
@@ -28,7 +35,7 @@ def tensors(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -
     for name, shape in weights.items():
         if name.endswith(VISION):
             continue  # only a model that also sees has it
-        own = published(name)
+        own = published_name(name)
         if name.endswith(TABLE):
             yield StoredForm(own, "I64", shape, name, shape, "table", experts=config["n_routed_experts"])
         elif EXPERTS in name and packed:
@@ -37,6 +44,14 @@ def tensors(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -
             yield from _scaled(storage.fp8(own, shape, "F8_E8M0"), name, shape, "fp8")
         else:
             yield StoredForm(own, "F32" if name.endswith(F32) else "BF16", shape, name, shape)
+
+
+def published_name(name: str) -> str:
+    """Return the published name of a tensor that transformers names so; KeyError for one without."""
+    if (place := PLACE.fullmatch(name)) is None:
+        return PUBLISHED[name]
+    layer, expert, rest = place.groups()
+    return f"layers.{layer}.{'ffn.' + expert if expert else ''}{PUBLISHED[rest]}"
 
 
 def _scaled(

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_mla.cli.main import main
+from gguf_mla.container import reader
 from gguf_mla.container.values import Kind, array, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 
@@ -46,6 +47,14 @@ def test_the_table_names_layout_parameters_and_types(file: Path) -> None:
     assert "1.3K in 2 tensors, 13.20 bits per weight" in shown  # 1024 · 34/32 + 256 · 4 bytes
     assert "string[100]" in shown
     assert "attn_k_b" not in shown
+
+
+def test_the_head_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[object] = []
+    parse = reader._Parser.parse
+    monkeypatch.setattr(reader._Parser, "parse", lambda parser: parsed.append(parser) or parse(parser))
+    inspect(file)
+    assert len(parsed) == 1
 
 
 def test_tensors_are_listed_on_request(file: Path) -> None:

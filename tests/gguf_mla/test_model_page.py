@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,7 +69,14 @@ def test_a_page_replaces_a_page_and_nothing_else(file: Path, tmp_path: Path) -> 
     page = tmp_path / "page.html"
     for _ in range(2):
         assert gguf_mla("inspect", file, "--html", page).status == 0
-    page.write_text("precious")
-    assert gguf_mla("inspect", file, "--html", page).status == 2
-    assert page.read_text() == "precious"
+    killed = page.with_name(f"{page.name}.partial")
+    shutil.copyfile(page, killed)
+    assert gguf_mla("inspect", file, "--html", page).status == 0
+    assert not killed.exists()
+    for path in (page, killed):
+        path.write_text("precious")
+        answer = gguf_mla("inspect", file, "--html", page)
+        assert (answer.status, "--overwrite" in answer.output) == (2, False)
+        assert path.read_text() == "precious"
+        path.unlink()
     assert gguf_mla("inspect", file, "--html", file, "--json").status == 2

@@ -171,6 +171,23 @@ def test_of_weights_that_are_alike_one_shape_is_read_at_first(
     for tensor in checkpoint.tensors.values():
         tensor.read(1, 2)
     assert read.count(16) == 20
+    for tensor in checkpoint.tensors.values():
+        tensor.read(0, 1)
+    assert read.count(16) == 20
+
+
+@pytest.mark.parametrize("zeros", ["", "plain"])
+def test_what_is_read_of_rows_is_announced(tmp_path: Path, zeros: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, _ = weight(13, 96, 8, 32, zeros=zeros)
+    tensor = opened(tmp_path, stored, scheme(8, 32, symmetric=not zeros)).tensors[BASE]
+    tensor.read(0, 1)
+    heard, read, original = [], [], InputFile.read
+    monkeypatch.setattr(InputFile, "will_read", lambda _file, *at: heard.append(at))
+    monkeypatch.setattr(InputFile, "read", lambda file, *at: read.append(at) or original(file, *at))
+    tensor.will_read(3, 7)
+    tensor.read(3, 7)
+    assert heard == read
+    assert len(read) == (3 if zeros else 2)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -19,7 +19,7 @@ from gguf_mla.sources.checkpoint import Choices, open_checkpoint, open_partial
 from gguf_mla.sources.config import Config
 from gguf_mla.sources.folder import open_folder
 from gguf_mla.sources.hub_cache import model_name
-from gguf_mla.sources.recognise import architecture, compare, leftovers, settings
+from gguf_mla.sources.recognise import architecture, compare, leftovers, published, settings
 from gguf_mla.sources.recognise.reading import Reading
 from gguf_mla.sources.safetensors import read_shard
 from tests.inputs.changes import LFS, single
@@ -118,6 +118,11 @@ def test_names_are_looked_at_by_kind(tmp_path: Path) -> None:
     wanted = [name for name in stored if ".experts." in name and "up_proj" in name]
     assert reading.named(re.compile(r"\.experts\.\d+\.up_proj")) == wanted
     assert reading.named(re.compile("lora_A")) == []
+    assert published.recognise(reading) is reading
+    asked: list[str] = []
+    renamed = reading.renamed(lambda name: asked.append(name) or f"x.{name}")  # type: ignore[func-returns-value]
+    assert asked == list(stored)
+    assert [tensor.name for tensor in renamed.stored.values()] == [f"x.{name}" for name in stored]
 
 
 # ------------------------------------------------------------------------------------------------------ fused experts

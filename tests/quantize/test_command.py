@@ -65,7 +65,7 @@ def test_every_tensor_is_what_an_independent_quantizer_makes_of_it(bf16: Path) -
     source, out = open_gguf(bf16), open_gguf("out.gguf")
     assert list(out.tensors) == list(source.tensors)
     for name, tensor in out.tensors.items():
-        values = source.tensors[name].dequantize()
+        values = source[name].values()
         expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[tensor.type])
         assert tensor.read().tobytes() == expected.tobytes(), name
 
@@ -91,8 +91,8 @@ def test_straight_from_the_checkpoint_or_by_way_of_a_file_is_the_same(bf16: Path
 def test_each_expert_is_weighed_with_its_own_row(bf16: Path, matrix: Path) -> None:
     run("quantize", bf16, "out.gguf", "Q4_K_M", "--imatrix", matrix)
     name = "blk.1.ffn_gate_exps.weight"
-    values, out = open_gguf(bf16).tensors[name].dequantize(), open_gguf("out.gguf").tensors[name]
-    sums = open_gguf(matrix).tensors[f"{name}.in_sum2"].dequantize() / np.float32(8)
+    values, out = open_gguf(bf16)[name].values(), open_gguf("out.gguf").tensors[name]
+    sums = open_gguf(matrix)[f"{name}.in_sum2"].values() / np.float32(8)
     expected = [codec.encode(expert, out.type, importance=row) for expert, row in zip(values, sums, strict=True)]
     assert out.read().tobytes() == np.concatenate(expected).tobytes()
     assert out.read().tobytes() != codec.encode(values.reshape(-1, 256), out.type).tobytes()
@@ -115,7 +115,7 @@ def test_a_quantized_file_is_requantized_only_on_request(bf16: Path) -> None:
     assert not Path("q4.gguf").exists()
     run("quantize", "q8.gguf", "q4.gguf", "Q4_0", "--allow-requantize")
     name = "blk.0.ffn_down.weight"
-    values = open_gguf("q8.gguf").tensors[name].dequantize()
+    values = open_gguf("q8.gguf")[name].values()
     assert open_gguf("q4.gguf").tensors[name].read().tobytes() == codec.encode(values, "Q4_0").tobytes()
 
 

@@ -42,9 +42,9 @@ def test_importance_as_it_is_collected_is_enough(model: Path, tmp_path: Path) ->
     answer = gguf_mla("quantize", model, tmp_path / "out.gguf", "IQ2_XXS", "--imatrix", matrix, "--quiet")
     assert answer.status == 0, answer.output
     tensor = open_gguf(tmp_path / "out.gguf").tensors["blk.0.attn_output_a.weight"]
-    sums = open_gguf(matrix).tensors["blk.0.attn_output_a.weight.in_sum2"].dequantize().reshape(2, -1)
-    count = open_gguf(matrix).tensors["blk.0.attn_output_a.weight.counts"].dequantize()[0, 0]
-    values = open_gguf(model).tensors["blk.0.attn_output_a.weight"].dequantize().reshape(2, -1, tensor.shape[-1])
+    sums = open_gguf(matrix)["blk.0.attn_output_a.weight.in_sum2"].values().reshape(2, -1)
+    count = open_gguf(matrix)["blk.0.attn_output_a.weight.counts"].values()[0, 0]
+    values = open_gguf(model)["blk.0.attn_output_a.weight"].values().reshape(2, -1, tensor.shape[-1])
     halves = [codec.encode(values[group], "IQ2_XXS", importance=sums[group] / count) for group in (0, 1)]
     assert np.array_equal(tensor.read(), np.concatenate(halves))
     stock = gguf_mla("quantize", model, tmp_path / "s.gguf", "IQ2_XXS", "--imatrix", matrix, "--compat", "llama.cpp")

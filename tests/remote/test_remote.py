@@ -176,6 +176,27 @@ def test_the_importance_of_a_model_of_the_hub_is_that_of_its_files(world: World)
         assert read.bytes > 0
 
 
+def test_what_the_cache_holds_is_a_file_of_this_machine(world: World) -> None:
+    cache = world.place / "home" / "hub" / "models--someone--model"
+    links = []
+    for name in (name for name in world.net.names() if name.startswith("Q4_K_M/")):
+        blob, link = cache / "blobs" / world.net.digest(name), cache / "snapshots" / world.net.commit("cached") / name
+        for path in (blob, link):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(world.net.directory / name, blob)
+        link.symlink_to(blob)
+        links.append(link)
+    command = ("merge", f"{ID}@cached/Q4_K_M/{links[0].name}", world.out, "--overwrite")
+    told = json.loads(world.reader.run(*command, "--verify-source", "--json").said)
+    assert [given["path"] for given in told["inputs"]] == [str(link) for link in links]
+    assert told["run"]["network"] is None
+    read = world.reader.run(*command, "--delete-splits")
+    assert (read.status, "lies on the hub" in read.said) == (2, True)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    read = world.reader.run(*command, "--verify-source")
+    assert (read.status, "is not the file that the hub has" in read.said) == (2, True)
+
+
 def test_without_a_connection_the_cache_is_read(world: World) -> None:
     cache = world.place / "offline" / "hub" / "models--someone--model"
     commit = world.net.commit("main")

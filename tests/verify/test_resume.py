@@ -312,7 +312,7 @@ def test_each_file_is_read_once_by_all_levels(q4: Path, monkeypatch: pytest.Monk
     """With memory for a section of both files, and no more."""
     proof = prove(of_bundled(q4, level="structure"))
     assert proof.candidate is not None
-    held = by_section(proof.candidate.weights.held(), proof.candidate.weights.model)
+    held = by_section(proof.candidate.weights.held, proof.candidate.weights.model)
     largest = max(sum(tensor.rows * tensor.shape[-1] for tensor in tensors) for tensors in held.values())
     cache, read_into = Cache(3 * largest), files.read_into  # 0.6 bytes a value and 2, of the embeddings
 

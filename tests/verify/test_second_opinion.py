@@ -11,12 +11,13 @@ import pytest
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.formats.shared import coded, kernels
-from tests.support import hub, safetensors_file
+from tests.support import hub, safetensors_file, v4
 from tests.support.command import convert
 from tests.support.kinds import FP8_BLOCK
 from verify.findings import Grade
 from verify.job import Request, prove
 from verify.levels import second_opinion
+from verify.raw_rows import open_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +115,13 @@ def vary_exponents(shard: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_libraries_agree_on_every_format(kind: str, checkpoints: Path) -> None:
     assert second_opinion.of_checkpoint(open_checkpoint(checkpoints / kind), threads=2) == []
+
+
+def test_the_libraries_agree_on_every_tensor_of_a_v4(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(v4.write(tmp_path / "v4", "v4-flash", num_hidden_layers=4, n_routed_experts=4))
+    raw = open_raw(tmp_path / "v4", (tmp_path / "v4").glob("*.safetensors"), checkpoint.config["quantization_config"])
+    assert [name for name in checkpoint.tensors if not raw.judged(name) and not name.startswith("mtp.")] == []
+    assert second_opinion.of_checkpoint(checkpoint, threads=2) == []
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

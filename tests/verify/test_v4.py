@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from gguf_mla.forward import compressed, streams, walk
+from gguf_mla.errors import InputError
+from gguf_mla.forward import compressed, deepseek4, streams, walk
 from gguf_mla.forward.architecture import read_config
 from gguf_mla.forward.compressed import Turning
 from gguf_mla.forward.layers import Pass
+from gguf_mla.forward.place import Place
+from gguf_mla.forward.sound import check_model
 from gguf_mla.forward.tensors import CheckpointWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
@@ -104,7 +108,7 @@ MISREADINGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "the output not turned back": (
         Turning, "turned", lambda turning, x, at: x if (at < 0).any() else TURNED(turning, x, at),
     ),
-    "no norm of a query's heads": (compressed, "_evened", lambda x, _eps: x),
+    "no norm of a query's heads": (compressed, "evened", lambda x, _eps: x),
     "the first entries instead of the best": (
         compressed, "index_scores",
         lambda _pass, _at, x, _low, _shape: -torch.arange(len(x) // 4.0).expand(len(x), -1),
@@ -125,6 +129,48 @@ def test_every_part_of_the_computation_shows(
     monkeypatch.setattr(*MISREADINGS[name])
     model, wanted = expected["v4-flash"]
     assert float((logprobs(weights_of(files / "v4-flash"), model) - wanted).abs().max()) > 1e-3
+
+
+def test_sequences_share_what_is_read(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, read, weights = Place.rows, list[Any](), weights_of(files / "v4-flash")
+
+    def counted(place: Place, stack: Any, *at: int) -> torch.Tensor:
+        read.append((stack.name, *at))
+        return rows(place, stack, *at)
+
+    monkeypatch.setattr(Place, "rows", counted)
+    hidden, tokens = torch.ones(3, 8, weights.model.hidden), torch.zeros(3, 8, dtype=torch.int64)
+    deepseek4.attention(Pass(weights), 2, hidden, tokens)
+    assert read
+    assert len(read) == len(set(read))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"compressed_theta": 1.0}, "angles in compressed layers.*more than 1, found 1"),
+        ({"compressed_theta": -160000.0}, "angles in compressed layers.*more than 1"),
+        ({"groups": 3}, "groups of heads.*a divisor of 4 heads, found 3"),
+        ({"rope": 130}, "values of a key that are rotated.*at most its 128.*found 130"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    model = read_config(Config(v4.FLASH, tmp_path / "config.json"))
+    check_model(model, tmp_path)
+    with pytest.raises(InputError, match=said):
+        check_model(replace(model, **change), tmp_path)
+
+
+def test_configurations_are_read_as_the_converter_reads_them(tmp_path: Path) -> None:
+    def read(**changes: Any) -> Any:
+        config = {key: value for key, value in v4.FLASH.items() if key != "num_hash_layers"}
+        return read_config(Config({**config, **changes}, tmp_path / "config.json"))
+
+    yarn = read(rope_scaling={"type": "yarn", "factor": 16}).yarn
+    assert yarn.original == v4.FLASH["max_position_embeddings"]
+    assert read(mlp_layer_types=["hash_moe", "hash_moe", *["moe"] * 4]).by_id == 2
+    with pytest.raises(InputError, match="mlp_layer_types"):
+        read(mlp_layer_types=["moe", "hash_moe", *["moe"] * 4])
 
 
 def test_a_right_file_is_proven(files: Path) -> None:

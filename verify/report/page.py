@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import units
 from gguf_mla.cli import page as pages
-from gguf_mla.cli.page import BAD, cell, document, safe, section
+from gguf_mla.cli.page import BAD, cell, document, safe, section, table
 from gguf_mla.layout.names import split_name
 from gguf_mla.quoting import TEXT
 from gguf_mla.version import __version__
@@ -29,7 +29,7 @@ from verify.report.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from gguf_mla.files.readable import AnyPath
     from verify.job import Proof
@@ -77,25 +77,25 @@ def _sections(proof: Proof) -> Iterator[str]:
         yield _sizes(proof)
     if proof.tensors:
         yield _map(proof)
-        yield section("Worst tensors", _table(*worst(proof.tensors)))
+        yield section("Worst tensors", table(*worst(proof.tensors)))
     if proof.attention:
         yield _layers(proof)
     if choices := choice_rows(proof.layers or proof.attention):
-        yield section("What the indexers choose", _table(CHOICE_HEADER, choices))
+        yield section("What the indexers choose", table(CHOICE_HEADER, choices))
     if proof.scores is not None:
         histogram = plots.histogram(proof.scores.kld.tolist(), "KL divergence of a token, nats")
-        yield section("Predictions", histogram + _table(("", "value"), score_rows(proof.scores)))
+        yield section("Predictions", histogram + table(("", "value"), score_rows(proof.scores)))
     for distance, scores in enumerate(proof.predicted, 2):
-        yield section(predicted_title(distance).capitalize(), _table(("", "value"), score_rows(scores)))
+        yield section(predicted_title(distance).capitalize(), table(("", "value"), score_rows(scores)))
     yield from _others(proof)
 
 
 def _others(proof: Proof) -> Iterator[str]:
     """Yield what was asked for besides the levels."""
     if proof.exact:
-        yield section("Byte for byte", _table(EXACT_HEADER, exact_rows(proof.exact)))
+        yield section("Byte for byte", table(EXACT_HEADER, exact_rows(proof.exact)))
     if proof.engine:
-        yield section("llama.cpp beside the forward pass", _table(ENGINE_HEADER, engine_rows(proof.engine)))
+        yield section("llama.cpp beside the forward pass", table(ENGINE_HEADER, engine_rows(proof.engine)))
 
 
 def _name(path: AnyPath) -> str:
@@ -119,7 +119,7 @@ def _sizes(proof: Proof) -> str:
     total = sizes.total()
     rows = [(name, units.size(size), f"{100 * size / total:.1f} %") for name, size in sizes.most_common()]
     bar = plots.shares(dict(sizes.most_common()))
-    return section("Size by type", bar + _table(("type", "size", "share"), rows))
+    return section("Size by type", bar + table(("type", "size", "share"), rows))
 
 
 def _map(proof: Proof) -> str:
@@ -138,9 +138,9 @@ def _map(proof: Proof) -> str:
         + "</tr>"
         for group, cells in groups.items()
     ]
-    table = f'<div class="scroll"><table class="map"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    shown = f'<div class="scroll"><table class="map"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
     note = '<p class="soft">A column per layer. The darker, the more of its type\'s limit the RMS error takes.</p>'
-    return section("Error by tensor", note + table)
+    return section("Error by tensor", note + shown)
 
 
 def _cell(tensor: TensorError | None, proof: Proof) -> str:
@@ -159,9 +159,3 @@ def _layers(proof: Proof) -> str:
         series["whole layer"] = [result.measured.wmape for result in proof.layers]
     note = '<p class="soft">What a layer adds to the same input, candidate against reference.</p>'
     return section("Layer by layer", note + plots.lines(series, "WMAPE"))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{safe(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{safe(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

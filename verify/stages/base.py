@@ -44,7 +44,7 @@ class Stage(ABC):
         self.proof, self.journal = proof, journal
         self.reference = self.candidate.reference.weights
         weights = self.candidate.weights
-        self.tensors = by_section(weights.held(), weights.model)
+        self.tensors = by_section(weights.held, weights.model)
 
     @property
     def candidate(self) -> Candidate:

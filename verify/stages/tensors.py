@@ -83,7 +83,7 @@ class Weights(Tensors):
     def so_far(self) -> Iterator[Finding | None]:
         """Tell of the tensors in the order of the file."""
         yield from self._misread
-        for tensor in self.candidate.weights.held():
+        for tensor in self.candidate.weights.held:
             for judged in self._seen.get(tensor.name, ()):
                 self.proof.tensors.append(judged.error)
                 yield self._judge.tensor(judged)
@@ -92,7 +92,7 @@ class Weights(Tensors):
         """Tell what several tensors are like, and what another library reads otherwise."""
         yield from self._judge.rest()
         self.proof.warnings += self._judge.warnings()
-        yield from (self._opinions[tensor.name] for tensor in self.candidate.weights.held())
+        yield from (self._opinions[tensor.name] for tensor in self.candidate.weights.held)
 
 
 class Exact(Tensors):
@@ -122,7 +122,7 @@ class Exact(Tensors):
 
     def so_far(self) -> Iterator[Finding | None]:
         """Give the proof the tensors in the order of the file."""
-        for tensor in self.candidate.weights.held():
+        for tensor in self.candidate.weights.held:
             self.proof.exact += self._seen.get(tensor.name, ())
         return iter(())
 

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_mla.errors import InputError
+from gguf_mla.sources.formats.shared.stored_shape import INTEGERS
+from gguf_mla.sources.formats.table import NAMES
 from gguf_mla.sources.safetensors import StoredTensor
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from numpy.typing import NDArray
 
     from gguf_mla.sources.recognise.reading import Reading
-
-NAME = ".tid2eid"
-_TYPES: dict[str, Any] = {"I32": np.int32, "I64": np.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Table(StoredTensor):
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Return rows `start:stop` as bytes of I32 [rows, row_bytes]; InputError for a number that is no expert."""
-        ids: NDArray[np.int64] = self.stored.read(start, stop).view(_TYPES[self.stored.dtype])
+        ids: NDArray[np.int64] = self.stored.read(start, stop).view(INTEGERS[self.stored.dtype])
         wrong = (ids < 0) | (ids >= self.experts)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
@@ -67,6 +64,6 @@ def recognise(reading: Reading) -> Reading:
     tables = {
         name: Table(name, "I32", tensor.shape, tensor.offset, tensor.nbytes, tensor.file, tensor, experts)
         for name, tensor in reading.stored.items()
-        if name.endswith(NAME) and tensor.dtype in _TYPES and not isinstance(tensor, Table)
+        if name.endswith(NAMES) and tensor.dtype in INTEGERS
     }
     return replace(reading, stored={**reading.stored, **tables}) if tables else reading

@@ -56,13 +56,13 @@ LAYER = {
 }
 EXPERT = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}
 _PLACE = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.(?:ffn\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
-_MARK = re.compile(r"(?:model\.)?layers\.\d{1,9}\.hc_attn_fn")
+_MARKS = frozenset({"layers.0.hc_attn_fn", "model.layers.0.hc_attn_fn"})  # with the number of any layer
 WEIGHT, SCALE = ".weight", ".scale"
 
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading with transformers' names where the tensors have DeepSeek-V4's own."""
-    if not any(_MARK.fullmatch(name) for name in (*reading.stored, *reading.absent)):
+    if _MARKS.isdisjoint(reading.kinds):
         return reading
 
     def scales(weight: str) -> str:
@@ -87,19 +87,3 @@ def _standard(name: str) -> str | None:
     layer, expert, rest = place.groups()
     part = LAYER.get(rest) if expert is None else EXPERT.get(rest)
     return None if part is None else f"{_LAYER.format(layer)}{'mlp.' + expert if expert else ''}{part}"
-
-
-_PUBLISHED = {
-    **{other: name for name, other in MODEL.items()},
-    **{other: name for name, other in LAYER.items() if name != "attn.norm.weight"},
-    **{other: name for name, other in EXPERT.items()},
-}
-_OTHER_PLACE = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
-
-
-def published(name: str) -> str:
-    """Return the published name of a tensor that transformers names so; KeyError for one without."""
-    if (place := _OTHER_PLACE.fullmatch(name)) is None:
-        return _PUBLISHED[name]
-    layer, expert, rest = place.groups()
-    return f"layers.{layer}.{'ffn.' + expert if expert else ''}{_PUBLISHED[rest]}"

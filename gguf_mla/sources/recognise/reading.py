@@ -90,13 +90,14 @@ class Reading:
 
     def renamed(self, rename: Callable[[str], str]) -> Reading:
         """Return the reading with other names; InputError where two tensors would have the same."""
+        names = {name: rename(name) for name in (*self.stored, *self.absent)}
         owners: dict[str, str] = {}
-        for name in (*self.stored, *self.absent):
-            if (other := owners.setdefault(rename(name), name)) != name:
+        for name, new in names.items():
+            if (other := owners.setdefault(new, name)) != name:
                 what = f"is also there as {other}"
                 raise InputError(what, file=self.folder.path, tensor=name, expected="one copy", found="two")
-        stored = {rename(name): _called(tensor, rename(name)) for name, tensor in self.stored.items()}
-        absent = {rename(name): shard for name, shard in self.absent.items()}
+        stored = {names[name]: _called(tensor, names[name]) for name, tensor in self.stored.items()}
+        absent = {names[name]: shard for name, shard in self.absent.items()}
         return replace(self, stored=stored, absent=absent)
 
 

@@ -20,6 +20,8 @@ from quantize.imatrix.job import How, collect
 from quantize.imatrix.run import Wanted, work_of
 from quantize.imatrix.written import summed
 from tests.support.command import gguf_mla
+from tests.support.schema import faults
+from tests.test_json import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +151,7 @@ def test_heads_without_names_are_refused(tmp_path: Path) -> None:
 def test_what_is_shown(made: Callable[..., bytes], tmp_path: Path) -> None:
     made("m.gguf")
     shown = json.loads(done("imatrix", "show", tmp_path / "m.gguf", "--json", "--report", tmp_path / "m.html"))
+    assert list(faults(shown, SCHEMA, SCHEMA)) == []
     assert shown["matrix"]["experts"]["count"] == 2 * 8
     assert sum(shown["matrix"]["experts"]["tokens"]["1"]) == 3 * 24 * 4
     energy = {entry["name"]: entry["energy"] for entry in shown["matrix"]["tensors"]}

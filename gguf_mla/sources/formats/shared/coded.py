@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_mla.codec.ahead import Need
+from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.ggtypes.shared import floats
 from gguf_mla.sources.formats.plain import is_plain, plain
 
@@ -114,3 +115,21 @@ def decoded_scales(scale: StoredTensor, first: int = 0, last: int | None = None)
     # E8M0: the byte b means 2^(b-127), and 255 is NaN. 2^-127 is a float32 subnormal, which ldexp rounds exactly.
     scales = np.ldexp(np.float32(1), data.astype(np.int32) - 127)
     return np.where(data == 255, np.float32(np.nan), scales).astype(np.float32)
+
+
+def check_finite(values: NDArray[np.floating], scale: StoredTensor, start: int, otherwise: str) -> None:
+    """Raise InputError for the first of the values [rows, groups] of a scale's rows from `start` that is not finite.
+
+    `otherwise` names what such values can be.
+    """
+    sound = np.isfinite(values)
+    if not sound.all():
+        row, group = divmod(int(np.argmin(sound)), values.shape[1])
+        raise InputError(
+            "has a scale that is not a finite number",
+            file=scale.file.name,
+            tensor=scale.name,
+            expected="finite scales",
+            found=f"{otherwise} at row {start + row}, group {group}",
+            remedy=SAVED_SO,
+        )

@@ -7,11 +7,14 @@ values byte i has values i and i + n.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gguf_mla.errors import SAVED_SO, InputError
+from gguf_mla.errors import InputError
+from gguf_mla.sources.formats.shared.coded import check_finite
+from gguf_mla.sources.formats.shared.parts import InParts
 from gguf_mla.sources.tensor import Raw
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 PACKED_DTYPES = ("U8", "I8")
 
 
-class PackedTensor:
+class PackedTensor(InParts, ABC):
     """A SourceTensor over rows of 4-bit floats; a format says what its scales mean and which ggml type holds them.
 
     codes   uint8 [M, N/2]
@@ -36,6 +39,7 @@ class PackedTensor:
 
     def __init__(self, name: str, codes: StoredTensor, scale: StoredTensor) -> None:
         self.name, self.codes, self.scale = name, codes, scale
+        self.by_rows = codes, scale
         self.shape: tuple[int, ...] = (*codes.shape[:-1], 2 * codes.shape[-1])
 
     @property
@@ -65,9 +69,9 @@ class PackedTensor:
         kernels.repack_halves(codes, scales, self.group // 2, out)
         return Raw(out.reshape(-1))
 
+    @abstractmethod
     def multipliers(self, scales: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return what stored scales mean, float64 of the same shape, NaN where they mean nothing."""
-        raise NotImplementedError
 
     def unsigned(
         self, codes: NDArray[np.uint8], scales: NDArray[np.uint8]
@@ -77,27 +81,7 @@ class PackedTensor:
 
     def check_scales(self, scales: NDArray[np.uint8], start: int) -> None:
         """Raise InputError for the first scale that is not a number."""
-        sound = np.isfinite(self.multipliers(scales))
-        if not sound.all():
-            row, group = divmod(int(np.argmin(sound)), scales.shape[1])
-            raise InputError(
-                "has a scale that is not a finite number",
-                file=self.scale.file.name,
-                tensor=self.scale.name,
-                expected="finite scales",
-                found=f"NaN at row {start + row}, group {group}",
-                remedy=SAVED_SO,
-            )
-
-    def will_read(self, start: int, stop: int) -> None:
-        """Ask the OS to fetch rows `start:stop`."""
-        self.codes.will_read(start, stop)
-        self.scale.will_read(start, stop)
-
-    def was_read(self, start: int, stop: int) -> None:
-        """Let the OS forget rows `start:stop`."""
-        self.codes.was_read(start, stop)
-        self.scale.was_read(start, stop)
+        check_finite(self.multipliers(scales), self.scale, start, "NaN")
 
 
 def check_packed(name: str, codes: StoredTensor, scale: StoredTensor, group: int) -> None:

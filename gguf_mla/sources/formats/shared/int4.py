@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gguf_mla.errors import SAVED_SO, InputError
-from gguf_mla.sources.formats.shared.coded import decoded_scales
+from gguf_mla.sources.formats.shared.coded import check_finite, decoded_scales
+from gguf_mla.sources.formats.shared.parts import InParts
 from gguf_mla.sources.formats.shared.stored_shape import confirm
 from gguf_mla.sources.tensor import Raw
 
@@ -44,7 +44,7 @@ class Rounding(NamedTuple):
     relative: float
 
 
-class Int4Tensor:
+class Int4Tensor(InParts):
     """A SourceTensor over packed rows: value = (nibble - 8) · scale.
 
     shape   [M, N]
@@ -66,6 +66,7 @@ class Int4Tensor:
     ) -> None:
         self.name, self.packed, self.scale, self.group, self._size = name, packed, scale, group, size
         self.shape: tuple[int, ...] = shape
+        self.by_rows = packed, scale
 
     @property
     def stored(self) -> str:
@@ -97,34 +98,16 @@ class Int4Tensor:
         kernels.repack_halves(codes, halves.view(np.uint8).reshape(-1, 2), BLOCK // 2, out)
         return Raw(out.reshape(-1), self._roundings(codes, scales, halves, start))
 
-    def will_read(self, start: int, stop: int) -> None:
-        """Ask the OS to fetch rows `start:stop`."""
-        self.packed.will_read(start, stop)
-        self.scale.will_read(start, stop)
-
-    def was_read(self, start: int, stop: int) -> None:
-        """Let the OS forget rows `start:stop`."""
-        self.packed.was_read(start, stop)
-        self.scale.was_read(start, stop)
-
     def _codes(self, start: int, stop: int | None) -> NDArray[np.uint8]:
         """Return the packed values of rows, two in a byte, uint8 [rows, bytes]."""
         confirm(self._size, self.shape)
+        self._size = None
         return self.packed.read(start, stop)
 
     def _of_blocks(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the scale of every block of Q4_0 of rows `start:stop`, float32 [blocks]."""
         scales = decoded_scales(self.scale, start, stop)
-        if not np.isfinite(scales).all():
-            row, group = divmod(int(np.argmin(np.isfinite(scales))), scales.shape[1])
-            raise InputError(
-                "has a scale that is not a finite number",
-                file=self.packed.file.name,
-                tensor=self.scale.name,
-                expected="finite scales",
-                found=f"NaN or Inf at row {start + row}, group {group}",
-                remedy=SAVED_SO,
-            )
+        check_finite(scales, self.scale, start, "NaN or Inf")
         return scales.repeat(self.group // BLOCK, axis=1)[:, : self.shape[1] // BLOCK].reshape(-1)
 
     def _roundings(

@@ -9,6 +9,7 @@ import numpy as np
 
 from gguf_mla.errors import SAVED_SO, InputError
 from gguf_mla.sources.formats.shared.coded import decoded_scales
+from gguf_mla.sources.formats.shared.parts import InParts
 from gguf_mla.sources.formats.shared.stored_shape import confirm
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def unpacked(words: NDArray[np.uint8], bits: int) -> NDArray[np.int16]:
     return signed
 
 
-class IntegerTensor:
+class IntegerTensor(InParts):
     """A SourceTensor over packed rows: value = (integer - zero point) · scale, one float32 rounding.
 
     shape   [M, N]
@@ -59,6 +60,8 @@ class IntegerTensor:
         self.name, self.bits, self.group, self._size = name, bits, group, size
         self.shape: tuple[int, ...] = shape
         self.packed, self.scale, self.zero, self.order = parts
+        zeros = (self.zero,) if self.zero is not None and self.zero.dtype == "I8" else ()
+        self.by_rows = self.packed, *zeros, *((self.scale,) if self.scale.rows > 1 else ())
 
     @property
     def stored(self) -> str:
@@ -68,6 +71,7 @@ class IntegerTensor:
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return rows `start:stop` as float32 [rows, cols]; InputError for a column whose group does not exist."""
         confirm(self._size, self.shape)
+        self._size = None
         first, last, _ = slice(start, stop).indices(self.shape[0])
         values = unpacked(self.packed.read(first, last), self.bits)[:, : self.shape[1]].astype(np.float32)
         if self.zero is not None:
@@ -115,11 +119,3 @@ class IntegerTensor:
                 remedy=SAVED_SO,
             )
         return group
-
-    def will_read(self, start: int, stop: int) -> None:
-        """Ask the OS to fetch rows `start:stop`."""
-        self.packed.will_read(start, stop)
-
-    def was_read(self, start: int, stop: int) -> None:
-        """Let the OS forget rows `start:stop`."""
-        self.packed.was_read(start, stop)

@@ -11,12 +11,12 @@ from gguf_mla.errors import InputError
 if TYPE_CHECKING:
     from gguf_mla.sources.safetensors import StoredTensor
 
-_INTEGERS: dict[str, Any] = {"I32": np.int32, "I64": np.int64}
+INTEGERS: dict[str, Any] = {"I32": np.int32, "I64": np.int64}
 
 
 def stored_shape(tensor: StoredTensor) -> tuple[int, int]:
     """Return the shape that a tensor holds; InputError for anything else than two numbers above zero."""
-    kind = _INTEGERS.get(tensor.dtype)
+    kind = INTEGERS.get(tensor.dtype)
     values = tensor.read().view(kind).reshape(-1).tolist() if kind and tensor.nbytes <= 16 else []
     if len(values) != 2 or min(values) < 1:
         raise InputError(
