@@ -9,6 +9,7 @@ from gguf_mla import discovery
 from gguf_mla.cli.main import GROUP
 from gguf_mla.errors import InputError
 from gguf_mla.importance.matrix import read_imatrix
+from gguf_mla.text.calibration import dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ def calibrated(
         raise InputError("--calibrate makes the matrix that --imatrix gives", remedy="Give one of the two")
     stem = named.name.removesuffix(".gguf").removesuffix(f"-{MATRIX}").removesuffix(f".{MATRIX}")
     path = named.with_name(f"{stem}.{MATRIX}.gguf")
-    names = tuple(text.resolve().name for text in texts)
+    names = tuple(map(dataset, texts))
     if not path.exists():
         _run(["imatrix", checkpoint, path], [*(("--text", text) for text in texts), *how], options)
     elif read_imatrix([path]).datasets != names:
@@ -58,6 +59,7 @@ def _run(words: Sequence[object], settings: Iterable[tuple[str, object]], option
     given = [word for flag, value in settings if value is not None for word in (flag, str(value))]
     given += ["--device", options.device]
     given += [] if options.threads is None else ["--threads", str(options.threads)]
+    given += ["--no-resume"] if options.no_resume else []
     given += ["--quiet"] if options.quiet or options.as_json else []
     command: click.Command = next(iter(discovery.plugins(GROUP, name))).load()
     command.main([*arguments, *given], name, standalone_mode=False)

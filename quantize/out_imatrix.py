@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.files.output import Extra
+from gguf_mla.importance.entries import Made
 from gguf_mla.importance.gguf import MatrixFile
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.importance.names import STAND_INS, others_for
@@ -73,7 +75,8 @@ class OutImatrix(Mapping[str, Entry]):
         """Return the matrix in GGUF form, as a file that goes with the model."""
         known = self._given
         sizes = {"chunk_count": known.chunk_count, "chunk_size": known.chunk_size}
-        matrix = MatrixFile(self, datasets=known.datasets, **sizes)
+        made = {name: Made.of(partial(self.__getitem__, name)) for name in self}
+        matrix = MatrixFile(made, datasets=known.datasets, **sizes)
         return Extra(self.path, matrix.size, matrix.write)
 
 

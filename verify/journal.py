@@ -25,14 +25,14 @@ from gguf_mla.files.guard import check_apart
 from gguf_mla.files.input import InputFile
 from gguf_mla.files.locked import open_locked
 from gguf_mla.files.output import unwritable
-from gguf_mla.files.readable import any_path, here
+from gguf_mla.files.readable import here
 from gguf_mla.files.records import Reading, Records
 from gguf_mla.files.stamp import stamp
-from gguf_mla.forward.tensors import CheckpointWeights
+from gguf_mla.forward.opening import files_of
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -49,7 +49,6 @@ TENSOR, SECTION = "tensor", "section"  # what a line is about
 NUMBER = "section"  # the array of a state that says after which section it was
 SECONDS = 1.0  # of work that a power cut may cost beside the tensor at hand
 UNDECIDING = ("reference", "candidate", "text", "tokens", "imatrix", "threads", "resume")  # or compared as files
-BESIDE = (".json", ".jinja", ".model", ".txt")  # files of a checkpoint's directory that decide about a proof
 
 
 class Notes(Protocol):
@@ -111,18 +110,9 @@ def identity(request: Request, candidate: Candidate) -> tuple[dict[str, Any], li
     """Return what a proof is made of, and the files it reads: equal identities make equal reports, but for times."""
     options = {field.name: getattr(request, field.name) for field in fields(request) if field.name not in UNDECIDING}
     given = [path for path in (request.text, request.tokens, request.imatrix) if path is not None]
-    read = [*_files(candidate.reference.weights), *_files(candidate.weights), *given]
+    read = [*files_of(candidate.reference.weights), *files_of(candidate.weights), *given]
     options_digest = hashlib.sha256(repr(options).encode()).hexdigest()
     return {"version": __version__, "options": options_digest, "inputs": [stamp(path) for path in read]}, read
-
-
-def _files(weights: Any) -> Iterator[AnyPath]:
-    if isinstance(weights, CheckpointWeights):
-        folder = weights.checkpoint.folder
-        yield from (any_path(file.path) for file in weights.checkpoint.files)
-        yield from (any_path(folder.path / name) for name in folder.names() if name.endswith(BESIDE))
-    else:
-        yield from (file.path for file in weights.file.files)
 
 
 class Journal:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import InputError
+from gguf_mla.files.readable import any_path
 from gguf_mla.forward.architecture import read_config, read_gguf
 from gguf_mla.forward.sound import check_model, check_tensors
 from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from gguf_mla.container.splits import GgufParts
     from gguf_mla.files.readable import AnyPath
     from gguf_mla.sources.checkpoint import Checkpoint
+
+BESIDE = (".json", ".jinja", ".model", ".txt")  # files of a checkpoint's directory that decide about it
 
 
 def open_weights(path: AnyPath, choices: Choices | None = None) -> CheckpointWeights | GgufWeights:
@@ -34,6 +37,15 @@ def open_weights(path: AnyPath, choices: Choices | None = None) -> CheckpointWei
     opened = gguf_weights(open_gguf_parts(path))
     check_tensors(opened)
     return opened
+
+
+def files_of(weights: CheckpointWeights | GgufWeights) -> list[AnyPath]:
+    """Return the files that decide what a model computes: its weights' and, in a checkpoint, those beside."""
+    if isinstance(weights, GgufWeights):
+        return [part.path for part in weights.file.files]
+    folder = weights.checkpoint.folder
+    beside = [folder.path / name for name in folder.names() if name.endswith(BESIDE)]
+    return [any_path(path) for path in (*(file.path for file in weights.checkpoint.files), *beside)]
 
 
 def checkpoint_weights(checkpoint: Checkpoint, config: Config) -> CheckpointWeights:

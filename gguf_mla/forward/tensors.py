@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_mla.container.reader import GgufFile, GgufTensor
+    from gguf_mla.container.splits import GgufParts
     from gguf_mla.forward.arrays import Rows
     from gguf_mla.forward.model import Model
     from gguf_mla.sources.checkpoint import Checkpoint
@@ -194,7 +195,7 @@ class CheckpointWeights:
 class GgufWeights:
     """The tensors of a GGUF file, in the MLA layout or the legacy one."""
 
-    file: GgufFile
+    file: GgufParts
     model: Model
 
     @cached_property

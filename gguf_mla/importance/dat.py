@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.files.input import InputFile
     from gguf_mla.files.output import OutputFile
+    from gguf_mla.importance.entries import Made
 
 
 BLOCK = 1 << 12  # bytes that are read at a time
@@ -93,28 +95,25 @@ class DatParser:
 class DatFile:
     """A `.dat` file that is to be written, as llama-imatrix has it: entries that no token reached are left out.
 
-    entries      tensor name → sums of squares [n, cols] and the tokens added [n]; asked for more than once
+    entries      by tensor name; sums are [n, cols] and counts [n]
     dataset      a name, not a path
     chunk_count  how many chunks of text, each of `chunk_size` tokens
     size         how many bytes it will have
     """
 
-    def __init__(
-        self, entries: Mapping[str, tuple[NDArray[np.float32], ...]], dataset: str, chunk_count: int, chunk_size: int
-    ) -> None:
-        self._entries = entries
-        self._names = [name for name in sorted(entries) if entries[name][1].any()]
+    def __init__(self, entries: Mapping[str, Made], dataset: str, chunk_count: int, chunk_size: int) -> None:
+        self._entries = {name: entry for name, entry in sorted(entries.items()) if entry.counts.any()}
         self._chunk_size = chunk_size
         text = dataset.encode()
         self._tail = _int32(chunk_count) + _int32(len(text)) + text
-        sizes = (12 + len(name.encode()) + 4 * entries[name][0].size for name in self._names)
+        sizes = (12 + len(name.encode()) + 4 * math.prod(entry.shape) for name, entry in self._entries.items())
         self.size = 4 + sum(sizes) + len(self._tail)
 
     def write(self, file: OutputFile) -> None:
         """Write all of it; MachineError when that fails."""
-        at = _put(file, _int32(len(self._names)), 0)
-        for name in self._names:
-            squares, counts = self._entries[name][:2]
+        at = _put(file, _int32(len(self._entries)), 0)
+        for name, entry in self._entries.items():
+            squares, counts = entry.make()[:2]
             calls = -(-int(counts.max()) // self._chunk_size)
             text = name.encode()
             at = _put(file, _int32(len(text)) + text + _int32(calls) + _int32(squares.size), at)

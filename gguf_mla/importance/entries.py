@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from gguf_mla.files.readable import Readable
 
+    Entry = tuple[NDArray[np.float32], ...]
 
 DEFAULT_CHUNK_SIZE = 512  # tokens; llama-imatrix's own where no file says
 MAX_NAME_BYTES = 1024
@@ -54,6 +55,28 @@ class StoredSums:
         values = self.file.read(self.plain, 4 * self.length).view(np.float32)
         check_values(np.abs(values), self.file.name, self.name, "sum of values")
         return values
+
+
+@dataclass(frozen=True)
+class Made:
+    """An entry that is made when it is asked for: a matrix of a large model is larger than what fits in memory.
+
+    shape   of the sums
+    counts  the tokens added, one for each row or one for all
+    arrays  how many there are: 2, or 3 with sums of the values themselves
+    make    gives them: sums of squares, counts, sums of values
+    """
+
+    shape: tuple[int, ...]
+    counts: NDArray[Any]
+    arrays: int
+    make: Callable[[], Entry]
+
+    @classmethod
+    def of(cls, make: Callable[[], Entry]) -> Made:
+        """Return an entry of which nothing is known before it is made."""
+        sums, counts, *plain = make()
+        return cls(sums.shape, counts, 2 + len(plain), make)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from gguf_mla.files.bounds import SUMS as SUMS_AT_MOST
 from gguf_mla.files.bounds import bounded
 from gguf_mla.files.guard import check_free
 from gguf_mla.files.output import OutputFile
-from gguf_mla.importance.entries import COUNTS, PLAIN, SUMS, Contents, StoredSums, check_values
+from gguf_mla.importance.entries import COUNTS, PLAIN, SUMS, Contents, Made, StoredSums, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,8 +100,7 @@ def _number(file: GgufFile, key: str) -> int:
 class MatrixFile:
     """An importance matrix in GGUF form that is to be written, as llama-imatrix lays it out.
 
-    entries      tensor name → sums of squares [n, cols], the tokens added [n], n experts or heads, and, where they are
-                 known, sums of the values themselves [n, cols]; asked for twice
+    entries      by tensor name; sums are [n, cols] and counts [n], n experts or heads
     datasets     names, not paths, of what the model was run over
     chunk_count  how many chunks of text, each of `chunk_size` tokens
     predictors   how many of the model's last layers are of multi-token prediction
@@ -109,7 +109,7 @@ class MatrixFile:
 
     def __init__(
         self,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, Made],
         *,
         datasets: Sequence[str],
         chunk_count: int,
@@ -117,14 +117,18 @@ class MatrixFile:
         predictors: int = 0,
     ) -> None:
         self._entries = entries
-        specs = [spec for name in sorted(entries) for spec in _specs(name, entries[name])]
+        specs = [
+            spec
+            for name, entry in sorted(entries.items())
+            for spec in _specs(name, entry.shape, entry.counts.size)[: entry.arrays]
+        ]
         self._layout = lay_out(metadata_of(datasets, chunk_count, chunk_size, predictors), specs)
         self.size = self._layout.size
 
     def write(self, file: OutputFile) -> None:
         """Write all of it; MachineError when that fails."""
         file.write(np.frombuffer(self._layout.head, np.uint8), 0)
-        arrays = (data for name in sorted(self._entries) for data in self._entries[name])
+        arrays = (data for name in sorted(self._entries) for data in self._entries[name].make())
         for data, offset in zip(arrays, self._layout.offsets, strict=True):
             file.write(np.ascontiguousarray(data, np.float32), offset)
 
@@ -143,23 +147,26 @@ def metadata_of(
 
 
 def matrix_specs(name: str, shape: tuple[int, ...], counts: int) -> list[TensorSpec]:
-    """Return the tensors of an entry, in the order in which llama-imatrix stores them; it writes no leading 1."""
-    sums, numbers = ((shape[-1:] if shape[0] == 1 else shape), ((counts, 1) if counts > 1 else (1,)))
-    return [TensorSpec(name + suffix, numbers if suffix == COUNTS else sums, "F32") for suffix in (SUMS, COUNTS, PLAIN)]
+    """Return the tensors of an entry with sums [n, cols], in the order in which llama-imatrix stores them."""
+    return _specs(name, stored_shape(shape), counts)
 
 
-def _specs(name: str, entry: Entry) -> list[TensorSpec]:
-    sums, counts = entry[:2]
-    rows = (counts.size,) if sums.ndim == 1 else (counts.size, 1)
-    parts = zip((SUMS, COUNTS, PLAIN), (sums.shape, rows, sums.shape)[: len(entry)], strict=False)
-    return [TensorSpec(name + suffix, shape, "F32") for suffix, shape in parts]
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how llama-imatrix stores sums [n, cols]: without a leading 1."""
+    return shape[1:] if shape[0] == 1 else shape
+
+
+def _specs(name: str, shape: tuple[int, ...], counts: int) -> list[TensorSpec]:
+    rows = (counts,) if len(shape) == 1 else (counts, 1)
+    return [TensorSpec(name + suffix, rows if suffix == COUNTS else shape, "F32") for suffix in (SUMS, COUNTS, PLAIN)]
 
 
 def write_imatrix(
     path: Path, entries: Mapping[str, Entry], *, datasets: Sequence[str], chunk_count: int, chunk_size: int
 ) -> None:
     """Write an importance matrix of its own, as `MatrixFile` has it; InputError when a file of that name is there."""
-    write_matrix(path, MatrixFile(entries, datasets=datasets, chunk_count=chunk_count, chunk_size=chunk_size))
+    made = {name: Made.of(partial(tuple, entry)) for name, entry in entries.items()}
+    write_matrix(path, MatrixFile(made, datasets=datasets, chunk_count=chunk_count, chunk_size=chunk_size))
 
 
 def write_matrix(path: Path, matrix: Written, *, overwrite: bool = False) -> None:

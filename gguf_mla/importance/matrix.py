@@ -105,6 +105,8 @@ class Imatrix:
         self.chunk_count = sum(content.chunk_count for content in contents)
         self.chunk_size = next((size for c in contents if (size := c.chunk_size)), DEFAULT_CHUNK_SIZE)
         self.predictors = max(content.predictors for content in contents)
+        alone = all(content.chunk_size is None for content in contents)
+        self._call = self.chunk_size if alone else 1  # tokens of a call of `.dat` files alone: a mean does not need it
         self._entries, self._selection = entries, selection
         self._lock, self._recent = threading.Lock(), lru_cache(maxsize=RECENT)(self._importance)
 
@@ -218,17 +220,24 @@ class Imatrix:
     def exact(self, name: str) -> Sums:
         """Return the sums of one of `names` so that their order has no influence; plain ones are 0 if a file has none.
 
-        `has_plain` says whether all files have them.
+        `has_plain` says whether all files have them. Counts are of tokens, `chunk_size` for a call of a `.dat` file.
         """
         total: Sums | None = None
+        shape = self.shape(name)
         for stored in self._entries[name]:
-            squares = Exact.of(stored.read().reshape(len(stored.counts), -1).astype(np.float64))
+            squares = Exact.of(stored.read().reshape(shape).astype(np.float64) * self._call)
             plain = stored.read_plain()
             values = np.zeros(stored.length) if plain is None else plain.astype(np.float64) * stored.unit
-            found = Sums(squares, Exact.of(values.reshape(squares.whole.shape)), stored.counts * stored.unit)
+            tokens = stored.counts * (stored.unit * self._call)
+            found = Sums(squares, Exact.of(values.reshape(shape)), tokens)
             total = found if total is None else total + found
         assert total is not None  # noqa: S101 - a name has an entry in some file
         return total
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Return the shape of the sums of one of `names`, [n, cols]: a row for every count."""
+        rows = len(self.counts(name))
+        return rows, self._entries[name][0].length // rows
 
     def has_plain(self, name: str) -> bool:
         """Whether all files have the sums of the values themselves for one of `names`."""

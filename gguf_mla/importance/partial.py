@@ -14,10 +14,11 @@ import numpy as np
 
 from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
 from gguf_mla.container.values import Kind, array, string, u32
-from gguf_mla.container.writer import TensorSpec, lay_out
+from gguf_mla.container.writer import MAGIC, TensorSpec, lay_out
 from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import SUMS as SUMS_AT_MOST
 from gguf_mla.files.bounds import bounded
+from gguf_mla.files.input import InputFile
 from gguf_mla.importance.entries import COUNTS, PLAIN, SUMS
 from gguf_mla.importance.exact import Exact, Sums
 from gguf_mla.importance.gguf import PREDICTORS, metadata_of
@@ -92,6 +93,10 @@ class Part:
         whole, rest, counts, plain, plain_rest = map(_doubles, self.tensors[name])
         return Sums(Exact(whole, rest), Exact(plain, plain_rest), counts.reshape(-1))
 
+    def counts(self, name: str) -> NDArray[np.float64]:
+        """Return the tokens added of a tensor, [n] or [1], without reading its sums."""
+        return _doubles(self.tensors[name][SUFFIXES.index(COUNTS)]).reshape(-1)
+
     def shapes(self) -> dict[str, tuple[tuple[int, int], int]]:
         """Return every entry's shape [n, cols] and its number of counts."""
         return {
@@ -108,8 +113,10 @@ def _doubles(tensor: GgufTensor) -> NDArray[np.float64]:
 
 
 def is_part(path: Path) -> bool:
-    """Whether a GGUF file is a part of a matrix."""
-    return open_gguf(path).metadata.get("general.type") == KIND
+    """Whether a file is a part of a matrix."""
+    with InputFile(path) as opened:
+        is_gguf = opened.read(0, min(4, opened.size)).tobytes() == MAGIC
+    return is_gguf and open_gguf(path).metadata.get("general.type") == KIND
 
 
 def open_part(path: Path) -> Part:

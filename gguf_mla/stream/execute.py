@@ -9,24 +9,24 @@ journal; a run that finds one takes over what it says, after a look at the bytes
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gguf_mla.codec.on_cpu import CPU
-from gguf_mla.errors import InputError
 from gguf_mla.files import checksums, platform
 from gguf_mla.files.guard import check_free, is_known, partial_path
-from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
-from gguf_mla.files.stamp import ChangedError, Watch
+from gguf_mla.files.output import OutputFile, check_room
+from gguf_mla.files.stamp import Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed
 from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
 from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
+from gguf_mla.stream.settling import settled
 from gguf_mla.stream.threads import engine_of
 from gguf_mla.stream.worker import TensorWorker
 
@@ -125,7 +125,7 @@ def execute(
         saver = Saver(files, journal)
         forgetting = goal.nbytes > platform.physical_memory() // 4
         worker = TensorWorker(sources, importance, files, device, forgetting=forgetting)
-        with _settled(files, journal, goal.nbytes):
+        with settled(files, journal, lambda: RunInterrupted(journal.nbytes, goal.nbytes)):
             _prepare(files, goal, journal)
             queue = _claimed(arranged(placed(outputs, goal.layouts), sources, tape), journal)
             _run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
@@ -226,29 +226,4 @@ def _commit(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJourna
     for file in files:
         file.overwrite = file.overwrite and file.final not in goal.outdated  # their names are free now
         file.commit()
-    journal.remove()
-
-
-@contextmanager
-def _settled(files: Sequence[OutputFile], journal: Journal | NoJournal, nbytes: int) -> Iterator[None]:
-    """Keep what a rerun can continue. After an input error nothing can be: the input has to change first."""
-    try:
-        yield
-    except BaseException as error:
-        keep = journal.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
-        for file in files:
-            file.kept = keep
-        if not keep:
-            _drop(files, journal)
-        if isinstance(error, KeyboardInterrupt):
-            raise RunInterrupted(journal.nbytes, nbytes) from None
-        if isinstance(error, DiskFullError):
-            raise no_room(files[0].path.parent, sum(file.missing for file in files)) from None
-        raise
-
-
-def _drop(files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
-    """Delete what was written, and the journal last: without it nobody would know whose the rest is."""
-    for file in files:
-        file.drop()
     journal.remove()

@@ -52,6 +52,11 @@ class Reader:
         return within(np.array(ids if self.bos is None else [self.bos, *ids], np.int64), self.vocab, path)
 
 
+def dataset(path: Path) -> str:
+    """Return what a text is called in a matrix: no output holds a path."""
+    return "stdin" if path == STDIN else path.resolve().name
+
+
 def expanded(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield files; of a directory all that lie in it or below, in the order of their names, but hidden ones."""
     for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,13 +52,15 @@ def installed() -> bool:
 
 
 def _encoder(build: Callable[[], Tokenizer], file: PurePath, *, special: bool) -> Encode:
+    once = functools.cache(build)
+
     def encode(text: str) -> Sequence[int]:
         if not installed():
             raise InputError(
                 "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
             )
         try:
-            tokenizer = build()
+            tokenizer = once()
             tokenizer.encode_special_tokens = not special
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
         except (GgufMlaError, MemoryError, KeyboardInterrupt, SystemExit):

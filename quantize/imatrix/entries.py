@@ -97,7 +97,7 @@ class Collector:
         if entry is None:
             return
         if name not in self._sums:
-            self._sums[name] = (*(_zeros(entry, rows.device) for _ in range(2)), [0] * entry.matrices)  # type: ignore[assignment]  # two
+            self._sums[name] = _nothing(entry, rows.device)
         squares, plain, counts = self._sums[name]
         added = self._added(rows)
         squares[index] += added[0]
@@ -112,8 +112,9 @@ class Collector:
 
     def done(self, entry: Entry) -> Sums:
         """Return the sums of an entry, and forget them; InputError where a value was not finite."""
-        empty = _zeros(entry), _zeros(entry), [0] * entry.matrices
-        squares, plain, counts = self._sums.pop(entry.asked, empty)
+        if entry.asked not in self._sums:
+            self._sums[entry.asked] = _nothing(entry)
+        squares, plain, counts = self._sums.pop(entry.asked)
         self._last = None
         found = as_array(squares)
         _check(entry, found)
@@ -122,8 +123,10 @@ class Collector:
         return Sums(Exact.of(found.reshape(shape)), Exact.of(as_array(plain).reshape(shape)), tokens)
 
 
-def _zeros(entry: Entry, device: torch.device | None = None) -> Tensor:
-    return torch.zeros(entry.matrices, entry.cols, dtype=torch.float64, device=device)
+def _nothing(entry: Entry, device: torch.device | None = None) -> tuple[Tensor, Tensor, list[int]]:
+    """Return the sums of squares and of values, and the counts, before anything is added."""
+    squares, plain = torch.zeros(2, entry.matrices, entry.cols, dtype=torch.float64, device=device)
+    return squares, plain, [0] * entry.matrices
 
 
 def _check(entry: Entry, squares: Doubles) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gguf_mla.forward.place import as_array
+from quantize.imatrix.entries import OUTPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     Doubles = NDArray[np.float64]
     Numbers = NDArray[np.int64]
-
-HEAD = "output.weight"
 
 
 @dataclass
@@ -60,7 +59,7 @@ def surprise(pass_: Pass, states: Floats, targets: Numbers) -> Doubles:
     wanted = pass_.place.ids(targets)
     peak = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=states.device)
     total, hit = torch.zeros_like(peak), torch.zeros_like(peak)
-    for first, logits in pass_.pieces(states, HEAD):
+    for first, logits in pass_.pieces(states, OUTPUT):
         largest = torch.maximum(peak, logits.max(dim=1).values)
         total = total * torch.exp(peak - largest) + torch.exp(logits - largest[:, None]).sum(dim=1)
         peak, column = largest, wanted - first

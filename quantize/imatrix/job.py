@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.container.writer import lay_out
-from gguf_mla.errors import InputError
 from gguf_mla.files.guard import check_apart, check_free, partial_path
-from gguf_mla.files.output import DiskFullError, OutputFile, TakenAwayError, check_room, no_room
+from gguf_mla.files.output import OutputFile, check_room
 from gguf_mla.files.readable import here
-from gguf_mla.files.stamp import ChangedError, Watch, stamp
+from gguf_mla.files.stamp import Watch, stamp
 from gguf_mla.forward import prediction, sweep, walk
 from gguf_mla.forward.attention import FORMS, Form
 from gguf_mla.forward.layers import Pass
@@ -33,6 +32,7 @@ from gguf_mla.importance.gguf import matrix_specs
 from gguf_mla.importance.partial import About, part_specs
 from gguf_mla.stream.engine import Done
 from gguf_mla.stream.journal import Identity, Journal, finished, is_named_by, journal_path
+from gguf_mla.stream.settling import settled
 from gguf_mla.version import __version__
 from quantize.imatrix.entries import OUTPUT, OWN_HEAD, Collector, Entry
 from quantize.imatrix.head import Perplexity
@@ -104,7 +104,7 @@ class Work:
 
 @dataclass(frozen=True)
 class How:
-    """How a run is done, which has no influence on what comes out.
+    """How a run is done. The same device and the same number of threads give the same bytes; others round otherwise.
 
     inputs     the files that are read
     place      where the forward pass computes, and how it attends there (`form`)
@@ -137,6 +137,11 @@ class Outcome:
     perplexity: Perplexity = field(default_factory=Perplexity)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def estimate(self) -> tuple[float, float] | None:
+        """The perplexity of all chunks and its standard error; None where an earlier run has scored some of them."""
+        return self.perplexity.estimate() if len(self.perplexity.chunks) == self.chunks else None
+
 
 class RunStopped(KeyboardInterrupt):
     """Ctrl-C: `done` of `total` layers are on the disk."""
@@ -164,13 +169,13 @@ def collect(work: Work, out: Path, how: How) -> Outcome:
     with ExitStack() as stack:
         watch = Watch(how.inputs)
         names = [path.name for path in sizes]
-        journal = Journal(out, _identity(work, layout, how.inputs), names, 2, fresh=how.fresh or how.in_memory)
+        journal = Journal(out, _identity(work, layout, how), names, 2, fresh=how.fresh or how.in_memory)
         stack.push(journal)
         journal.take_back()
         check_free(out, overwrite=how.overwrite)
         files = [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in sizes.items()]
         run = _Run(work, files, _placed(specs, layout), outcome, how)
-        with _settled(files, journal, run):
+        with settled(files, journal, lambda: _stopped(run, journal)):
             _prepare(files, journal, layout)
             _advance(run, journal)
             files[0].finish()
@@ -185,11 +190,12 @@ def _placed(specs: Mapping[str, Iterable[TensorSpec]], layout: FileLayout) -> di
     return {name: [(next(offsets), spec.nbytes) for spec in listed] for name, listed in specs.items()}
 
 
-def _identity(work: Work, layout: FileLayout, inputs: Iterable[AnyPath]) -> Identity:
+def _identity(work: Work, layout: FileLayout, how: How) -> Identity:
     digest = hashlib.sha256(layout.head)
     digest.update(np.ascontiguousarray(work.chunks).tobytes())
-    digest.update(repr((work.chunks.shape, work.prediction, sweep.BLOCK_BYTES, work.weights.model)).encode())
-    return Identity(__version__, digest.hexdigest(), [stamp(path) for path in inputs], "")
+    decides = work.chunks.shape, work.prediction, sweep.BLOCK_BYTES, work.weights.model, how.place.device.type
+    digest.update(repr(decides).encode())
+    return Identity(__version__, digest.hexdigest(), [stamp(path) for path in how.inputs], "")
 
 
 def _prepare(files: Sequence[OutputFile], journal: Journal, layout: FileLayout) -> None:
@@ -214,7 +220,7 @@ def _advance(run: _Run, journal: Journal) -> None:
         run.outcome.seconds["the rest"] = run.outcome.seconds.get("the rest", 0.0) + rest
         sums = run.store(number)
         if not run.how.in_memory:
-            run.sync()
+            run.sync(number)
             journal.record([Done(number, (run.states[number % 2].digest(), sums), run.work.state_bytes, {})])
         run.done += 1
 
@@ -231,24 +237,8 @@ def _commit(files: Sequence[OutputFile], journal: Journal, *, overwrite: bool) -
     journal.remove()
 
 
-@contextmanager
-def _settled(files: Sequence[OutputFile], journal: Journal, run: _Run) -> Iterator[None]:
-    """Keep what a rerun can continue. After an input error nothing can be: the input has to change first."""
-    try:
-        yield
-    except BaseException as error:
-        keep = journal.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
-        for file in files:
-            file.kept = keep
-        if not keep:
-            for file in files:
-                file.drop()
-            journal.remove()
-        if isinstance(error, KeyboardInterrupt):
-            raise RunStopped(run.layers_before(run.done) if keep else 0, run.work.layers) from None
-        if isinstance(error, DiskFullError):
-            raise no_room(files[0].path.parent, sum(file.missing for file in files)) from None
-        raise
+def _stopped(run: _Run, journal: Journal) -> RunStopped:
+    return RunStopped(run.layers_before(run.done) if journal.nbytes else 0, run.work.layers)
 
 
 class _Run:
@@ -299,14 +289,15 @@ class _Run:
         for entry in self._entries(stage):
             arrays = self.work.arrays(self._collector.done(entry))
             for data, (offset, _) in zip(arrays, self._places[entry.asked], strict=True):
-                self._files[0].write(np.ascontiguousarray(data), offset)
-                found = zlib.crc32(data.tobytes(), found)
+                stored = np.ascontiguousarray(data)
+                self._files[0].write(stored, offset)
+                found = zlib.crc32(stored.data, found)
         return found
 
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        for file in self._files:
-            file.sync()
+    def sync(self, stage: int) -> None:
+        """Wait until the sums and the states of a stage are on the disk; what experts add is of no use to a rerun."""
+        self._files[0].sync()
+        self._files[1 + stage % 2].sync()
 
     def _digest(self, stage: int) -> int:
         """Return the CRC-32 of the sums that the output has for a stage."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gguf_mla.container.splits import GgufParts
+from gguf_mla.container import splits
 from gguf_mla.families import family_of
-from gguf_mla.files.readable import any_path
 from gguf_mla.forward.tensors import CheckpointWeights
 from gguf_mla.sources import hub_cache
 from gguf_mla.sources.beginning import bos_of
@@ -41,14 +40,6 @@ def _beginning(weights: CheckpointWeights) -> int | None:
     return bos_of(read_tokenizer(checkpoint.folder), always=bool(family.bos_first))
 
 
-def files_of(weights: CheckpointWeights | GgufWeights) -> list[AnyPath]:
-    """Return the files that the weights lie in."""
-    if isinstance(weights, CheckpointWeights):
-        return [any_path(file.path) for file in weights.checkpoint.files]
-    file = weights.file
-    return [part.path for part in file.files] if isinstance(file, GgufParts) else [file.path]
-
-
 def name_of(model: AnyPath) -> str:
     """Return what a matrix of a model is called, without its ending."""
-    return hub_cache.model_name(model) if model.is_dir() else model.name.removesuffix(".gguf")
+    return hub_cache.model_name(model) if model.is_dir() else splits.model_name(model)

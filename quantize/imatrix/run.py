@@ -18,18 +18,18 @@ from gguf_mla.cli.progress import progress
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.forward.on_device import form_on, place_on
-from gguf_mla.forward.opening import open_weights
+from gguf_mla.forward.opening import files_of, open_weights
 from gguf_mla.importance.matrix import read_imatrix
-from gguf_mla.importance.partial import About, is_part, open_part
+from gguf_mla.importance.partial import About, open_part
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.sources.recognise import settings
-from gguf_mla.text.calibration import STDIN, Cut
+from gguf_mla.text.calibration import STDIN, Cut, dataset, expanded
 from gguf_mla.version import __version__
 from quantize.imatrix import coverage
 from quantize.imatrix.entries import entries
 from quantize.imatrix.job import How, RunStopped, Work, collect
-from quantize.imatrix.model import files_of, name_of, reader_of
-from quantize.imatrix.rounds import Goal, covered_by, in_rounds
+from quantize.imatrix.model import name_of, reader_of
+from quantize.imatrix.rounds import Goal, as_rounds, covered_by, in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,21 +91,22 @@ def make(
     reader = reader_of(opened, special=parse_special)
     cut = Cut(context, chunks, from_chunk)
     found = _tokens(reader, texts, tokens, cut)
-    names = [_base(path) for path in (*texts, *([tokens] if tokens else []))]
+    names = [dataset(path) for path in (*texts, *([tokens] if tokens else []))]
     asked = Wanted(process_output, mtp, not no_ppl)
     work = work_of(opened, found, asked, names, split_work)
-    read = [path for path in (*texts, *more_text, tokens) if path and path.is_file()]
+    given = [path for path in expanded((*texts, *more_text)) if path != STDIN and path.is_file()]
+    read = [*given, *([tokens] if tokens and tokens.is_file() else [])]
     in_memory = memory is not None and 3 * work.state_bytes <= units.parse_size(memory)
     how = How([*files_of(opened), *read], place, attend, in_memory, no_resume, overwrite)
     path = out or Path(f"{name_of(model)}.imatrix.{form}")
     if wanted is None and form == "gguf":
         outcome = _run(work, path, how, quiet=quiet)
     else:
-        more = [_base(text) for text in more_text]
+        more = [dataset(text) for text in more_text]
         tokens_left = reader.texts(more_text) if more_text else np.zeros(0, np.int64)
         rest = cut_rest(tokens_left, found.shape, reader.bos)
-        works = (replace(w, partial=True) for w in (work, *(work_of(opened, r, asked, more) for r in rest)))
-        goal = Goal(path, form, wanted or 0, overwrite)
+        works = as_rounds((work, *(work_of(opened, r, asked, more) for r in rest)), how)
+        goal = Goal(path, form, wanted or 0, how.inputs, no_resume, overwrite)
         outcome = in_rounds(works, goal, lambda w, to: _run(w, to, how, quiet=quiet), lambda said: _say(said, quiet))
     _tell(work, outcome, report, how.inputs, quiet=quiet, as_json=as_json)
 
@@ -136,11 +137,6 @@ def _tokens(reader: Reader, texts: tuple[Path, ...], tokens: Path | None, cut: C
     if bool(texts) == (tokens is not None):
         raise InputError("the model needs a text to be run over", remedy="Give either --text or --tokens")
     return cut.chunks(reader.texts(texts) if tokens is None else reader.ids(tokens), reader.bos)
-
-
-def _base(path: Path) -> str:
-    """Return what a text is called in the matrix: no output holds a path."""
-    return "stdin" if path == STDIN else path.resolve().name
 
 
 def work_of(
@@ -200,13 +196,13 @@ def _tell(
 
 
 def _covered(work: Work, path: Path) -> Coverage:
-    if work.partial and is_part(path):
+    if work.partial:
         return covered_by([open_part(path)])
     return coverage.of_matrix(read_imatrix([path], literal=True))
 
 
 def _sentences(work: Work, outcome: Outcome, covered: Coverage) -> Iterator[str]:
-    estimate, chunks, context = outcome.perplexity.estimate(), outcome.chunks, work.chunks.shape[1]
+    estimate, chunks, context = outcome.estimate, outcome.chunks, work.chunks.shape[1]
     scored = "" if estimate is None else f"; perplexity {estimate[0]:.4f} ± {estimate[1]:.2g}"
     yield f"{outcome.path}: {len(work.entries)} tensors, {chunks} chunks of {context} tokens{scored}"
     if covered.layers:
@@ -217,7 +213,7 @@ def _sentences(work: Work, outcome: Outcome, covered: Coverage) -> Iterator[str]
 
 def result(work: Work, outcome: Outcome, covered: Coverage) -> dict[str, Any]:
     """Return what was done, as JSON has it."""
-    estimate = outcome.perplexity.estimate()
+    estimate = outcome.estimate
     return {
         "path": str(outcome.path),
         "chunks": outcome.chunks,

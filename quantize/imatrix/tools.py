@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +11,16 @@ import click
 import numpy as np
 
 from gguf_mla.cli.document import answer
-from gguf_mla.container.writer import MAGIC
 from gguf_mla.errors import InputError
 from gguf_mla.files.guard import check_apart
-from gguf_mla.files.input import InputFile
 from gguf_mla.importance.dat import DatFile
-from gguf_mla.importance.gguf import MatrixFile, write_matrix
+from gguf_mla.importance.entries import Made
+from gguf_mla.importance.gguf import MatrixFile, stored_shape, write_matrix
 from gguf_mla.importance.matrix import Imatrix, read_imatrix
 from gguf_mla.importance.names import HEADS, kind_of
 from gguf_mla.importance.partial import PartFile, is_part, joined, open_part
 from quantize.imatrix import coverage, statistics
-from quantize.imatrix.written import Entries, Entry, stored, summed, total
+from quantize.imatrix.written import stored, summed, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.importance.entries import Entry
     from gguf_mla.importance.gguf import Written
     from gguf_mla.importance.partial import Part
 
@@ -73,18 +74,12 @@ def _summary(matrix: Imatrix, covered: coverage.Coverage, found: Sequence[statis
 def merge(out: Path, files: tuple[Path, ...], overwrite: bool) -> None:
     """Add matrices, or parts of one."""
     check_apart([out], [], files)
-    parts = [file for file in files if _is_part(file)]
+    parts = [file for file in files if is_part(file)]
     if parts and len(parts) < len(files):
         other = next(file for file in files if file not in parts)
         raise InputError("is a matrix, and parts of one cannot be added to it", file=other)
     content = _of_parts([open_part(file) for file in files]) if parts else _of_matrices(files)
     write_matrix(out, content, overwrite=overwrite)
-
-
-def _is_part(file: Path) -> bool:
-    with InputFile(file) as opened:
-        begins = opened.read(0, min(4, opened.size)).tobytes()
-    return begins == MAGIC and is_part(file)
 
 
 def _of_parts(parts: Sequence[Part]) -> Written:
@@ -99,12 +94,21 @@ def _of_parts(parts: Sequence[Part]) -> Written:
 
 def _of_matrices(files: Sequence[Path]) -> Written:
     matrix = read_imatrix(files, literal=True)
-    made = {name: partial(_whole, matrix, name) for name in matrix.names}
-    return MatrixFile(Entries(made), datasets=sorted(set(matrix.datasets)), **_sizes(matrix))
+    return MatrixFile(_made(matrix), datasets=sorted(set(matrix.datasets)), **_sizes(matrix))
 
 
 def _sizes(matrix: Imatrix) -> dict[str, int]:
     return {"chunk_count": matrix.chunk_count, "chunk_size": matrix.chunk_size, "predictors": matrix.predictors}
+
+
+def _made(matrix: Imatrix) -> dict[str, Made]:
+    return {
+        name: Made(
+            stored_shape(matrix.shape(name)), matrix.counts(name), 2 + matrix.has_plain(name),
+            partial(_whole, matrix, name),
+        )
+        for name in matrix.names
+    }  # fmt: skip
 
 
 def _whole(matrix: Imatrix, name: str) -> Entry:
@@ -116,10 +120,12 @@ def convert(file: Path, out: Path, names: str | None, heads: int | None, overwri
     """Write a matrix in another form, and with other names."""
     check_apart([out], [], [file])
     matrix = read_imatrix([file])
-    made: Made = {name: partial(_whole, matrix, name) for name in matrix.names}
+    made: Named = _made(matrix)
     if names is not None and heads is None:
         raise InputError("--names turns heads into rows", remedy="Give --heads, the model's number of heads")
-    entries = Entries(_NAMES[names](made, heads) if names and heads else made)
+    if heads is not None and names is None:
+        raise InputError("--heads says how --names turns heads into rows", remedy="Give --names, or leave out --heads")
+    entries = _NAMES[names](made, heads) if names and heads else made
     if out.suffix == ".dat":
         dataset = matrix.datasets[-1] if matrix.datasets else ""
         content: Written = DatFile(entries, dataset, matrix.chunk_count, matrix.chunk_size)
@@ -128,21 +134,21 @@ def convert(file: Path, out: Path, names: str | None, heads: int | None, overwri
     write_matrix(out, content, overwrite=overwrite)
 
 
-Made = Mapping[str, Callable[[], Entry]]
+Named = Mapping[str, Made]
 Rows = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]
 
 
-def _changed(entry: Callable[[], Entry], rows: Rows) -> Callable[[], Entry]:
+def _changed(entry: Made, rows: Rows) -> Made:
     """Return an entry with other sums, and the same counts."""
 
     def make() -> Entry:
-        squares, counts, *plain = entry()
+        squares, counts, *plain = entry.make()
         return (rows(squares), counts, *map(rows, plain))
 
-    return make
+    return replace(entry, shape=rows(np.zeros(entry.shape, np.float32)).shape, make=make)
 
 
-def _mla(made: Made, heads: int) -> Made:
+def _mla(made: Named, heads: int) -> Named:
     """Give attn_v_b what attn_kv_b has: in every head it is multiplied with averages of the same vectors."""
 
     def repeated(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -161,20 +167,20 @@ def _averaged(heads: int) -> Rows:
     return average
 
 
-def _legacy(made: Made, heads: int) -> Made:
+def _legacy(made: Named, heads: int) -> Named:
     """Give attn_kv_b the average over the heads of attn_v_b; nothing in a legacy file is multiplied as attn_k_b is."""
     average, values = _averaged(heads), [name for name in made if kind_of(name) == VALUES]
     found = {_renamed(name, LEGACY): _changed(made[name], average) for name in values}
     return found | {name: entry for name, entry in made.items() if kind_of(name) not in HEADS}
 
 
-def _ik(made: Made, heads: int) -> Made:
+def _ik(made: Named, heads: int) -> Named:
     """Give attn_k_b and attn_v_b one row for all heads, as ik_llama.cpp collects it."""
     average = _averaged(heads)
     return {name: _changed(entry, average) if kind_of(name) in HEADS else entry for name, entry in made.items()}
 
 
-_NAMES: Mapping[str, Callable[[Made, int], Made]] = {"mla": _mla, "legacy": _legacy, "ik": _ik}
+_NAMES: Mapping[str, Callable[[Named, int], Named]] = {"mla": _mla, "legacy": _legacy, "ik": _ik}
 
 
 def _renamed(name: str, kind: str) -> str:

@@ -8,8 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.forward.place import Place
 from quantize.imatrix import job
 from quantize.imatrix.job import How, RunStopped
 from tests.support import crash
@@ -18,6 +21,8 @@ from tests.support.hub import REPOSITORY
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from quantize.imatrix.job import Work
 
 
 def test_killed_at_any_instant_a_run_goes_on_to_the_same_bytes(predicting: Path, tmp_path: Path) -> None:
@@ -68,6 +73,13 @@ def test_other_tokens_do_not_go_on_with_it(made: Callable[..., bytes], monkeypat
     monkeypatch.undo()
     with pytest.raises(InputError, match="begun with other options"):
         made("m.gguf", prediction=False)
+
+
+def test_another_device_does_not_go_on_with_it(work: Work) -> None:
+    layout, here = lay_out({}, []), How()
+    there = How(place=Place(torch.device("cuda")))
+    assert job._identity(work, layout, here) == job._identity(work, layout, How(in_memory=True))
+    assert job._identity(work, layout, here) != job._identity(work, layout, there)
 
 
 def test_a_full_disk_loses_nothing(made: Callable[..., bytes], undisturbed: bytes) -> None:

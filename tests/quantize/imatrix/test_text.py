@@ -9,8 +9,9 @@ import pytest
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward.opening import open_weights
+from gguf_mla.text import encoders
 from gguf_mla.text.calibration import Cut, Reader
-from quantize.imatrix.model import reader_of
+from quantize.imatrix.model import name_of, reader_of
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
 
@@ -50,6 +51,20 @@ def test_control_tokens_are_words_unless_asked(tmp_path: Path) -> None:
         assert special.size == 4
         assert plain.size > special.size
         assert plain[0] == special[0] == 0  # bos
+
+
+def test_a_tokenizer_is_built_once_for_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, right = [], encoders._of_json
+    monkeypatch.setattr(encoders, "_of_json", lambda stated: built.append(stated) or right(stated))
+    encode = encoders.of_folder(open_weights(hub.BUNDLED).checkpoint.folder)
+    assert [list(encode(text)) for text in ("a", "b")] == [list(encode("a")), list(encode("b"))]
+    assert len(built) == 1
+
+
+def test_a_matrix_is_called_as_its_model_is(tmp_path: Path) -> None:
+    (tmp_path / "V3").mkdir()
+    names = ("V3", "V3-Q4_K.gguf", "V3-Q4_K-00001-of-00005.gguf")
+    assert [name_of(tmp_path / name) for name in names] == ["V3", "V3-Q4_K", "V3-Q4_K"]
 
 
 def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 
 from gguf_mla.errors import InputError
 from gguf_mla.importance.exact import Exact
-from gguf_mla.importance.gguf import write_imatrix
+from gguf_mla.importance.gguf import write_imatrix, write_matrix
 from gguf_mla.importance.matrix import LAYER_MEAN, read_imatrix
+from gguf_mla.importance.partial import Part, open_part
 from quantize.imatrix import coverage
 from quantize.imatrix.job import How, collect
 from quantize.imatrix.run import Wanted, work_of
+from quantize.imatrix.written import summed
 from tests.support.command import gguf_mla
 from tests.support.schema import faults
 from tests.test_json import SCHEMA
@@ -95,6 +98,54 @@ def test_both_forms_say_the_same(made: Callable[..., bytes], work: Work, tmp_pat
     legacy = read_imatrix([tmp_path / "l.gguf"])
     assert {name.split(".")[2] for name in legacy.names if "_b" in name} >= {"attn_kv_b"}
     assert not [name for name in legacy.names if ".attn_v_b." in name]
+
+
+@pytest.mark.parametrize("tool", [("merge", -1), ("convert", 1)], ids=["merge", "convert"])
+def test_calls_of_dat_files_keep_their_weight(tool: tuple[str, int], tmp_path: Path) -> None:
+    """A call counts for a chunk of 512 tokens where no file says how many it had."""
+    old, again, new = (tmp_path / name for name in ("old.dat", "again.dat", "new.gguf"))
+    name, values = b"blk.0.attn_q_a.weight", np.array([100, 250, 0.5], np.float32)
+    entry = struct.pack("<i", len(name)) + name + struct.pack("<ii", 100, 3) + values.tobytes()
+    old.write_bytes(struct.pack("<i", 1) + entry + struct.pack("<ii4s", 100, 4, b"text"))
+    done("imatrix", tool[0], *(old, new)[:: tool[1]])
+    done("imatrix", "convert", new, again)
+    assert again.read_bytes() == old.read_bytes()
+    sums, counts = read_imatrix([new]).sums(name.decode())
+    assert counts.tolist() == [[100 * 512]]
+    assert sums.tolist() == [(values * 512).tolist()]
+    if tool[0] == "convert":
+        again.unlink()
+        done("imatrix", "convert", old, again)
+        assert again.read_bytes() == old.read_bytes()
+
+
+def test_a_matrix_with_a_count_for_each_expert_and_one_with_calls_are_added(tmp_path: Path) -> None:
+    new, old, out, name = tmp_path / "new.gguf", tmp_path / "old.dat", tmp_path / "out.gguf", "blk.1.ffn_up_exps.weight"
+    entry = np.ones((2, 3), np.float32), np.array([1, 0], np.float32)
+    write_imatrix(new, {name: entry}, datasets=["x"], chunk_count=1, chunk_size=8)
+    head = struct.pack("<ii", 1, len(name)) + name.encode()
+    old.write_bytes(head + struct.pack("<ii", 2, 6) + np.full(6, 4, np.float32).tobytes())
+    done("imatrix", "merge", out, new, old)
+    sums, counts = read_imatrix([out]).sums(name)
+    assert counts.tolist() == [[1 + 2 * 8], [2 * 8]]
+    assert sums.tolist() == [[1 + 4 * 8] * 3] * 2
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_the_sums_of_parts_are_read_once(form: str, parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, asked, right = [open_part(path) for path in parts], [], Part.sums
+    monkeypatch.setattr(Part, "sums", lambda part, name: asked.append((part.path, name)) or right(part, name))
+    matrix = summed(opened, form)
+    assert asked == []
+    write_matrix(parts[0].with_name(f"once.{form}"), matrix)
+    assert len(asked) == len(set(asked)) == 3 * len(opened[0].tensors)
+
+
+def test_heads_without_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.dat").write_bytes(struct.pack("<ii1siif", 1, 1, b"a", 1, 1, 2.0))
+    answer = gguf_mla("imatrix", "convert", tmp_path / "m.dat", tmp_path / "n.dat", "--heads", 4)
+    assert "Give --names, or leave out --heads" in answer.output
+    assert not (tmp_path / "n.dat").exists()
 
 
 def test_what_is_shown(made: Callable[..., bytes], tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""`--calibrate` hands on what the conversion was told, and knows a matrix again that it has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert import calibrate
+from gguf_mla.cli.options import RunOptions, TypeOptions
+from gguf_mla.errors import InputError
+from gguf_mla.importance.gguf import write_imatrix
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_no_resume_is_handed_on(fresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    command = SimpleNamespace(main=lambda words, *_, **__: given.extend(words))
+    monkeypatch.setattr(calibrate.discovery, "plugins", lambda *_: [SimpleNamespace(load=lambda: command)])
+    calibrated(tmp_path, tmp_path / "t.txt", RunOptions(no_resume=fresh))
+    assert ("--no-resume" in given) == fresh
+
+
+def test_a_matrix_is_known_by_its_texts_and_standard_input_is_one(tmp_path: Path) -> None:
+    sums = {"blk.0.attn_q_a.weight": (np.ones((1, 8), np.float32), np.ones(1, np.float32))}
+    write_imatrix(tmp_path / "m.imatrix.gguf", sums, datasets=["stdin"], chunk_count=2, chunk_size=8)
+    assert calibrated(tmp_path, Path("-"), RunOptions()).imatrix_files == (tmp_path / "m.imatrix.gguf",)
+    with pytest.raises(InputError, match=r"not the importance matrix of these texts.*t\.txt"):
+        calibrated(tmp_path, tmp_path / "t.txt", RunOptions())
+
+
+def calibrated(directory: Path, text: Path, options: RunOptions) -> Any:
+    return calibrate.calibrated(directory, directory / "m-imatrix.gguf", [text], [], TypeOptions(), options)
