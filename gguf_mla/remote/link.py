@@ -186,7 +186,7 @@ def _pieces(answer: Any, count: int) -> Iterator[bytes]:
         if len(piece) > left:
             raise Trouble("the answer is longer than it says", wrong=True)
         left -= len(piece)
-        TRAFFIC.came(len(piece))
+        TRAFFIC.passed(len(piece))
         yield piece
 
 
