@@ -44,8 +44,17 @@ SET: dict[str, Any] = {
 }
 
 
+def _spool(_ctx: click.Context, _param: click.Parameter, size: str | None) -> str | None:
+    from gguf_mla.remote import spool  # noqa: PLC0415 - help needs none of it
+
+    spool.use(size)
+    return size
+
+
 SPOOL: dict[str, Any] = {
     "type": numbers.Size(),
+    "is_eager": True,  # before anything is opened
+    "callback": _spool,
     "metavar": "SIZE",
     "help": "Keep what is read from the hub on the disk, at most SIZE of it (200G), for whatever reads it next.",
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.remote import spool
 from gguf_mla.remote.repository import http
 from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.remote.troubles import Patience, Trouble, asked_seconds
@@ -54,6 +55,21 @@ class Source:
 
         Raises InputError where the hub refuses, MachineError when nothing comes any more and for a file that changed.
         """
+        kept, content, done = spool.USE.spool, self.entry.sha256, 0
+        if kept is None or content is None:
+            self._fetch(offset, view, arrived)
+            return
+        while done < len(view):
+            if count := kept.read(content, offset + done, view[done:]):
+                done += count
+                arrived(done)
+                continue
+            stop = done + kept.gap(content, offset + done, len(view) - done)
+            self._fetch(offset + done, view[done:stop], lambda count, before=done: arrived(before + count))
+            kept.write(content, offset + done, view[done:stop])
+            done = stop
+
+    def _fetch(self, offset: int, view: memoryview, arrived: Callable[[int], object]) -> None:
         patience, done = Patience(self.name), 0
         while done < len(view):
             try:

@@ -64,8 +64,12 @@ class Traffic:
             self._waiting += 1
         if seconds >= TOLD_SECONDS:
             by = ", as the server asks" if asked else ""
-            for listener in tuple(self._listeners):
-                listener(f"network: {what}; the next attempt is in {seconds:.0f} s{by}")
+            self.tell(f"network: {what}; the next attempt is in {seconds:.0f} s{by}")
+
+    def tell(self, sentence: str) -> None:
+        """Say something to all who listen."""
+        for listener in tuple(self._listeners):
+            listener(sentence)
 
     def waited(self, seconds: float) -> None:
         """Count a wait that is over."""

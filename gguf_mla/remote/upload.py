@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ class Upload:
         for start in range(0, len(names), BATCH):
             batch = {receipts[name]["sha256"]: name for name in names[start : start + BATCH]}
             infos = [self._info(receipts[name]) for name in batch.values()]
-            for entry in self._asked(lambda infos=infos: self._looked_up(infos)):
+            for entry in self._asked(functools.partial(self._looked_up, infos)):
                 if "actions" not in entry and entry["oid"] in batch:
                     there.add(batch[entry["oid"]])
         return there
