@@ -85,10 +85,10 @@ def memory(threads: int) -> int:
     return BASE_MEMORY + threads * CHUNK_MEMORY
 
 
-def job_text(job: Job, threads: int, lacking: Sequence[str]) -> str:
+def job_text(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> str:
     """Return the plans of a run for people, and what it would remove."""
     lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
-    lines += network.needs_text(job)
+    lines += [*network.needs_text(job), *sending.plan_text(job, sink)]
     lines += [f"removed in the end: {path}" for path in job.consumed]
     lines += [f"warning: {sentence}" for sentence in lacking]
     return "\n".join(lines)

@@ -95,7 +95,7 @@ def _rehearse(job: Job, options: RunOptions) -> None:
     if options.as_json:
         answer(**plan_json(job, threads, lacking, sink), errors=[] if refused is None else [refused])
     else:
-        click.echo(job_text(job, threads, lacking))
+        click.echo(job_text(job, threads, lacking, sink))
     if refused is not None:
         raise refused
 

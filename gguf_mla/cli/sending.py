@@ -64,6 +64,15 @@ def sink(job: Job, options: RunOptions) -> Upload | None:
     return found
 
 
+def plan_text(job: Job, sink: Upload | None) -> list[str]:
+    """Return in a line where a run would send its files, and what they would take here; no line without an upload."""
+    if sink is None:
+        return []
+    goal = Goal.of([output for _, output in job.outputs], job.extras, passing=not sink.keeps)
+    room = "and all files stay here" if goal.at_once is None else f"at most {units.size(goal.at_once)} here at a time"
+    return [f"upload: {len(goal.sizes)} files to {sink.called}, {room}"]
+
+
 def result_json(sink: Upload | None) -> dict[str, Any] | None:
     """Return what has become of an upload as JSON-ready data, as a document's `run` has it."""
     return None if sink is None else {**vars(sink.published), "kept": sink.keeps}

@@ -1,7 +1,8 @@
 """All that reading from the hub has to withstand, at length: python -m tests.remote.faults [RUNS] [DIRECTORY] [PART...]
 
 Each fault alone, RUNS random mixes, a killed run that is continued, memory, bytes and requests beside a local run, and
-the share of a link of 1 Gbit/s and 50 ms that is reached. What is found is printed; status 1 if anything is not right.
+the share of a link of 1 Gbit/s and 50 ms that is reached. `large` is faults and mixes again, with a checkpoint of more
+than 200 MB and requests as they are. What is found is printed; status 1 if anything is not right.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla.remote.layout import RUN_BYTES
+from tests.remote.plans import FAULTS, Link, Plan
 from tests.remote.reader import Reader, peak_of
-from tests.remote.servers import FAULTS, Link, Network, Plan
+from tests.remote.servers import Network
 from tests.support.command import gguf_mla
 
 if TYPE_CHECKING:
@@ -34,7 +36,13 @@ def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as made:
         place = Path(sys.argv[2] if len(sys.argv) > 2 else made)
-        parts = {"measures": _measures, "rate": _rate, "killed": _killed, "faults": _Faults(runs)}
+        parts = {
+            "measures": _measures,
+            "rate": _rate,
+            "killed": _killed,
+            "faults": _Faults(runs),
+            "large": _Faults(max(1, runs // 10), "220M", RUN_BYTES),
+        }
         failures = [failed for part in sys.argv[3:] or parts for failed in parts[part](place)]
     print(*(f"FAILED: {failed}" for failed in failures), sep="\n")
     print("all right" if not failures else f"{len(failures)} failures")
@@ -144,11 +152,11 @@ def _noted(out: Path) -> int:
 class _Faults:
     """Each fault alone, and `runs` mixes: the right bytes, or one sentence and no file."""
 
-    def __init__(self, runs: int) -> None:
-        self._runs = runs
+    def __init__(self, runs: int, size: str = "50M", run: int = 2 * MIB) -> None:
+        self._runs, self._size, self._run = runs, size, run
 
     def __call__(self, place: Path) -> Iterator[str]:
-        source = checkpoint(place, "v3", "50M")
+        source = checkpoint(place, "v3", self._size)
         with Network(source) as net:
             plans = {f"alone-{fault}": Plan([fault]) for fault in FAULTS}
             for number in range(self._runs):
@@ -160,7 +168,7 @@ class _Faults:
             net.plans.update(plans)
             with ThreadPoolExecutor(READERS) as pool:
                 names = [[*plans][number::READERS] for number in range(READERS)]
-                found = pool.map(lambda part: _read_all(net, place, *part), enumerate(names))
+                found = pool.map(lambda part: _read_all(net, place, self._run, *part), enumerate(names))
                 failures = [failed for failed_of_one in found for failed in failed_of_one]
             if net.books.leaked:
                 failures.append(f"the token went to {net.books.leaked[0]}")
@@ -169,10 +177,10 @@ class _Faults:
             yield from _moves(net, place)
 
 
-def _read_all(net: Network, place: Path, number: int, names: list[str]) -> list[str]:
+def _read_all(net: Network, place: Path, run: int, number: int, names: list[str]) -> list[str]:
     failures, right, sentences, planted = [], 0, 0, 0
     out = place / f"fault-{number}.gguf"
-    with Reader(net, place / "home", {"run": 2 * MIB}) as reader:
+    with Reader(net, place / "home", {"run": run}) as reader:
         wanted = reader.run("convert", net.directory, out, "--type", "Q8_0").sha256
         for name in names:
             out.unlink(missing_ok=True)

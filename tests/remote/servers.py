@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import socket
 import struct
@@ -19,65 +18,20 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.remote import uploads
+from tests.remote.plans import Link, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
 TOKEN = "hf_secret"
 PIECE = 1 << 16
-FAULTS = (
-    "429", "503", "expired", "whole", "short", "reset", "wrong-range", "redirect", "stall", "dns", "no-address",
-    "huge-header", "packed", "shut",
-)  # fmt: skip
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-
-
-class Plan:
-    """Which answers of the servers are wrong: every reading may be, after the first `after`, with a chance."""
-
-    def __init__(self, faults: Iterable[str] = (), *, seed: int = 0, chance: float = 1.0, times: int = 3) -> None:
-        self.faults, self._chance, self._left = tuple(faults), chance, times
-        self._random, self._lock = random.Random(seed), threading.Lock()
-        self.planted: Counter[str] = Counter()
-
-    def next(self, where: str) -> str:
-        """Return the fault of an answer, "" for none; `where` is "hub" or "cdn"."""
-        with self._lock:
-            known = [fault for fault in self.faults if (fault in ("dns", "no-address")) == (where == "hub")]
-            if not known or self._left <= 0 or self._random.random() >= self._chance:
-                return ""
-            self._left -= 1
-            fault = self._random.choice(known)
-            self.planted[fault] += 1
-            return fault
-
-
-@dataclass
-class Link:
-    """A network's properties: bytes per second of all connections together, and seconds before each answer."""
-
-    rate: float | None = None
-    latency: float = 0.0
-    _lock: Any = field(default_factory=threading.Lock)
-    _free_at: float = 0.0
-
-    def send(self, nbytes: int) -> None:
-        """Wait as long as bytes take."""
-        if self.rate is None:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_at = max(now, self._free_at) + nbytes / self.rate
-            wait = self._free_at - now
-        if wait > 0.002:
-            time.sleep(wait)
 
 
 class Books:
