@@ -65,7 +65,7 @@ class Source:
                 arrived(done)
                 continue
             stop = done + kept.gap(content, offset + done, len(view) - done)
-            self._fetch(offset + done, view[done:stop], lambda count, before=done: arrived(before + count))
+            self._fetch(offset + done, view[done:stop], functools.partial(_further, arrived, done))
             kept.write(content, offset + done, view[done:stop])
             done = stop
 
@@ -193,6 +193,10 @@ class Source:
         what = "has changed on the hub since this run began to read it"
         remedy = "Run the command again; what an earlier run left of the old file is refused"
         return MachineError(what, file=self.name, expected=expected, found=found or "no ETag", remedy=remedy)
+
+
+def _further(arrived: Callable[[int], object], before: int, count: int) -> None:
+    arrived(before + count)
 
 
 def _pieces(answer: Any, count: int) -> Iterator[bytes]:

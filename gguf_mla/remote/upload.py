@@ -181,6 +181,7 @@ class Upload:
         return [*entries]
 
     def _send(self, name: str, receipt: Mapping[str, Any], file: Outgoing) -> None:
+        file.seek(0)  # the library goes on from where an attempt that failed has left it
         operation = self._large(name, receipt, file)
         self.api.preupload_lfs_files(self.repository, additions=[operation], num_threads=1)
         if operation.path_or_fileobj is file:

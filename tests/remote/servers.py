@@ -212,9 +212,9 @@ class _Hub(Handler):
         time.sleep(net.link.latency)
         if found := re.fullmatch(rf"/api/models/((?:{uploads.OWNER}|stranger)/[^/]+)(?:/revision/.+)?", path):
             uploads.info(net, self, found[1])
-        elif found := re.fullmatch(rf"/({uploads.OWNER}/[^/]+)/resolve/[^/]+/(.+)", path):
-            content = net.store.content(found[1], found[2])
-            _send(self, content, {"X_Repo_Commit": "0" * 40, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, "")
+        elif found := re.fullmatch(rf"/({uploads.OWNER}/[^/]+)/resolve/([^/]+)/(.+)", path):
+            content = net.store.content(found[1], found[3])
+            _send(self, content, {"X_Repo_Commit": found[2], "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, "")
         elif found := re.fullmatch(r"/api/models/[^/]+/[^/]+(?:/revision/(.+))?", path):
             self._info(found[1] or "main")
         elif found := re.fullmatch(r"/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):

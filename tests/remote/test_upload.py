@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
 import re
@@ -317,8 +318,12 @@ def test_without_a_token_or_the_extra_a_sentence_says_what_is_missing(
     line = ("convert", hub.BUNDLED, tmp_path / "o.gguf", "--upload", "me/x")
     assert "takes a token that may write" in gguf_mla(*line).output
 
-    def missing(name: str, _package: str | None = None) -> object:
-        raise ImportError(f"No module named {name!r}")
+    real = importlib.import_module
+
+    def missing(name: str, package: str | None = None) -> object:
+        if name.startswith("huggingface_hub"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, package)
 
     monkeypatch.setattr("gguf_mla.remote.repository.importlib.import_module", missing)
     answer = gguf_mla(*line)

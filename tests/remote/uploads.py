@@ -36,7 +36,7 @@ class Repository:
 
     @property
     def head(self) -> str:
-        return hashlib.sha1(repr((self.commits, sorted(self.large.items()))).encode()).hexdigest()
+        return hashlib.sha1(repr((self.commits, self.large, self.small)).encode()).hexdigest()
 
 
 class Store:
