@@ -2,7 +2,7 @@
 
 Each fault alone, RUNS random mixes, a killed run that is continued, memory, bytes and requests beside a local run, and
 the share of a link of 1 Gbit/s and 50 ms that is reached. `large` is faults and mixes again, with a checkpoint of more
-than 200 MB and requests as they are. What is found is printed; status 1 if anything is not right.
+than 200 MB and requests as they are; `uploads` goes from the hub to the hub. What is found is printed; status 1 if anything is not right.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla.remote.layout import RUN_BYTES
+from tests.remote.disk import Disk
 from tests.remote.plans import FAULTS, Link, Plan
 from tests.remote.reader import Reader, peak_of
 from tests.remote.servers import Network
@@ -42,6 +44,7 @@ def main() -> int:
             "killed": _killed,
             "faults": _Faults(runs),
             "large": _Faults(max(1, runs // 10), "220M", RUN_BYTES),
+            "uploads": _uploads,
         }
         failures = [failed for part in sys.argv[3:] or parts for failed in parts[part](place)]
     print(*(f"FAILED: {failed}" for failed in failures), sep="\n")
@@ -141,6 +144,54 @@ def _killed(place: Path) -> Iterator[str]:
         yield f"other bytes after a kill: {again.said}"
     if anew > 1.01 * (size - done) + 2 * MIB:
         yield "a continued run fetches what the journal holds"
+
+
+def _uploads(place: Path) -> Iterator[str]:
+    """From the hub and to it: the disk that takes, and what a killed run fetches and sends when it goes on."""
+    source, near, far = checkpoint(place, "v3", "220M"), place / "near", place / "far"
+    for directory in (near, far):
+        directory.mkdir(exist_ok=True)
+    options = ("--type", "Q8_0", "--split-max-size", "32M")
+    command = ("convert", "someone/model", far / "m.gguf", *options, "--upload", "me/model-GGUF")
+    with Network(source, Link(80e6)) as net, Disk(far) as disk:
+        net.store.chunk, net.store.rate = 8 * MIB, 80e6
+        with Reader(net, place / "home", {"save": 0.5}) as reader:
+            assert reader.run("convert", source, near / "m.gguf", *options, "--overwrite").status == 0
+            killer = threading.Thread(target=lambda: _killed_after(3, net, reader))
+            killer.start()
+            try:
+                reader.run(*command)
+                yield "the upload ended before it was killed"
+            except AssertionError:
+                reader.process.wait()
+            killer.join()
+        there, fetched = {*net.store.contents}, sum(count for *_, count in net.books.ranges)
+        before, sent = len(net.books.ranges), net.store.sent.total()
+        with Reader(net, place / "home") as reader:
+            again = reader.run(*command)
+    parts = {path.name: path.read_bytes() for path in sorted(near.iterdir())}
+    anew, sizes = sum(count for *_, count in net.books.ranges[before:]), [*map(len, parts.values())]
+    two, total = max(a + b for a, b in pairwise(sizes)), sum(sizes)
+    print(
+        f"{len(parts)} parts, {total / 1e6:.0f} MB: killed with {len(there)} parts there, {sent / 1e6:.0f} MB sent and "
+        f"{fetched / 1e6:.0f} MB fetched; then {(net.store.sent.total() - sent) / 1e6:.0f} MB were sent and "
+        f"{anew / 1e6:.0f} MB fetched, in {again.seconds:.1f} s; at most {disk.most / 1e6:.1f} MB on the disk, two parts "
+        f"have {two / 1e6:.1f} MB"
+    )
+    repository = net.store.repositories["me/model-GGUF"]
+    if {name: net.store.contents[oid] for name, oid in repository.large.items()} != parts:
+        yield f"other bytes than from disk: {again.said}"
+    if disk.most > two + MIB or len(repository.commits) != 2:
+        yield "more than two parts on the disk, or more than one commit"
+    if any(net.store.sent[oid] > len(net.store.contents[oid]) for oid in there) or net.books.leaked:
+        yield "a part was sent twice, or the token to another host"
+
+
+def _killed_after(parts: int, net: Network, reader: Reader) -> None:
+    while len(net.store.contents) < parts:
+        time.sleep(0.01)
+    time.sleep(0.2)  # for the journal
+    reader.process.send_signal(signal.SIGKILL)
 
 
 def _noted(out: Path) -> int:

@@ -199,17 +199,6 @@ def test_a_model_of_the_hub_is_proven_against_its_checkpoint_there(world: World)
     assert len(told["tensors"]) > 10
 
 
-def test_what_was_spooled_is_not_fetched_again(world: World) -> None:
-    spool = {"GGUF_MLA_SPOOL": str(world.place / "spool")}
-    out, options = world.place / "spooled.gguf", ("--type", "Q8_0", "--spool", "1G", "--verify-source", "--overwrite")
-    for revision, fetches in (("spool", True), ("another-with-the-same-files", False)):
-        before = len(world.net.books.ranges)
-        with Reader(world.net, world.place / "home", {"run": 1 << 20}, **spool) as reader:
-            read = reader.run("convert", f"{ID}@{revision}", out, *options)
-        assert read.sha256 == world.wanted, read.said
-        assert (len(world.net.books.ranges) > before) == fetches
-
-
 def test_what_the_cache_holds_is_a_file_of_this_machine(world: World) -> None:
     cache = world.place / "home" / "hub" / "models--someone--model"
     links = []

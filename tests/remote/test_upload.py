@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.remote.disk import Disk
 from tests.remote.reader import Read, Reader
 from tests.remote.servers import Network
 from tests.remote.uploads import Repository, Store
@@ -43,7 +44,7 @@ class Desk:
 
     def _begun(self) -> Reader:
         settings = {"save": 0.05, "pause": 0.02, "patience": 2.0, "run": 1 << 18, "read": 5.0}
-        return Reader(self.net, self.place / "home", settings)
+        return Reader(self.net, self.place / "home", settings, GGUF_MLA_SPOOL=str(self.place / "spool"))
 
     def _wanted(self) -> dict[str, bytes]:
         place = self.place / "wanted"
@@ -123,28 +124,12 @@ def test_parts_are_sent_as_they_are_complete_and_one_commit_shows_all(desk: Desk
 
 def test_two_parts_are_on_the_disk_at_most(desk: Desk) -> None:
     desk.net.store.rate = 8e6  # each part takes a while, and the next are soon made
-    most, over = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not over.wait(0.005):
-            taken = 0
-            for path in desk.here.glob("*.partial"):
-                try:
-                    taken += path.stat().st_blocks * 512
-                except FileNotFoundError:
-                    continue
-            most = max(most, taken)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    read = desk.convert()
-    over.set()
-    thread.join()
+    with Disk(desk.here) as disk:
+        read = desk.convert()
     assert read.status == 0, read.said
     sizes = [len(desk.wanted[name]) for name in sorted(desk.wanted)]
-    bound = max(a + b for a, b in itertools.pairwise(sizes)) + 4096 * len(sizes)
-    assert max(sizes) < most <= bound < sum(sizes) / 2
+    bound = max(a + b for a, b in itertools.pairwise(sizes)) + 4096 * (len(sizes) + 4)
+    assert max(sizes) < disk.most <= bound < sum(sizes) / 2
 
 
 def test_a_run_that_is_killed_goes_on_and_sends_nothing_twice(desk: Desk) -> None:
@@ -175,6 +160,29 @@ def test_a_run_that_is_killed_goes_on_and_sends_nothing_twice(desk: Desk) -> Non
     assert told["taken_over"] >= sum(len(c) for n, c in desk.wanted.items() if desk.digests[n] in before) // 2
     assert told["upload"]["sent"] <= sum(len(c) for n, c in desk.wanted.items() if desk.digests[n] not in before)
     assert len(desk.net.store.repositories[ID].commits) == 2
+
+
+def test_an_interrupt_ends_an_upload_and_the_same_command_goes_on(desk: Desk) -> None:
+    desk.net.store.rate = 1e6
+    pressed = 0.0
+
+    def press() -> None:
+        nonlocal pressed
+        while not desk.net.store.sent and not any(path.stat().st_size for path in desk.here.glob("*.partial")):
+            time.sleep(0.005)
+        time.sleep(0.5)
+        pressed = time.monotonic()
+        desk.reader.process.send_signal(signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    read = desk.convert()
+    finger.join()
+    assert (read.status, "interrupted" in read.said.lower()) == (130, True), read.said
+    assert time.monotonic() - pressed < 5
+    desk.net.store.rate = None
+    assert desk.convert().status == 0
+    assert shown(desk) == desk.digests
 
 
 def test_a_commit_that_fails_loses_nothing(desk: Desk) -> None:
@@ -307,6 +315,23 @@ def test_a_run_from_a_repository_that_has_moved_is_refused(desk: Desk) -> None:
     assert (refused.status, f"{shard.name} has changed since" in refused.said) == (2, True), refused.said
     read = desk.reader.run("convert", "hf://someone/model@back", out, "--type", "BF16")
     assert read.status == 0, read.said
+
+
+def test_what_was_spooled_is_not_fetched_again(desk: Desk) -> None:
+    """Nor by another revision with the same files; without the spool it is."""
+    options = ("--type", "BF16", "--overwrite", "--verify-source")
+    digests = []
+    for revision, spool, fetches in (
+        ("one", ("--spool", "1G"), True),
+        ("two", ("--spool", "1G"), False),
+        ("two", (), True),
+    ):
+        before = len(desk.net.books.ranges)
+        read = desk.reader.run("convert", f"hf://someone/model@{revision}", desk.here / "o.gguf", *options, *spool)
+        assert read.status == 0, read.said
+        digests.append(read.sha256)
+        assert (len(desk.net.books.ranges) > before) == fetches
+    assert len({*digests}) == 1
 
 
 def test_without_a_token_or_the_extra_a_sentence_says_what_is_missing(
