@@ -2,7 +2,8 @@
 
 Each fault alone, RUNS random mixes, a killed run that is continued, memory, bytes and requests beside a local run, and
 the share of a link of 1 Gbit/s and 50 ms that is reached. `large` is faults and mixes again, with a checkpoint of more
-than 200 MB and requests as they are; `uploads` goes from the hub to the hub. What is found is printed; status 1 if anything is not right.
+than 200 MB and requests as they are; `uploads` goes from the hub to the hub. What is found is printed; status 1 if
+anything is not right.
 """
 
 from __future__ import annotations
@@ -175,8 +176,8 @@ def _uploads(place: Path) -> Iterator[str]:
     print(
         f"{len(parts)} parts, {total / 1e6:.0f} MB: killed with {len(there)} parts there, {sent / 1e6:.0f} MB sent and "
         f"{fetched / 1e6:.0f} MB fetched; then {(net.store.sent.total() - sent) / 1e6:.0f} MB were sent and "
-        f"{anew / 1e6:.0f} MB fetched, in {again.seconds:.1f} s; at most {disk.most / 1e6:.1f} MB on the disk, two parts "
-        f"have {two / 1e6:.1f} MB"
+        f"{anew / 1e6:.0f} MB fetched, in {again.seconds:.1f} s; at most {disk.most / 1e6:.1f} MB on the disk, "
+        f"two parts have {two / 1e6:.1f} MB"
     )
     repository = net.store.repositories["me/model-GGUF"]
     if {name: net.store.contents[oid] for name, oid in repository.large.items()} != parts:
