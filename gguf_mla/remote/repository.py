@@ -193,7 +193,7 @@ def _hub(name: str) -> Any:
         raise InputError(
             f"there is no such directory here, and to read it from the hub takes huggingface_hub ({error})",
             file=name,
-            remedy="Check the path, or install it: pip install 'gguf-mla[hub]'",
+            remedy="Check the path, or install it: pip install huggingface_hub",
         ) from None
     for part in ("constants", "errors", "utils"):
         importlib.import_module(f"huggingface_hub.{part}")
