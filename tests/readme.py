@@ -68,7 +68,8 @@ def differences(step: Step, printed: str) -> list[str]:
 
 def play(chosen: Callable[[Step], bool], run: Callable[[list[str]], tuple[int, str]]) -> list[str]:
     """Run the chosen commands in the current directory, ours with `run`; return what differs from the page."""
-    Path("gguf_mla").symlink_to(REPOSITORY / "gguf_mla")
+    for name in ("gguf_mla", "README.md"):
+        Path(name).symlink_to(REPOSITORY / name)
     wrong, status = [], 0
     for step in steps((REPOSITORY / "README.md").read_text(encoding="utf-8")):
         if not chosen(step):
