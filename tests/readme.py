@@ -53,7 +53,7 @@ def steps(text: str) -> Iterator[Step]:
 def comparable(line: str) -> str:
     """Return a line without what differs between machines and runs: numbers, their units, the widths of columns."""
     line = re.sub(r"\d+(\.\d+)? ?(B|KiB|MiB|GiB|TiB)\b", "SIZE", line)
-    line = re.sub(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", "N", line)
+    line = re.sub(r"(?<![\w.])\d+(\.\d+)?(e[-+]?\d+)?(?![\w.])", "N", line)
     return re.sub(r"(-{2,}|\s)+", " ", line).strip()
 
 
