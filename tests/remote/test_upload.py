@@ -344,4 +344,4 @@ def test_without_a_token_or_the_extra_a_sentence_says_what_is_missing(
 
     monkeypatch.setattr("gguf_mla.remote.repository.importlib.import_module", missing)
     answer = gguf_mla(*line)
-    assert (answer.status, "Install it: pip install 'gguf-mla[hub]'" in answer.output) == (2, True)
+    assert (answer.status, "Install it: pip install huggingface_hub" in answer.output) == (2, True)
