@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from gguf_mla.container.writer import lay_out
 from gguf_mla.files import checksums
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ class Goal:
     ) -> Self:
         """Lay out every file of the outputs."""
         planned = [file for output in outputs for file in output]
-        layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
-        return cls(planned, layouts, extras, outdated, overwrite)
+        return cls(planned, [file.layout for file in planned], extras, outdated, overwrite)
 
     @property
     def nbytes(self) -> int:
