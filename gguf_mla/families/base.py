@@ -221,8 +221,8 @@ def _stored(instances: list[_Instance], names: Container[str]) -> list[_Instance
 def _instance(rule: Rule, conditions: frozenset[str], layer: int | None, dims: Dimensions) -> Iterator[_Instance]:
     if rule.when != "always" and rule.when not in conditions:
         return
-    experts = range(dims["experts"]) if "{expert}" in rule.source else (None,)
-    sources = tuple(rule.source.format(layer=layer, expert=expert) for expert in experts)
+    first, of_expert, rest = rule.source.replace("{layer}", str(layer)).partition("{expert}")
+    sources = tuple(f"{first}{expert}{rest}" for expert in range(dims["experts"])) if of_expert else (first,)
     yield _Instance(rule, rule.output.format(layer=layer), sources, (layer, rule.optional))
 
 

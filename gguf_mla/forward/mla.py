@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from gguf_mla.forward import indexer, rope
-from gguf_mla.forward.architecture import Architecture
+from gguf_mla.forward.architecture import Architecture, Experts
 from gguf_mla.forward.attention import Inputs
-from gguf_mla.forward.layers import feed_forward, lookup, rms_norm
+from gguf_mla.forward.layers import feed_forward, lookup, rms_norm, routed
 from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.of_config import model_of_config
 from gguf_mla.forward.of_gguf import model_of_gguf
@@ -96,6 +96,21 @@ def attend(pass_: Pass, layer: int, hidden: Floats, tokens: Numbers) -> Floats:
 def feed(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floats:
     """Return hidden states [..., hidden] after a layer's MLP or experts."""
     return hidden + feed_forward(pass_, layer, hidden)
+
+
+def enter(pass_: Pass, layer: int, hidden: Floats) -> Floats:
+    """Return what the router and the experts of a layer read of hidden states [N, hidden]."""
+    return rms_norm(hidden, pass_.vector(f"blk.{layer}.ffn_norm.weight"), pass_.model.eps)
+
+
+def route(pass_: Pass, layer: int, x: Floats, _tokens: Numbers) -> tuple[Numbers, Floats]:
+    """Return every token's experts and their weights, [N, K], for normed states [N, hidden]."""
+    return routed(pass_, f"blk.{layer}.", x)
+
+
+def leave(_pass: Pass, _layer: int, hidden: Floats, added: Floats) -> Floats:
+    """Return hidden states with what the experts add."""
+    return hidden + added
 
 
 def finish(pass_: Pass, hidden: Floats) -> Floats:
@@ -189,4 +204,5 @@ ARCHITECTURE = Architecture(
     feed=feed,
     finish=finish,
     attention=attention,
+    experts=Experts(enter, route, leave),
 )  # fmt: skip

@@ -85,6 +85,7 @@ class Model:
     q_rank        0 where q is projected directly
     predictors    how many layers of multi-token prediction come after the `layers`
     yarn, linear  how positions are stretched over a longer context; at most one of them
+    limit         of what experts multiply, as `layers.mlp` takes it; None for none
     """
 
     architecture: ClassVar[str]
@@ -107,6 +108,17 @@ class Model:
     linear: Linear | None = None
     indexer: Indexer | None = None
     predictors: int = 0
+    limit: float | None = None
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of a token's state between two layers."""
+        return (self.hidden,)
+
+    @property
+    def attention_width(self) -> int:
+        """About how many values a token takes while attention is computed, all of them at a time."""
+        return 2 * self.hidden
 
     def size(self, name: str, _layer: int | None = None) -> int:
         """Return a tensor dimension by the name it has in the architecture's `Roles`; some are a layer's own."""
@@ -189,6 +201,11 @@ class MlaModel(Model):
         if self.nope < 1:
             yield "values of a key that are not rotated", "one or more", self.nope
         yield from super().impossible()
+
+    @property
+    def attention_width(self) -> int:
+        """About how many values a token takes, queries, keys and outputs of all heads."""
+        return super().attention_width + 2 * self.heads * (self.nope + self.rope + self.value)
 
     def attention_products(self, tokens: int) -> int:
         """Return how many products the attention of a layer adds up: queries, keys, scores, values, output."""

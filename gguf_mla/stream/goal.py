@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
-from gguf_mla.container.writer import lay_out
 from gguf_mla.files import checksums
 
 if TYPE_CHECKING:
@@ -50,9 +49,8 @@ class Goal:
     ) -> Self:
         """Lay out every file of the outputs."""
         planned = [file for output in outputs for file in output]
-        layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
         places = [place for output in outputs for place in range(len(output))]
-        return cls(planned, layouts, extras, outdated, overwrite, places, passing)
+        return cls(planned, [file.layout for file in planned], extras, outdated, overwrite, places, passing)
 
     @property
     def nbytes(self) -> int:

@@ -31,7 +31,7 @@ from gguf_mla.stream import chunks
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gguf_mla.container.writer import FileLayout
@@ -272,11 +272,14 @@ class Foreseen:
     marks: Mapping[str, Mark]
 
 
-def foreseen(out: Path, stated: Identity, outputs: int, *, fresh: bool) -> Foreseen:
-    """Return what a run would find, and change nothing; raises what opening its `Journal` would."""
+def foreseen(out: Path, stated: Callable[[], Identity], outputs: int, *, fresh: bool) -> Foreseen:
+    """Return what a run would find, and change nothing; raises what opening its `Journal` would.
+
+    `stated` gives the run's identity; without a journal nobody asks for it, and it takes a large model half a second.
+    """
     if mark_of(journal_path(out)) is None:
         return Foreseen({}, {})
-    past = _past(out, stated, outputs, fresh=fresh)
+    past = _past(out, stated(), outputs, fresh=fresh)
     return Foreseen(past.files, {} if fresh else past.finished)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gguf_mla.files import platform
@@ -44,7 +45,7 @@ def rehearse(
     out = goal.planned[0].path
     if os.path.lexists(journal_path(out)):
         check_ours(journal_path(out), journal_path(out).lstat())
-    stated = identity(goal.planned, goal.layouts, resumption.inputs, importance)
+    stated = partial(identity, goal.planned, goal.layouts, resumption.inputs, importance)
     past = foreseen(out, stated, len(outputs), fresh=resumption.fresh)
     for path, _ in goal.sizes:
         if not is_named_by(past.marks, path):

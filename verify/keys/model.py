@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.deepseek4 import GATE, SCORE, V4Model
+from gguf_mla.forward.deepseek4_model import GATE, SCORE, V4Model
 from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.of_gguf import GATES
 from gguf_mla.layout.detect import attention_layout
