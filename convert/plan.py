@@ -75,6 +75,7 @@ def plan_conversion(
     """
     config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
     family = _light(family_of(config), config) if light else family_of(config)
+    config = config.with_defaults(family.unsaid)
     layers = family.layers_in(config, checkpoint.names)
     layers = layers if keep_prediction else Layers(layers.ordinary)
     if pad_vocabulary:

@@ -184,7 +184,7 @@ def open_candidate(path: AnyPath, reference: Reference) -> Candidate | Finding:
     reference, left_out = _without_predictors(reference, model)
     check_tensors(reference.weights)
     ratios = file.metadata.get(f"{architecture}.attention.compress_ratios")
-    keys = of_model(reference.weights.model, model, file.tensors, ratios)
+    keys = of_model(reference.weights.model, model, reference.architecture, file.tensors, ratios)
     findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
     findings += structure.check_tensors(file, reference.weights)
     return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gguf_mla.errors import InputError
 from gguf_mla.plan.halves import key_parts, value_parts
@@ -47,6 +47,11 @@ def stack(sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions) -
     return Formed((len(sources), *shape), tuple(Part(source, 0, shape[0]) for source in sources))
 
 
+def stack_pairs(sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions) -> Formed:
+    """Stack pairs of sources [rows, cols], one pair for each expert: [experts, 2·rows, cols]."""
+    return Formed((len(sources) // 2, 2 * shape[0], shape[1]), tuple(Part(source, 0, shape[0]) for source in sources))
+
+
 def key_half(sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions) -> Formed:
     """Take the keys of kv_b_proj [H·(n+v), r], transposed: [H, r, n]."""
     heads, nope, value = dims["heads"], dims["nope"], dims["value"]
@@ -65,6 +70,7 @@ class Rule:
 
     output, source  names; a source that holds {expert} stands for one of each expert
     shape           the source's shape, in names of the family's dimensions
+    beside          another source like the first, whose rows come after it, or after each expert's
     when            the condition under which the tensor exists, "always" or one the family names for a model or layer
     form            what is made of the sources
     optional        what the tensor belongs to that a layer may be stored without: all of it is there, or nothing
@@ -76,6 +82,7 @@ class Rule:
     when: str = "always"
     form: Form = whole
     optional: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,10 @@ class Rules:
     def with_layer(self, *rules: Rule) -> Rules:
         """Return the rules with more of them for every layer."""
         return replace(self, layer=(*self.layer, *rules))
+
+    def without_layer(self, *outputs: str) -> Rules:
+        """Return the rules without those of some outputs of every layer."""
+        return replace(self, layer=tuple(rule for rule in self.layer if rule.output not in outputs))
 
 
 class Layers(NamedTuple):
@@ -128,6 +139,7 @@ class Family:
     bos_first     what to call a model whose prompts begin with bos whatever the tokenizer's files say; "" for others
     light         the family as whose model it can be written with less, for engines that do not know this one
     template      the chat template of checkpoints that bring none: a file in data/templates; "" for none
+    unsaid        what a configuration means that does not state these keys
     fixed         types that llama.cpp's converter gives to matrices stored so, "FP8" or "BF16", whatever is asked of it
     """
 
@@ -144,6 +156,7 @@ class Family:
     bos_first: str = ""
     light: Family | None = None
     template: str = ""
+    unsaid: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -222,7 +235,8 @@ def _instance(rule: Rule, conditions: frozenset[str], layer: int | None, dims: D
     if rule.when != "always" and rule.when not in conditions:
         return
     experts = range(dims["experts"]) if "{expert}" in rule.source else (None,)
-    sources = tuple(rule.source.format(layer=layer, expert=expert) for expert in experts)
+    each = [name for name in (rule.source, rule.beside) if name]
+    sources = tuple(name.format(layer=layer, expert=expert) for expert in experts for name in each)
     yield _Instance(rule, rule.output.format(layer=layer), sources, (layer, rule.optional))
 
 

@@ -174,9 +174,10 @@ def common_values(config: Config, layers: Layers, architecture: str = ARCHITECTU
         # Readers ask for these two of a model without experts, too, and then make nothing of them.
         "expert_feed_forward_length": u32(dims["expert_ffn"] or dims["ffn"]),
         "expert_shared_count": u32(config.positive("n_shared_experts") if dims["experts"] else 0),
-        "expert_weights_scale": f32(config.number("routed_scaling_factor", 1.0)),
         "rope.dimension_count": u32(dims["rope"]),
     }
+    if dims["experts"] or config.has("routed_scaling_factor"):
+        values["expert_weights_scale"] = f32(config.number("routed_scaling_factor", 1.0))
     if dims["experts"] and config.flag("norm_topk_prob", default=_routing(config) == "noaux_tc"):
         values["expert_weights_norm"] = boolean(True)
     return values

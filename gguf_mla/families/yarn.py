@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.config import Config
 
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
-TAKE_ONE = ("deepseek32", "glm-dsa")  # whose readers take mscale for 1
+TAKE_ONE = ("deepseek32", "glm-dsa", "mistral4")  # whose readers take mscale for 1
 
 
 def rope_values(config: Config, architecture: str) -> dict[str, Value]:

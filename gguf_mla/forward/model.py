@@ -42,6 +42,14 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries that grow with their position t, by 1 + scale·ln(1 + ⌊t / length⌋), as Llama 4's and Mistral's."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Routing:
     """How a token's experts are chosen and weighted; a model whose layers are all dense has 0 experts."""
 
@@ -175,7 +183,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class MlaModel(Model):
-    """A model with multi-head latent attention; `latent_eps` is that of the norms of the compressed q and kv."""
+    """A model with multi-head latent attention.
+
+    `latent_eps` is that of the norms of the compressed q and kv; `temperature` is how queries grow, None where not.
+    """
 
     architecture: ClassVar[str] = "mla"
 
@@ -183,6 +194,7 @@ class MlaModel(Model):
     value: int
     kv_rank: int
     latent_eps: float
+    temperature: Temperature | None = None
 
     def impossible(self) -> Iterator[tuple[str, str, object]]:
         """Yield what cannot be computed with."""

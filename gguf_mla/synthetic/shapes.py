@@ -145,6 +145,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the weights of a model by their names in a checkpoint."""
     checked = Config(config, Path("config.json"))
     family = family_of(checked)
+    checked = checked.with_defaults(family.unsaid)
     return source_shapes(family, checked, family.layers_in(checked, prediction.stated(checked)))
 
 
