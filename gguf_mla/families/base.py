@@ -103,15 +103,24 @@ class Rules:
 
 
 class Layers(NamedTuple):
-    """How many layers a file has: the model's, and after them those that predict further tokens."""
+    """How many layers a file counts: the model's, and after them those that predict further tokens.
+
+    `first` is the first that it holds: that after the model's in a file of prediction alone, which counts all the same.
+    """
 
     ordinary: int
     predicting: int = 0
+    first: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
         return self.ordinary + self.predicting
+
+    @property
+    def held(self) -> range:
+        """Those that the file holds."""
+        return range(self.first, self.total)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Family:
     architecture  the GGUF architecture name
     classes       the entries of config.json's `architectures` it stands for
     rules         which tensors there are, and of what they are made
-    layers_in     how many layers its files have, given the names of the source tensors
+    layers_in     how many layers its files have unless they are to have others, given the names of the source tensors
     dimensions    the sizes that the rules name; "experts" is needed
     conditions    what holds for a layer (None: for the model), the words in `Rule.when`
     drops         what a file of this configuration does without, given the names of the source tensors
@@ -179,7 +188,7 @@ def outputs(
     needed = dict.fromkeys(source for instance in wanted for source in instance.sources)
     missing = [source for source in needed if source not in checkpoint.tensors]
     others = [name for name in (*checkpoint.tensors, *checkpoint.absent) if name not in needed]
-    dropped, unknown = _sort_out(others, family.drops(config, names))
+    dropped, unknown = _sort_out(others, (*_before(layers), *family.drops(config, names)))
     if lost := [name for name in (*needed, *unknown) if name in checkpoint.absent]:
         raise checkpoint.incomplete(lost)
     if missing or unknown:
@@ -196,6 +205,13 @@ def source_shapes(family: Family, config: Config, layers: Layers) -> dict[str, t
         for instance in _instances(family, config, layers, dims)
         for source in instance.sources
     }
+
+
+def _before(layers: Layers) -> tuple[Drop, ...]:
+    """Return what a file without the model's own layers does without."""
+    numbers = "|".join(map(str, range(layers.first)))
+    reason = "of the model's own layers, which are not in a file of multi-token prediction alone"
+    return (Drop(rf"model\.layers\.({numbers})\..+", reason),) if numbers else ()
 
 
 def _check_counts(config: Config, layers: Layers, dims: Dimensions, stored: int) -> None:
@@ -217,7 +233,7 @@ def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions)
     model, rules = family.conditions(config, None), family.rules
     for rule in rules.first:
         yield from _instance(rule, model, None, dims)
-    for layer in range(layers.total):
+    for layer in layers.held:
         conditions = family.conditions(config, layer)
         for rule in rules.layer:
             yield from _instance(rule, conditions, layer, dims)

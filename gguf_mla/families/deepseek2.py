@@ -82,7 +82,7 @@ def dimensions(config: Config) -> Dimensions:
     )
     rank, experts = config.positive("kv_lora_rank"), experts_of(config)
     expert_ffn = config.positive("moe_intermediate_size") if experts else 0
-    return {
+    return prediction.dimensions({
         "vocab": config.positive("vocab_size"),
         "hidden": config.positive("hidden_size"),
         "heads": heads, "nope": nope, "rope": rope, "value": value, "kv_rank": rank,
@@ -95,14 +95,14 @@ def dimensions(config: Config) -> Dimensions:
         "experts": experts,
         "expert_ffn": expert_ffn,
         "shared_ffn": expert_ffn * config.positive("n_shared_experts") if experts else 0,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
     if layer is None:
         return frozenset() if config.flag("tie_word_embeddings", default=False) else frozenset({"untied"})
-    held = {"low-rank q" if config.has("q_lora_rank") else "full q"}
+    held = {"low-rank q" if config.has("q_lora_rank") else "full q"} | prediction.conditions(config, layer)
     if layer < dense_layers(config) or not experts_of(config):
         return frozenset(held | {"dense"})
     held.add("moe")
@@ -147,6 +147,7 @@ def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     # Without a low-rank q, llama.cpp refuses a file that lacks the rank, unless its depth is that of V2-Lite.
     if config.has("q_lora_rank") or config.positive("num_hidden_layers") not in _LITE_LAYERS:
         values["attention.q_lora_rank"] = u32(config.integer("q_lora_rank", 0))
+    values |= prediction.values(layers)
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
@@ -253,7 +254,7 @@ def _check(config: Config) -> None:
 FAMILY = Family(
     architecture=ARCHITECTURE,
     classes=frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}),
-    rules=RULES,
+    rules=RULES.with_layer(*prediction.RULES),
     layers_in=ordinary_layers,
     dimensions=dimensions,
     conditions=conditions,

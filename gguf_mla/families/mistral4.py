@@ -1,8 +1,7 @@
 """Mistral-Small-4: V3's attention with queries that grow with their position, and experts chosen by softmax.
 
-A query at position t is multiplied by 1 + β·ln(1 + ⌊t / L⌋), L the context before YaRN, as Llama 4's are. Its published
-form also sees, of which the text model is converted. Experts are stored stacked, gate and up in one tensor, and are
-written so.
+Its published form also sees, of which the text model is converted. Experts are stored stacked, gate and up in one
+tensor, and are written so.
 Sources: transformers' configuration and modelling code; the metadata keys that llama.cpp's mistral4 reads.
 """
 
@@ -11,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gguf_mla.container.values import Value, f32, u32
+from gguf_mla.container.values import Value, u32
 from gguf_mla.families import deepseek2, kimi_vl
 from gguf_mla.families.base import Rule, stack_pairs
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.config import Config
 
 ARCHITECTURE = "mistral4"
+UNSAID = {"topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": True, "first_k_dense_replace": 0}
 
 _EXPERT = "model.layers.{layer}.mlp.experts.{expert}."
 _PAIRS = Rule(
@@ -38,20 +38,7 @@ def metadata(config: Config, layers: Layers) -> dict[str, Value]:
         raise config.refuse("model_type", "mistral4", config.content["model_type"], what)
     values = deepseek2.common_values(config, layers, ARCHITECTURE)
     values["attention.q_lora_rank"] = u32(config.integer("q_lora_rank", 0))
-    return {f"{ARCHITECTURE}.{key}": value for key, value in (values | temperature(config)).items()}
-
-
-def temperature(config: Config) -> dict[str, Value]:
-    """Return the keys of queries that grow with their position, without a prefix; none where they do not.
-
-    llama.cpp's converter leaves them out for this model, so that its files are wrong beyond the first L tokens.
-    """
-    rope = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
-    beta = rope.number("llama_4_scaling_beta", 0.0)
-    if not beta:
-        return {}
-    length = rope.positive("original_max_position_embeddings")
-    return {"attention.temperature_scale": f32(beta), "attention.temperature_length": u32(length)}
+    return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
 FAMILY = replace(
@@ -61,5 +48,5 @@ FAMILY = replace(
     rules=RULES,
     drops=kimi_vl.drops,
     metadata=metadata,
-    unsaid={"topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": True, "first_k_dense_replace": 0},
+    unsaid=UNSAID,
 )

@@ -187,7 +187,7 @@ ARCHITECTURE = Architecture(
     classes=(
         "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM",
         "GlmMoeDsaForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration",
-        "YoutuForCausalLM", "Mistral3ForConditionalGeneration", "Mistral4ForCausalLM",
+        "YoutuForCausalLM", "MistralLarge3ForCausalLM", "Mistral3ForConditionalGeneration", "Mistral4ForCausalLM",
     ),
     gguf_names=("deepseek2", "deepseek32", "glm-dsa", "mistral4"),
     of_config=model_of_config,

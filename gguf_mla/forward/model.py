@@ -92,6 +92,7 @@ class Model:
     architecture  the name of the `Architecture` that computes such models
     q_rank        0 where q is projected directly
     predictors    how many layers of multi-token prediction come after the `layers`
+    alone         whether a file holds these without the `layers`, which another file has
     yarn, linear  how positions are stretched over a longer context; at most one of them
     """
 
@@ -115,6 +116,7 @@ class Model:
     linear: Linear | None = None
     indexer: Indexer | None = None
     predictors: int = 0
+    alone: bool = False
 
     def size(self, name: str, _layer: int | None = None) -> int:
         """Return a tensor dimension by the name it has in the architecture's `Roles`; some are a layer's own."""

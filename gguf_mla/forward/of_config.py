@@ -36,6 +36,7 @@ UNSAID: Mapping[str | None, Mapping[str, object]] = {
     "DeepseekV2ForCausalLM": {"topk_method": "greedy"},
     "Mistral3ForConditionalGeneration": _MISTRAL,
     "Mistral4ForCausalLM": _MISTRAL,
+    "MistralLarge3ForCausalLM": _MISTRAL,
     "YoutuForCausalLM": {"tie_word_embeddings": True},
 }
 LISTED = {"full": True, "F": True, "shared": False, "S": False}  # a layer in indexer_types or index_topk_pattern
@@ -189,6 +190,6 @@ def _config_yarn(config: Config) -> Yarn | None:
 
 
 def _config_temperature(config: Config) -> Temperature | None:
-    section = _rope_section(config)
-    scale = section.number("llama_4_scaling_beta", 0.0)
-    return Temperature(scale, original_length(config, section)) if scale else None
+    section, own = _rope_section(config), config.section("llama_4_scaling")
+    scale = own.number("beta", section.number("llama_4_scaling_beta", 0.0))
+    return Temperature(scale, original_length(config, own if own.content else section)) if scale else None

@@ -76,6 +76,7 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
         tied="output.weight" not in file.tensors,
         indexer=_gguf_indexer(keys, layers),
         predictors=predictors,
+        alone=keys.alone,
     )
 
 
@@ -216,12 +217,17 @@ class Keys:
             raise self.refuse(keys[0], "a positive whole number", value)
         return value
 
+    @property
+    def alone(self) -> bool:
+        """Whether the file holds multi-token prediction without the model's own layers."""
+        return self.count("nextn_predict_layers", 0) > 0 and "blk.0.attn_norm.weight" not in self.names
+
     def blocks(self) -> int:
         """Return how many layers there are, refused before lists of that length are made: each has some tensors."""
         blocks = self.integer("block_count")
         if blocks > LAYERS:
             raise self.refuse("block_count", f"at most {LAYERS}, more than any model has", blocks)
-        if blocks > len(self.names):
+        if blocks > len(self.names) and not self.alone:
             raise self.refuse("block_count", f"at most {len(self.names)}, the number of tensors", blocks)
         return blocks
 

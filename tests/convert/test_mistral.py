@@ -71,10 +71,14 @@ def test_an_engine_needs_the_keys_that_other_converters_leave_out(
     off = ("--override-kv", "mistral4.attention.temperature_scale=float:0")
     convert(checkpoint, tmp_path / "without.gguf", "F32", *off)
     llama, reference = engine(tmp_path / "without.gguf"), Transformers(checkpoint)
+    named = ("--set", 'architectures=["MistralLarge3ForCausalLM"]')
+    convert(checkpoint, tmp_path / "large.gguf", "F32", *named)  # of the same values, experts in two tensors
+    large = engine(tmp_path / "large.gguf")
     differences = []
     for prompt in prompts(reference.vocabulary, (32, 70)):
         tokens, found = llama.next_logprobs(prompt, 256)
-        differences.append(largest_difference(tokens, found, reference.next_logprobs(prompt)))
+        differences.append(largest_difference(tokens, found, expected := reference.next_logprobs(prompt)))
+        assert largest_difference(*large.next_logprobs(prompt, 256), expected) <= 2e-4
     assert differences[0] <= 2e-4  # the queries' first growth is at position 32
     assert differences[1] > 1e-2
 
@@ -83,3 +87,10 @@ def test_another_mistral_is_refused_by_name(published: Path, tmp_path: Path) -> 
     answer = gguf_mla("convert", published, tmp_path / "x.gguf", "--set", "model_type=mistral", "--quiet")
     assert answer.status == 2
     assert "model_type is another model's of the same class" in answer.output
+
+
+def test_mistrals_own_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    answer = gguf_mla("convert", tmp_path, tmp_path / "x.gguf", "--quiet")
+    assert answer.status == 2
+    assert "is in Mistral's own form" in answer.output
