@@ -19,17 +19,7 @@ from gguf_mla.cli.options import (
 )
 
 MTP = ("keep", "drop", "only")  # as in gguf_mla.families.prediction
-FAMILIES = (
-    "v2-lite",
-    "v2",
-    "v3",
-    "v32",
-    "glm-dsa",
-    "glm-5.2",
-    "youtu",
-    "kimi-k2",
-    "v4",
-)  # as in gguf_mla.synthetic.shapes
+FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "glm-5.2", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
 
 convert = Command(
     "convert.run:convert",

@@ -80,13 +80,6 @@ _GLM_52 = _GLM_DSA | {
     "indexer_types": ["full" if layer < 3 or layer % 4 == 2 else "shared" for layer in range(78)],
     "max_position_embeddings": 1048576,
 }
-_YOUTU: dict[str, Any] = {
-    **{key: value for key, value in _COMMON.items() if key not in ("first_k_dense_replace", "moe_layer_freq")},
-    "architectures": ["YoutuForCausalLM"], "model_type": "youtu", "vocab_size": 128256, "hidden_size": 2048,
-    "intermediate_size": 6144, "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 16,
-    "q_lora_rank": 1536, "max_position_embeddings": 131072, "rope_theta": 1600000, "rope_scaling": None,
-    "rope_interleave": True, "tie_word_embeddings": True,
-}  # fmt: skip
 _INT4: dict[str, Any] = {
     "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
     "kv_cache_scheme": None,
@@ -138,7 +131,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v3.2": _V32,
     "glm-5": _GLM_DSA,
     "glm-5.2": _GLM_52,
-    "youtu-llm-2b": _YOUTU,
     "kimi-k2-thinking": _KIMI_K2,
     "deepseek-v4-flash": _V4_FLASH,
     "deepseek-v4-pro": _V4_PRO,
@@ -150,7 +142,6 @@ FAMILIES = {
     "v32": "deepseek-v3.2",
     "glm-dsa": "glm-5",
     "glm-5.2": "glm-5.2",
-    "youtu": "youtu-llm-2b",
     "kimi-k2": "kimi-k2-thinking",
     "v4": "deepseek-v4-flash",
 }
@@ -172,10 +163,8 @@ def parameters(config: Mapping[str, Any]) -> int:
 def reduced(config: Mapping[str, Any], fraction: float) -> dict[str, Any]:
     """Return a configuration of about a fraction of the parameters: fewer layers and experts, all matrices as wide.
 
-    One dense layer stays; without multi-token prediction. Of a model without experts, fewer layers.
+    One dense layer stays; without multi-token prediction.
     """
-    if "n_routed_experts" not in config:
-        return _cut(config, max(1, round(fraction * config["num_hidden_layers"])))
     plain = dict(config) | {"first_k_dense_replace": 1, "num_nextn_predict_layers": 0}
     groups, one = config.get("n_group", 1), 3 * config["hidden_size"] * config["moe_intermediate_size"]
     rest = parameters(_cut(plain, 2) | {"n_routed_experts": groups}) - groups * one
@@ -188,9 +177,8 @@ def reduced(config: Mapping[str, Any], fraction: float) -> dict[str, Any]:
 def sized(config: Mapping[str, Any], size: int, vocabulary: int) -> dict[str, Any]:
     """Return a configuration of about so many parameters: the heads as they are, everything else smaller.
 
-    Four layers, one of them dense (of V4 six, of every kind; of a model without experts all), with 16 experts each;
-    half of the weights or more are in experts where that is possible. InputError for a size below what the heads need,
-    or beyond what is made here.
+    Four layers, one of them dense (of V4 six, of every kind), with 16 experts each; half of the weights or more are in
+    experts where that is possible. InputError for a size below what the heads need, or beyond what is made here.
     """
     widths = range(256, WIDEST + 1, 256)
     smallest, largest = (parameters(_small(config, width, STEP, vocabulary)) for width in (widths[0], widths[-1]))
@@ -210,17 +198,12 @@ def _small(config: Mapping[str, Any], width: int, expert_rows: int, vocabulary: 
     if "compress_ratios" in config:
         return _small_v4(config, width, expert_rows, vocabulary)
     heads = width // 128
-    smaller = _cut(config, 4) | {
-        "vocab_size": vocabulary, "hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads,
-        "q_lora_rank": config["q_lora_rank"] and width // 2,
-    }  # fmt: skip
-    if "n_routed_experts" not in config:
-        return smaller | {"intermediate_size": expert_rows}
     grouped = config["n_group"] > 1
-    return smaller | {
-        "intermediate_size": 2 * width, "moe_intermediate_size": expert_rows, "first_k_dense_replace": 1,
-        "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4 if grouped else 1,
-        "topk_group": 2 if grouped else 1,
+    return _cut(config, 4) | {
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width,
+        "moe_intermediate_size": expert_rows, "first_k_dense_replace": 1, "num_attention_heads": heads,
+        "num_key_value_heads": heads, "q_lora_rank": config["q_lora_rank"] and width // 2, "n_routed_experts": 16,
+        "num_experts_per_tok": 4, "n_group": 4 if grouped else 1, "topk_group": 2 if grouped else 1,
     }  # fmt: skip
 
 

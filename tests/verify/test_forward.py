@@ -29,7 +29,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "v3-tied": ("v3-tied", {"num_hidden_layers": 2}),
     "v3fp8": ("v3fp8", {}),
     "bundled": ("bundled", {}),
-    "youtu": ("youtu", SHORT),
     "mistral4, queries growing after 32 tokens": ("mistral4", SHORT),
     "v32, 16 of up to 168 tokens": ("v32", {}),
     "v32, all tokens": ("v32", SHORT | {"index_topk": 200}),
