@@ -144,6 +144,8 @@ def prove(request: Request, bar: Bar = lambda _total, _done: nullcontext(lambda 
     _structure(proof, reference)
     if proof.candidate is None or not proof.right or not levels:
         return proof
+    if request.engine and proof.candidate.weights.model.alone:
+        raise InputError("--engine cannot run a file of multi-token prediction alone", file=request.candidate)
     proof.imatrix = _importance(request, proof.candidate)
     proof.tokens = None if ids is None else _chunks(ids, proof, proof.candidate)
     with _journal(proof) as journal:

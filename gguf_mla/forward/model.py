@@ -42,6 +42,14 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries that grow with their position t, by 1 + scale·ln(1 + ⌊t / length⌋), as Llama 4's and Mistral's."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Routing:
     """How a token's experts are chosen and weighted; a model whose layers are all dense has 0 experts."""
 
@@ -84,6 +92,7 @@ class Model:
     architecture  the name of the `Architecture` that computes such models
     q_rank        0 where q is projected directly
     predictors    how many layers of multi-token prediction come after the `layers`
+    alone         whether a file holds these without the `layers`, which another file has
     yarn, linear  how positions are stretched over a longer context; at most one of them
     limit         of what experts multiply, as `layers.mlp` takes it; None for none
     """
@@ -108,6 +117,7 @@ class Model:
     linear: Linear | None = None
     indexer: Indexer | None = None
     predictors: int = 0
+    alone: bool = False
     limit: float | None = None
 
     @property
@@ -187,7 +197,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class MlaModel(Model):
-    """A model with multi-head latent attention; `latent_eps` is that of the norms of the compressed q and kv."""
+    """A model with multi-head latent attention.
+
+    `latent_eps` is that of the norms of the compressed q and kv; `temperature` is how queries grow, None where not.
+    """
 
     architecture: ClassVar[str] = "mla"
 
@@ -195,6 +208,7 @@ class MlaModel(Model):
     value: int
     kv_rank: int
     latent_eps: float
+    temperature: Temperature | None = None
 
     def impossible(self) -> Iterator[tuple[str, str, object]]:
         """Yield what cannot be computed with."""
