@@ -265,14 +265,15 @@ class Layer:
             for part in group:
                 within = slice(part.first - group[0].first, part.last - group[0].first)
                 tokens = place.ids(where[within])
-                out[tokens] += layers.mlp(part.pass_, self._at, "_exps", x[tokens], part.expert) * weights[within]
+                given = layers.mlp(part.pass_, self._at, "_exps", x[tokens], part.expert)
+                out.index_add_(0, tokens, given.mul_(weights[within]))
                 self.tell(0.6 * len(tokens) / flat.size)
             self.spare.put(rows, as_array(out))
 
     def _groups(self, counts: Sequence[int]) -> Iterator[list[_Part]]:
         """Yield what is computed with the same tokens at hand: experts in turn, or a part of one with many tokens."""
         model = self.pass_.model
-        most = max(1, BLOCK_BYTES // (24 * model.hidden + 16 * model.expert_ffn))
+        most = max(1, BLOCK_BYTES // (40 * model.hidden + 16 * model.expert_ffn))
         group: list[_Part] = []
         for expert, (last, count) in enumerate(zip(itertools.accumulate(counts), counts, strict=True)):
             pass_ = self.pass_ if count <= most else self._keeping(3 * model.hidden * model.expert_ffn)
