@@ -7,6 +7,7 @@ that of a block. What is added to what, and in which order, is that of the archi
 
 from __future__ import annotations
 
+import itertools
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.forward import layers, prediction, walk
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.choice import Chooser
-from gguf_mla.forward.place import as_array
+from gguf_mla.forward.place import CHUNK_VALUES, as_array
 from gguf_mla.forward.tensors import shapes
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.int64]
 
-BLOCK_BYTES = 256 << 20  # of the activations of the tokens that are computed at a time
+BLOCK_BYTES = 128 << 20  # of the activations of the tokens that are computed at a time
 KEPT_BYTES = 256 << 20  # of matrices that are kept for all blocks; larger ones are read for each
 
 
@@ -51,10 +52,10 @@ class States(Protocol):
         """Replace the rows from `start` on."""
 
     def take(self, numbers: Numbers) -> Rows:
-        """Return the rows of these numbers, [len(numbers), hidden]."""
+        """Return the rows of these numbers, which rise, [len(numbers), hidden]."""
 
-    def add(self, numbers: Numbers, rows: Rows) -> None:
-        """Add to the rows of these numbers, of which none is there twice."""
+    def put(self, numbers: Numbers, rows: Rows) -> None:
+        """Replace the rows of these numbers, which rise."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Text:
 def _widest(model: Model) -> int:
     """Return about how many values a token takes while it is computed."""
     dense = 3 * model.ffn if model.dense_layers or not model.routing.experts else 0
-    return 4 * model.hidden + max(model.attention_width, dense, 3 * model.shared * model.expert_ffn)
+    head = min(model.vocab, CHUNK_VALUES // model.hidden)  # and as much again, for half of the tokens
+    return 4 * model.hidden + max(model.attention_width, dense, 3 * model.shared * model.expert_ffn, head)
 
 
 class EveryToken(Chooser):
@@ -237,8 +239,12 @@ class Layer:
         indexer, sizes = self.pass_.model.indexer, shapes(self.pass_.model)
         every = indexer is not None and self.text.tokens.shape[1] <= indexer.top_k
         values = sum(int(np.prod(sizes.get(f"{self._at}{name}.weight", (0,)))) for name in names)
+        return replace(self._keeping(values), chooser=EveryToken() if every else Chooser())
+
+    def _keeping(self, values: int) -> Pass:
+        """Return a pass that keeps matrices of so many values, where they are not too many."""
         keeps = 4 * values <= KEPT_BYTES or self.pass_.place.device.type != "cpu"
-        return replace(self.pass_.keeping() if keeps else self.pass_, chooser=EveryToken() if every else Chooser())
+        return self.pass_.keeping() if keeps else self.pass_
 
     def _told(self, part: slice, share: float) -> None:
         self.tell(share * (part.stop - part.start) / len(self.text.tokens))
@@ -253,20 +259,48 @@ class Layer:
 
     def _experts(self, chosen: NDArray[np.int32], shares: Rows) -> None:
         """Add to the spare rows what experts chosen [N, K] give, weighted by shares [N, K]; each is read once."""
-        model, place, numbers = self.pass_.model, self.pass_.place, self.text.numbers()
-        step = max(1, BLOCK_BYTES // (16 * (model.hidden + model.expert_ffn)))
+        model, place, used, numbers = self.pass_.model, self.pass_.place, chosen.shape[1], self.text.numbers()
         flat = chosen.reshape(-1)
         order = np.argsort(flat, kind="stable")  # by expert, and by token
-        ends = np.searchsorted(flat[order], np.arange(model.routing.experts + 1))
-        for expert in np.unique(flat).tolist():
-            for start in range(ends[expert], ends[expert + 1], step):
-                places = order[start : min(start + step, ends[expert + 1])]
-                rows = numbers[places // chosen.shape[1]]
-                x = self._entered(place.tensor(self.target.take(rows)).unflatten(-1, model.state_shape))
-                weights = place.tensor(shares.reshape(-1)[places])
-                given = layers.mlp(self.pass_, self._at, "_exps", x, expert, model.limit)
-                self.spare.add(rows, as_array(given * weights[:, None]))
-                self.tell(0.6 * len(places) / flat.size)
+        for group in self._groups(np.bincount(flat).tolist()):
+            places = order[group[0].first : group[-1].last]
+            rows, where = np.unique(numbers[places // used], return_inverse=True)
+            x = self._entered(place.tensor(self.target.take(rows)).unflatten(-1, model.state_shape))
+            out = place.tensor(self.spare.take(rows))
+            weights = place.tensor(shares.reshape(-1)[places])[:, None]
+            for part in group:
+                within = slice(part.first - group[0].first, part.last - group[0].first)
+                tokens = place.ids(where[within])
+                given = layers.mlp(part.pass_, self._at, "_exps", x[tokens], part.expert, model.limit)
+                out.index_add_(0, tokens, given.mul_(weights[within]))
+                self.tell(0.6 * len(tokens) / flat.size)
+            self.spare.put(rows, as_array(out))
+
+    def _groups(self, counts: Sequence[int]) -> Iterator[list[_Part]]:
+        """Yield what is computed with the same tokens at hand: experts in turn, or a part of one with many tokens."""
+        model = self.pass_.model
+        most = max(1, BLOCK_BYTES // (40 * model.hidden + 16 * model.expert_ffn))
+        group: list[_Part] = []
+        for expert, (last, count) in enumerate(zip(itertools.accumulate(counts), counts, strict=True)):
+            pass_ = self.pass_ if count <= most else self._keeping(3 * model.hidden * model.expert_ffn)
+            for first in range(last - count, last, most):
+                part = _Part(expert, first, min(first + most, last), pass_)
+                if group and part.last - group[0].first > most:
+                    yield group
+                    group = []
+                group.append(part)
+        if group:
+            yield group
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tokens of one expert, by their places in the order of experts; `pass_` keeps its matrices for all its parts."""
+
+    expert: int
+    first: int
+    last: int
+    pass_: Pass
 
 
 def predicting(pass_: Pass, number: int, text: Text, source: States) -> tuple[Callable[[slice], Floats], Text]:

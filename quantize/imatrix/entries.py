@@ -14,6 +14,7 @@ from gguf_mla.forward.tensors import shapes
 from gguf_mla.importance.exact import Exact, Sums
 from gguf_mla.importance.names import GROUPED, kind_of
 from gguf_mla.layout.names import split_name
+from quantize.imatrix.added import sums_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,6 @@ TABLES = (
     "indexer_compressor_ape.weight",
 )  # fmt: skip
 OUTPUT, EMBEDDINGS, OWN_HEAD = "output.weight", "token_embd.weight", "nextn.shared_head_head.weight"
-PIECE = 1 << 18  # values that are squared at a time
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,3 @@ def _check(entry: Entry, squares: Doubles) -> None:
 def _same(rows: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same memory; the other one is held, so nothing else can lie there."""
     return rows.shape == other.shape and rows.data_ptr() == other.data_ptr() and rows.stride() == other.stride()
-
-
-def sums_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of squares and of values over rows [N, cols], float64 [cols]."""
-    squares, plain = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for piece in rows.split(max(1, PIECE // rows.shape[1])):
-        exact = piece.double()
-        plain += exact.sum(dim=0)
-        squares += exact.square_().sum(dim=0)
-    return squares, plain
