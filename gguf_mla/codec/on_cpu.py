@@ -84,6 +84,8 @@ def _encode_values(encoding: Encoding, x: Array, source: str, out: Array, check:
         if bad >= 0:
             return bad
         done = x.size // KERNEL_STEP * KERNEL_STEP
+        if done == x.size:
+            return -1
     bad = floats.encode(x[done:], source, tensor_type.name, out[done * tensor_type.bytes :], check)
     return bad + done if bad >= 0 else -1
 

@@ -155,9 +155,7 @@ def _refit(x: Lanes, j: int, scratch: Lanes, tables: Any, scale: Lanes, shifts: 
     return lanes.where(again, sum_xq / sum_q2, scale)
 
 
-def _add_sums(
-    x: Lanes, j: int, scratch: Lanes, factor: Lanes, sum_xq: Lanes, sum_q2: Lanes
-) -> tuple[Lanes, Lanes]:
+def _add_sums(x: Lanes, j: int, scratch: Lanes, factor: Lanes, sum_xq: Lanes, sum_q2: Lanes) -> tuple[Lanes, Lanes]:
     """Σ w q x and Σ w q² of sub-block j, for the scale of the whole block."""
     _take_weights(scratch, j)
     shifts = lanes.load(scratch, SHIFTS + j)

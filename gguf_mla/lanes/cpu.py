@@ -34,8 +34,8 @@ from gguf_mla.lanes.memory import (
     store,
     write,
 )
-from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, halves, splat
 from gguf_mla.lanes.pairs import HALF, odd8, pair_first_least, pair_item, pair_least, pair_run32
+from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, halves, splat
 from gguf_mla.lanes.tables import pick4, pick8, transpose_table
 
 __all__ = [

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # The tables `grid_tables` makes, by number.
 POINT_OF, LISTS, NEIGHBOURS, MAGNITUDES = range(4)
 
-# Rows of scratch: of one sub-block the weights, their roots, magnitudes, levels, weights times magnitudes; two tables of
-# candidates' errors; the numbers of its groups and whether they are the rounded levels themselves; the scale that is
-# tried; what the whole block collects.
+# Rows of scratch: of one sub-block the weights, their roots, magnitudes, levels, weights times magnitudes; two tables
+# of candidates' errors; the numbers of its groups and whether they are the rounded levels themselves; what the whole
+# block collects; the scale that is tried.
 WEIGHTS, ROOTS, VALUES, LEVELS, PRODUCTS, TABLE = range(0, 192, 32)
 TRIAL, TRIAL_ON, CHOSEN, CHOSEN_ON = range(192, 224, 8)
 SCALES, WORDS, TRIED = 224, 240, 248
@@ -52,7 +52,7 @@ def redo_always(on_grid: Lanes, all_on_grid: Lanes) -> Lanes:
 
 
 def rounded_number(scratch: Lanes, at: int, inverse: Lanes) -> tuple[Lanes, Lanes]:
-    """I: the levels of one group, rounded, as a number, the first in its lowest bits; whether all are surely nearest."""
+    """I: the rounded levels of a group as a number, the first in its lowest bits; M: whether all are surely nearest."""
     number, farthest = lanes.full_int(0), lanes.full(0.0)
     for i in range(GROUP):
         place = (inverse * lanes.load(scratch, VALUES + at + i) - 1.0) * 0.5
@@ -134,7 +134,10 @@ def choose_pair(scratch: Lanes, tables: tuple[Lanes, ...], k: int, lane: int) ->
         number = lanes.pair_run32(neighbours, min(a + offset, a_stop - 1 & last), min(b + offset, b_stop - 1 & last))
         error = errors_of_four(scratch, 4 * k, lane, number)
         better = error < best
-        best, at = lanes.where(better, error, best), lanes.where(better, (lanes.numbers() & lanes.HALF - 1) + offset, at)
+        best, at = (
+            lanes.where(better, error, best),
+            lanes.where(better, (lanes.numbers() & lanes.HALF - 1) + offset, at),
+        )
     first, second = lanes.pair_least(best) if longest <= lanes.HALF else lanes.pair_first_least(best, at)
     lanes.set_item(scratch, TRIAL + k, lane, float(neighbours[a + first]))
     lanes.set_item(scratch, TRIAL + k, lane + 1, float(neighbours[b + second]))
@@ -224,12 +227,8 @@ def refit(scratch: Lanes, tables: tuple[Lanes, ...], size: int, scale: Lanes) ->
 
 choose_eight = variant(_choose_eight, GROUP=8, BITS=2, TOP=3)
 choose_four = variant(_choose_four, GROUP=4, BITS=3, TOP=8)
-fit_grid = variant(
-    _fit_grid, GROUP=8, BITS=2, TOP=3, choose_point=choose_eight, redo=redo_off_grid, BEGIN_ON_GRID=1.0
-)
-fit_iq2_xxs = variant(
-    _fit_grid, GROUP=8, BITS=2, TOP=3, choose_point=choose_eight, redo=redo_always, BEGIN_ON_GRID=1.0
-)
+fit_grid = variant(_fit_grid, GROUP=8, BITS=2, TOP=3, choose_point=choose_eight, redo=redo_off_grid, BEGIN_ON_GRID=1.0)
+fit_iq2_xxs = variant(_fit_grid, GROUP=8, BITS=2, TOP=3, choose_point=choose_eight, redo=redo_always, BEGIN_ON_GRID=1.0)
 fit_iq3_xxs = variant(
     _fit_grid, GROUP=4, BITS=3, TOP=8, choose_point=choose_four, redo=redo_off_grid, BEGIN_ON_GRID=1.0
 )

@@ -100,10 +100,11 @@ def needless(rounded: Array, levels: Array, starts: Array) -> Array:
 
 
 def _runs(starts: Array, items: Array, wanted: Array, run: int) -> tuple[Array, Array]:
-    """Return where the wanted items of each list begin and end, int32 [lists, 2], and they themselves, in whole runs."""
+    """Return where the wanted items of each list begin and end, int32 [lists, 2], and they, in whole runs."""
     of_list = np.repeat(np.arange(len(starts) - 1), np.diff(starts))[wanted]
     counts = np.bincount(of_list, minlength=len(starts) - 1)
     room = -(-counts // run) * run
-    begins, ends = np.cumsum(room) - room, np.cumsum(counts)
-    place = np.repeat(ends - counts, room) + np.minimum(np.arange(room.sum()) - np.repeat(begins, room), np.repeat(counts, room) - 1)
+    begins = np.cumsum(room) - room
+    place = np.minimum(np.arange(room.sum()) - np.repeat(begins, room), np.repeat(counts - 1, room))
+    place += np.repeat(np.cumsum(counts) - counts, room)
     return np.stack([begins, begins + counts], axis=1), items[wanted][place]
