@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,7 @@ class Cpu:
             out[:] = data.view(NUMBER_TYPES[tensor_type.name])
         elif tensor_type.block == 1:
             words = data.reshape(-1).view(floats.SOURCES[tensor_type.name])
-            to_float32 = Encoding(ggtypes.by_name("F32"))
-            _encode_values(to_float32, words, tensor_type.name, out.reshape(-1).view(np.uint8), check=False)
+            _encode_values(_to_float32(), words, tensor_type.name, out.reshape(-1).view(np.uint8), check=False)
         else:
             from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
@@ -72,6 +72,12 @@ def open_device(number: int | None) -> Cpu:
     if number is not None:
         raise InputError("the CPU has no number", expected="cpu", found=f"cpu:{number}", remedy="See --threads")
     return CPU
+
+
+@functools.cache
+def _to_float32() -> Encoding:
+    """Return the one encoding of plain float32."""
+    return Encoding(ggtypes.by_name("F32"))
 
 
 def _encode_values(encoding: Encoding, x: Array, source: str, out: Array, check: bool) -> int:
