@@ -53,7 +53,7 @@ class Need:
         if self.function != _name(encode_one):
             return 0
         kind = ggtypes.by_name(str(self.arguments[0]))
-        return kind.block / kind.bytes
+        return kind.block / kind.bytes + kind.block / 512
 
     def meet(self) -> None:
         """Have the kernel in this process, from the disk or the compiler."""
