@@ -9,13 +9,14 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.types.containers import UniTuple
 from numba.extending import intrinsic
 
 from gguf_mla.lanes.memory import index64, item_pointer, table_pointer
 from gguf_mla.lanes.simd import INT32, WIDTH, F, I
 
 HALF = WIDTH // 2
-PAIR = types.UniTuple(types.int32, 2)
+PAIR = UniTuple(types.int32, 2)
 BOTH = ir.Constant(ir.VectorType(INT32, WIDTH), list(range(WIDTH)))
 FLOATS, INTEGERS, BITS = ir.VectorType(ir.FloatType(), HALF), ir.VectorType(INT32, HALF), ir.IntType(HALF)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.types.containers import UniTuple
 from numba.cuda.extending import intrinsic
 from numba.extending import lower_cast, models, register_model
 
@@ -267,14 +268,14 @@ def pair_run32(typing: Any, table: Any, first: Any, second: Any) -> Any:  # noqa
 @intrinsic
 def pair_least(typing: Any, value: Any) -> Any:  # noqa: ARG001
     """Return the only place, twice."""
-    pair = types.UniTuple(types.int32, 2)
+    pair = UniTuple(types.int32, 2)
     return pair(F), lambda context, builder, _sig, _args: context.make_tuple(builder, pair, [INT32(0)] * 2)
 
 
 @intrinsic
 def pair_first_least(typing: Any, value: Any, position: Any) -> Any:  # noqa: ARG001
     """Return the only position, twice."""
-    pair = types.UniTuple(types.int32, 2)
+    pair = UniTuple(types.int32, 2)
     return pair(F, I), lambda context, builder, _sig, args: context.make_tuple(builder, pair, [args[1]] * 2)
 
 
