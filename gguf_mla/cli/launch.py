@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import network, speech
+from gguf_mla.cli import network, sending, speech
 from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
 from gguf_mla.cli.document import answer
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gguf_mla.cli.options import RunOptions
     from gguf_mla.cli.progress import Progress
     from gguf_mla.plan.outputs import Output
+    from gguf_mla.remote.upload import Upload
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
@@ -51,6 +52,7 @@ def launch(job: Job, options: RunOptions) -> None:
         return
     planned = time.monotonic()
     _check_names(job, options)
+    sink = sending.sink(job, options)
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
         warn(warning)
     plans, importance = [plan for plan, _ in job.outputs], job.importance or NO_IMPORTANCE
@@ -58,20 +60,20 @@ def launch(job: Job, options: RunOptions) -> None:
     _try_device(job, options)
     if options.verify_source:
         _verify_source(job, options)
-    result = _run(job, options)
+    result = _run(job, options, sink)
     _remove(job.consumed)
     for remark in job.remarks(result.remarks):
         warn(remark)
-    _report(job, result, options, planned - speech.current().begin)
+    _report(job, result, options, planned - speech.current().begin, sink)
 
 
-def _report(job: Job, result: Result, options: RunOptions, planning: float) -> None:
+def _report(job: Job, result: Result, options: RunOptions, planning: float, sink: Upload | None) -> None:
     """Say what was written; `planning` is how many seconds were spent before, measuring included."""
     if options.as_json:
-        answer(**result_json(job, result, planning, checked=options.checksums))
+        answer(**result_json(job, result, planning, sink, checked=_are_noted(options)))
         return
     if not options.quiet:
-        click.echo(result_text(job, result, planning + result.seconds))
+        click.echo(result_text(job, result, planning + result.seconds, sink))
         if line := noteworthy(job, result):
             log("noteworthy", line)
     if options.timings:
@@ -82,29 +84,37 @@ def _rehearse(job: Job, options: RunOptions) -> None:
     """Show the plan, and end as the run would: what it would be refused for is raised after the plan is shown."""
     refused: GgufMlaError | None = None
     lacking: list[str] = []
+    sink: Upload | None = None
     try:
         _check_names(job, options)
-        lacking = rehearse([output for _, output in job.outputs], **_circumstances(job, options))
+        sink = sending.sink(job, options)
+        lacking = rehearse([output for _, output in job.outputs], **_circumstances(job, options, sink))
     except GgufMlaError as error:
         refused = error
     threads = options.threads or platform.cores()
     if options.as_json:
-        answer(**plan_json(job, threads, lacking), errors=[] if refused is None else [refused])
+        answer(**plan_json(job, threads, lacking, sink), errors=[] if refused is None else [refused])
     else:
-        click.echo(job_text(job, threads, lacking))
+        click.echo(job_text(job, threads, lacking, sink))
     if refused is not None:
         raise refused
 
 
-def _circumstances(job: Job, options: RunOptions) -> dict[str, Any]:
+def _are_noted(options: RunOptions) -> bool:
+    """Whether checksums are written beside the outputs, which have to stay for that."""
+    return options.checksums and (options.upload is None or options.keep)
+
+
+def _circumstances(job: Job, options: RunOptions, sink: Upload | None) -> dict[str, Any]:
     """Return what a run depends on beside its outputs and sources, as `execute` and `rehearse` take it."""
     paths = _paths(job)
     return {
         "importance": job.importance or NO_IMPORTANCE,
         "resumption": Resumption(job.inputs, fresh=options.no_resume),
         "overwrite": options.overwrite,
-        "extras": [*job.extras, *(checksums.note(path) for path in paths if options.checksums)],
+        "extras": [*job.extras, *(checksums.note(path) for path in paths if _are_noted(options))],
         "outdated": [checksums.beside(path) for path in paths],
+        "sink": sink,
     }
 
 
@@ -152,13 +162,13 @@ def _try_device(job: Job, options: RunOptions) -> None:
         log("device", trial.report(device, tried))
 
 
-def _run(job: Job, options: RunOptions) -> Result:
+def _run(job: Job, options: RunOptions, sink: Upload | None) -> Result:
     outputs = [output for _, output in job.outputs]
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
         with (
             _created(job.directories),
-            progress(_title(outputs), total, quiet=options.quiet, note=network.note(job)) as bar,
+            progress(_title(outputs), total, quiet=options.quiet, note=network.note(job, sink)) as bar,
             _heard_by(bar),
         ):
             return execute(
@@ -167,7 +177,7 @@ def _run(job: Job, options: RunOptions) -> Result:
                 threads=options.threads,
                 device=open_device(options.device),
                 progress=bar.update,
-                **_circumstances(job, options),
+                **_circumstances(job, options, sink),
             )
     except executor.RunInterrupted as stop:
         raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None

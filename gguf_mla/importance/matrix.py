@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BLANK = 16  # columns; the smallest group that shares a scale in any type
 ONES, LAYER_MEAN = "ones", "layer-mean"  # what is taken for the importance of an expert that saw no token
+UNSEEN_KEY = "quantize.imatrix.unseen"  # of a file whose experts got LAYER_MEAN
 RECENT = 4  # tensors kept, so that threads on chunks of the same tensor read it once
 
 
@@ -186,7 +187,7 @@ class Imatrix:
         if self.chunk_count:
             values["quantize.imatrix.chunks_count"] = u32(self.chunk_count)
         if self.fills_in:
-            values["quantize.imatrix.unseen"] = string(LAYER_MEAN)
+            values[UNSEEN_KEY] = string(LAYER_MEAN)
         return values
 
     def _entry(self, name: str) -> str | None:

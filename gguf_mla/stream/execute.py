@@ -22,6 +22,7 @@ from gguf_mla.files.output import OutputFile, check_room
 from gguf_mla.files.stamp import Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed
+from gguf_mla.stream.delivery import Delivery, Staying
 from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
 from gguf_mla.stream.order import announced, arranged, tape_of
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
+    from gguf_mla.stream.delivery import Sink
     from gguf_mla.stream.engine import Engine, Task, Worker
 
     Progress = Callable[[int], object]
@@ -101,6 +103,7 @@ def execute(
     overwrite: bool = False,
     extras: Sequence[Extra] = (),
     outdated: Sequence[Path] = (),
+    sink: Sink | None = None,
 ) -> Result:
     """Write all outputs in one pass; nothing is there under their names unless everything succeeded.
 
@@ -109,31 +112,38 @@ def execute(
     done since its last call, always from the calling thread. `extras` are written when the outputs are complete, and
     named with them; `outdated` names notes about older outputs, which are removed just before. Only with `overwrite` is
     an older file of the same name replaced. With `resumption`, what a failing machine or an interrupt leaves is kept,
-    and the next call goes on from there; without, nothing is left.
+    and the next call goes on from there; without, nothing is left. A `sink` takes each file as it is complete, and
+    publishes all in the end; those that it does not keep here get no name.
 
     Raises InputError for unusable weights, an unfinished run of something else and files in the way, MachineError for a
     full or failing disk, a file that was taken away and an input that has changed meanwhile, RunInterrupted.
     """
     begin, count = time.monotonic(), threads or platform.cores()
-    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite)
+    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite, passing=sink is not None and not sink.keeps)
     with ExitStack() as stack:
         inputs = resumption.inputs if resumption else ()
         watch, tape = Watch(inputs), tape_of(inputs)
         journal = _journal(goal, len(outputs), resumption, importance)
         stack.push(journal)
         files = _locked(goal, journal, stack)
-        saver = Saver(files, journal)
+        saver = Saver(files, journal, goal.at_once)
+        delivery = Staying() if sink is None else Delivery(goal, files, saver, journal, sink)
         forgetting = goal.nbytes > platform.physical_memory() // 4
-        worker = TensorWorker(sources, importance, files, device, forgetting=forgetting)
+        worker = delivery.worker(TensorWorker(sources, importance, files, device, forgetting=forgetting))
         with settled(files, journal, lambda: RunInterrupted(journal.nbytes, goal.nbytes)):
             _prepare(files, goal, journal)
-            queue = _claimed(arranged(placed(outputs, goal.layouts), sources, tape), journal)
-            _run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
-            streamed = time.monotonic()
-            saver.save()
-            _complete(files, goal.extras)
-            watch.check()
-            _commit(files, goal, journal)
+            with delivery:
+                queue = _claimed(arranged(placed(outputs, goal.layouts), sources, tape, delivery.group), journal)
+                tasks = delivery.watched(announced(queue, tape, worker.expect))
+                _run(engine_of(count), tasks, worker, saver, delivery, progress)
+                streamed = time.monotonic()
+                saver.save()
+                delivery.wait()
+                _complete(files, goal, delivery)
+                delivery.wait()
+                watch.check()
+                delivery.publish()
+            _end(files, goal, journal, delivery)
     return Result(
         paths=tuple(file.path for file in goal.planned),
         nbytes=goal.nbytes,
@@ -171,7 +181,7 @@ def _prepare(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJourn
             file.clear()
     for path in goal.outdated:
         _remove_draft(path, files, journal)
-    check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)))
+    check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)), at_once=goal.at_once)
     journal.begin({file.final.name: file.inode() for file in files})
     for file, layout in zip(files, goal.layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
@@ -192,27 +202,43 @@ def _claimed(queue: Iterable[Task], journal: Journal | NoJournal) -> Iterator[Ta
         yield task if sums is None else replace(task, claimed=sums)
 
 
-def _run(engine: Engine, queue: Iterable[Task], worker: Worker, saver: Saver, progress: Progress) -> None:
+def _run(
+    engine: Engine,
+    queue: Iterable[Task],
+    worker: Worker,
+    saver: Saver,
+    delivery: Delivery | Staying,
+    progress: Progress,
+) -> None:
     """Have all tasks done, reporting from this thread."""
     dones = engine.run(queue, worker)
     with saver:
         try:
             for done in dones:
                 saver.note(done)
+                delivery.note(done)
                 progress(done.nbytes)
         except BaseException as error:
             dones.throw(error)  # the engine ends its workers, and raises it again
 
 
-def _complete(files: Sequence[OutputFile], extras: Sequence[Extra]) -> None:
+def _complete(files: Sequence[OutputFile], goal: Goal, delivery: Delivery | Staying) -> None:
     """Bring all files to the disk, those last that are made of the others."""
-    outputs = len(files) - len(extras)
-    for file in files[:outputs]:
+    outputs = len(goal.planned)
+    for file in files[:outputs] if delivery.stay else ():
         file.finish()
-    for extra, file in zip(extras, files[outputs:], strict=True):
+    for extra, file in zip(goal.extras, files[outputs:], strict=True):
         file.clear()
         extra.write(file)
         file.finish()
+    delivery.complete(range(outputs, len(files)))
+
+
+def _end(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal, delivery: Delivery | Staying) -> None:
+    """Name the files that stay, and forget how they were made."""
+    if delivery.stay:
+        _commit(files, goal, journal)
+    journal.remove()
 
 
 def _commit(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal) -> None:
@@ -226,4 +252,3 @@ def _commit(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJourna
     for file in files:
         file.overwrite = file.overwrite and file.final not in goal.outdated  # their names are free now
         file.commit()
-    journal.remove()

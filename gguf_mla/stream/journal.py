@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from array import array
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 SUFFIX = ".journal"
 PROGRAM = "gguf-mla"
 BEGIN = json.dumps({"program": PROGRAM}).encode()[:-1]  # of every journal of ours
-FILES, MADE_OF, FINISHED = "files", "made-of", "finished"  # lines that are not about a task: a word, JSON
+# Lines that are not about a task: a word, JSON. Those about deliveries add up, of the others the last counts.
+FILES, MADE_OF, FINISHED, DELIVERED = "files", "made-of", "finished", "delivered"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class NoJournal:
     claims = Claims()
     nbytes = 0
     known: Mapping[str, int] = MappingProxyType({})
+    delivered: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def take_back(self) -> None:
         """Nothing was named."""
@@ -116,6 +119,9 @@ class NoJournal:
         """Note nothing."""
 
     def record(self, written: Sequence[Done]) -> None:
+        """Note nothing."""
+
+    def deliver(self, name: str, receipt: Mapping[str, Any]) -> None:
         """Note nothing."""
 
     def finish(self, marks: Mapping[str, Mark]) -> None:
@@ -139,9 +145,10 @@ class Journal:
     outputs  how many types are written
     fresh    whether what an earlier run has noted counts for nothing
 
-    claims   what an earlier run has left
-    nbytes   how many bytes are on the disk by now
-    known    the unfinished files that an earlier run has left: their inodes by the name of the output
+    claims     what an earlier run has left
+    nbytes     how many bytes are on the disk by now
+    known      the unfinished files that an earlier run has left: their inodes by the name of the output
+    delivered  the files that a sink took in an earlier run: its receipts by its names for them
 
     Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
     something else. Nothing is changed until `begin`.
@@ -150,6 +157,7 @@ class Journal:
     def __init__(self, out: Path, stated: Identity, names: Sequence[str], outputs: int, *, fresh: bool = False) -> None:
         self._out, self._stated, self._names = out, stated, names
         self._records = Records(journal_path(out))
+        self._lock = threading.Lock()  # those who write files and those who deliver them note what they did
         try:
             self._open(outputs, fresh=fresh)
         except BaseException:
@@ -161,6 +169,7 @@ class Journal:
         self.known = {name: inode for name, inode in past.files.items() if name in self._names}
         self._goes_on = past.made_of is not None and not fresh
         self.claims = past.claims if self._goes_on else Claims()
+        self.delivered: Mapping[str, Mapping[str, Any]] = past.delivered if self._goes_on else {}
         self._marks, self._end = past.finished if self._goes_on else {}, past.end
         self.nbytes = self.claims.nbytes
 
@@ -183,10 +192,15 @@ class Journal:
 
     def record(self, written: Sequence[Done]) -> None:
         """Note tasks whose bytes are on the disk."""
-        self._records.append(
-            f"{done.number} {done.nbytes} {' '.join(f'{value:08x}' for value in done.sums)}" for done in written
-        )
-        self.nbytes += sum(done.nbytes for done in written)
+        lines = [f"{done.number} {done.nbytes} {' '.join(f'{value:08x}' for value in done.sums)}" for done in written]
+        with self._lock:
+            self._records.append(lines)
+            self.nbytes += sum(done.nbytes for done in written)
+
+    def deliver(self, name: str, receipt: Mapping[str, Any]) -> None:
+        """Note that a sink has a file."""
+        with self._lock:
+            self._records.append([f"{DELIVERED} {json.dumps({name: receipt})}"])
 
     def finish(self, marks: Mapping[str, Mark]) -> None:
         """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
@@ -211,6 +225,7 @@ class _Past:
     made_of   what the run was made of
     claims    the tasks it had done
     finished  the marks of the files that it was about to name
+    delivered the receipts of a sink, by its names for files
     end       of what is sound
     """
 
@@ -226,6 +241,7 @@ class _Past:
         self.files: Mapping[str, int] = self._notes[FILES]
         self.made_of = self._notes.get(MADE_OF)
         self.finished: Mapping[str, Mark] = self._notes.get(FINISHED, {})
+        self.delivered: Mapping[str, Mapping[str, Any]] = self._notes.get(DELIVERED, {})
         self.end = lines.end
 
     def _tasks(self, lines: Iterable[str]) -> Iterator[str]:
@@ -233,8 +249,9 @@ class _Past:
         for line in lines:
             if (note := _note(line)) is None:
                 yield line
-            else:
-                self._notes[note[0]] = note[1]
+                continue
+            word, said = note
+            self._notes[word] = self._notes.get(word, {}) | said if word == DELIVERED else said
 
 
 def _past(out: Path, stated: Identity, outputs: int, *, fresh: bool) -> _Past:
@@ -315,7 +332,7 @@ def _reading(path: Path, outputs: int) -> Reading:
 def _note(line: str) -> tuple[str, dict[str, Any]] | None:
     """Return the word and the object of a line that is not about a task; None for another line."""
     word, _, text = line.partition(" ")
-    if word not in (FILES, MADE_OF, FINISHED):
+    if word not in (FILES, MADE_OF, FINISHED, DELIVERED):
         return None
     try:
         said = json.loads(text)

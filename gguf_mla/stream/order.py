@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.files.readable import AnyPath, Tape
     from gguf_mla.sources.tensor import SourceTensor
-    from gguf_mla.stream.chunks import PlacedTensor
+    from gguf_mla.stream.chunks import PlacedPart, PlacedTensor
 
 AHEAD = 1024  # tasks that a tape hears of before a worker takes them: a gigabyte or two
 
@@ -25,16 +25,22 @@ def tape_of(inputs: Iterable[AnyPath]) -> Tape | None:
 
 
 def arranged(
-    tensors: Iterable[Sequence[PlacedTensor]], sources: Mapping[str, SourceTensor], tape: Tape | None
+    tensors: Iterable[Sequence[PlacedTensor]],
+    sources: Mapping[str, SourceTensor],
+    tape: Tape | None,
+    group: Callable[[PlacedPart], tuple[int, ...]] = lambda _: (),
 ) -> Iterator[Task]:
-    """Yield all tasks of a run in the order of the output, or of the files of a tape; each has the same number."""
+    """Yield all tasks of a run in the order of the output, or of the files of a tape; each has the same number.
+
+    What is of one `group` comes together, in the order of the groups.
+    """
     if tape is None:
         yield from chunks.tasks(tensors)
         return
 
-    def place(placed: chunks.PlacedPart) -> tuple[int, int]:
+    def place(placed: PlacedPart) -> tuple[tuple[int, ...], int, int]:
         part = placed.part
-        return tape.place(lambda: sources[part.source].will_read(part.start, part.stop))
+        return group(placed), *tape.place(lambda: sources[part.source].will_read(part.start, part.stop))
 
     for placed in sorted(chunks.parts(tensors), key=place):
         yield from placed.tasks()
