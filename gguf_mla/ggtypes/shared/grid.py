@@ -128,7 +128,7 @@ def choose_pair(scratch: Lanes, tables: tuple[Lanes, ...], k: int, lane: int) ->
     neighbours, last = tables[NEIGHBOURS], -lanes.HALF
     a, b = int(lanes.item(scratch, TRIAL + k, lane)), int(lanes.item(scratch, TRIAL + k, lane + 1))
     a, a_stop, b, b_stop = tables[LISTS][a], tables[LISTS][a + 1], tables[LISTS][b], tables[LISTS][b + 1]
-    longest = a_stop - a if a_stop - a > b_stop - b else b_stop - b
+    longest = a_stop - a if a_stop - a > b_stop - b else b_stop - b  # noqa: FURB136 - as below
     best, at = lanes.full(LARGEST), lanes.full_int(0)
     for offset in range(0, longest, lanes.HALF):
         a_at = a + offset if a + offset < a_stop else a_stop - 1 & last  # no `min`: numba's is not for CUDA
