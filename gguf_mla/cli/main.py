@@ -36,7 +36,7 @@ class Command(click.Command):
     def __init__(self, run: str, about: str, *params: click.Parameter, **groups: type[Any]) -> None:
         shared = [*(option for group in groups.values() for option in click_options(group)), speech.option()]
         name = run.partition(":")[2]
-        super().__init__(name, params=[*params, *shared], help=about, callback=self._call)
+        super().__init__(name, params=[*params, *shared], help=about, callback=self.call)
         self.run, self.groups = run, groups
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -44,7 +44,8 @@ class Command(click.Command):
         speech.note(ctx, self, args)
         return super().parse_args(ctx, args)
 
-    def _call(self, **arguments: Any) -> None:
+    def call(self, **arguments: Any) -> None:
+        """Do the work, with the value of every parameter."""
         for name, group in self.groups.items():
             arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
         self._loaded()(**arguments)

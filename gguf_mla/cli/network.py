@@ -8,7 +8,7 @@ from gguf_mla import units
 from gguf_mla.files.readable import Elsewhere
 from gguf_mla.remote.tape import MEMORY
 from gguf_mla.remote.traffic import TRAFFIC
-from gguf_mla.stream.chunks import placed
+from gguf_mla.stream.chunks import parts, placed
 from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.order import arranged, tape_of
 
@@ -48,7 +48,7 @@ def needs(job: Job) -> Needs | None:
     tensors = placed(outputs, Goal.of(outputs).layouts)
 
     def says() -> Iterator[Callable[[], object]]:
-        for task in arranged(tensors, job.sources, tape):
+        for task in arranged(parts(tensors), job.sources, tape):
             yield _wanting(job.sources[task.part.source], task)
 
     nbytes, requests = tape.measure(says())

@@ -14,8 +14,7 @@ import json
 import re
 from array import array
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -24,8 +23,9 @@ from gguf_mla.files import platform
 from gguf_mla.files.guard import is_same, mark_of, partial_path
 from gguf_mla.files.input import open_regular
 from gguf_mla.files.locked import ELSEWHERE
+from gguf_mla.files.output import NOTHING, TakenAwayError
 from gguf_mla.files.records import Reading, Records
-from gguf_mla.files.stamp import stamp
+from gguf_mla.files.stamp import ChangedError, stamp
 from gguf_mla.stream import chunks
 from gguf_mla.version import __version__
 
@@ -102,24 +102,70 @@ class Claims:
         return tuple(map(int, self._sums[at]))
 
 
+class Books(Protocol):
+    """What is known of a run's tasks that were done before, and is noted of those that are done now.
+
+    claims  checksums of what is there already
+    nbytes  how many bytes that are
+    """
+
+    @property
+    def claims(self) -> Claims: ...  # noqa: D102 - above
+
+    @property
+    def nbytes(self) -> int: ...  # noqa: D102 - above
+
+    def known_of(self, path: Path) -> Mapping[str, int]:
+        """Return the inode of the unfinished file of an output by its name, as OutputFile takes it."""
+
+    def take_back(self) -> None:
+        """Give files their unfinished names again where a run was stopped between naming the first and the last."""
+
+    def begin(self, files: Mapping[Path, int], /) -> None:
+        """Note that the work begins, and the inodes of the unfinished files, by output."""
+
+    def record(self, written: Sequence[Done], /) -> None:
+        """Note tasks whose bytes are on the disk."""
+
+    def finish(self, marks: Mapping[Path, Mark], /) -> None:
+        """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
+
+    def keeps(self, error: BaseException, /) -> bool:
+        """Whether what was written is kept when this has ended the run."""
+
+    def remove(self) -> None:
+        """Forget everything."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class NoJournal:
     """The journal of a run that is not to be continued: it knows nothing and notes nothing."""
 
     claims = Claims()
     nbytes = 0
-    known: Mapping[str, int] = MappingProxyType({})
+
+    def known_of(self, _: Path) -> Mapping[str, int]:
+        """Nothing is known."""
+        return NOTHING
 
     def take_back(self) -> None:
         """Nothing was named."""
 
-    def begin(self, files: Mapping[str, int]) -> None:
+    def begin(self, files: Mapping[Path, int]) -> None:
         """Note nothing."""
 
     def record(self, written: Sequence[Done]) -> None:
         """Note nothing."""
 
-    def finish(self, marks: Mapping[str, Mark]) -> None:
+    def finish(self, marks: Mapping[Path, Mark]) -> None:
         """Note nothing."""
+
+    def keeps(self, _: BaseException) -> bool:
+        """Keep nothing: nobody could go on with it."""
+        return False
 
     def remove(self) -> None:
         """There is nothing to delete."""
@@ -141,7 +187,6 @@ class Journal:
 
     claims   what an earlier run has left
     nbytes   how many bytes are on the disk by now
-    known    the unfinished files that an earlier run has left: their inodes by the name of the output
 
     Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
     something else. Nothing is changed until `begin`.
@@ -158,27 +203,32 @@ class Journal:
 
     def _open(self, outputs: int, *, fresh: bool) -> None:
         past = _past(self._out, self._stated, outputs, fresh=fresh)
-        self.known = {name: inode for name, inode in past.files.items() if name in self._names}
+        self._known = {name: inode for name, inode in past.files.items() if name in self._names}
         self._goes_on = past.made_of is not None and not fresh
         self.claims = past.claims if self._goes_on else Claims()
         self._marks, self._end = past.finished if self._goes_on else {}, past.end
         self.nbytes = self.claims.nbytes
 
+    def known_of(self, path: Path) -> Mapping[str, int]:
+        """Return the inode of the unfinished file that an earlier run has left of an output, by its name."""
+        return {path.name: self._known[path.name]} if path.name in self._known else NOTHING
+
     def take_back(self) -> None:
         """Give files their unfinished names again where a run was stopped between naming the first and the last."""
         back = [path for path in map(self._out.with_name, self._names) if is_named_by(self._marks, path)]
         for path in back:
-            _take_back(path)
+            take_back(path)
         if back:
             platform.sync_directory(self._out.parent)
 
-    def begin(self, files: Mapping[str, int]) -> None:
+    def begin(self, files: Mapping[Path, int]) -> None:
         """Go on after what is sound, or begin anew; `files` are the inodes of the unfinished files, by output."""
+        noted = {path.name: inode for path, inode in files.items()}
         if self._goes_on:
             self._records.cut(self._end)
-            self._records.append([f"{FILES} {json.dumps(files)}"])
+            self._records.append([f"{FILES} {json.dumps(noted)}"])
             return
-        self._records.begin({"program": PROGRAM, "output": self._out.name, FILES: files})
+        self._records.begin({"program": PROGRAM, "output": self._out.name, FILES: noted})
         self._records.append([f"{MADE_OF} {json.dumps(asdict(self._stated))}"])
 
     def record(self, written: Sequence[Done]) -> None:
@@ -188,9 +238,14 @@ class Journal:
         )
         self.nbytes += sum(done.nbytes for done in written)
 
-    def finish(self, marks: Mapping[str, Mark]) -> None:
+    def finish(self, marks: Mapping[Path, Mark]) -> None:
         """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
-        self._records.append([f"{FINISHED} {json.dumps(marks)}"])
+        noted = {path.name: mark for path, mark in marks.items()}
+        self._records.append([f"{FINISHED} {json.dumps(noted)}"])
+
+    def keeps(self, error: BaseException) -> bool:
+        """Keep what a rerun can continue. After an input error nothing can be: the input has to change first."""
+        return self.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
 
     def remove(self) -> None:
         """Delete the journal."""
@@ -275,7 +330,8 @@ def _begins_like_ours(path: Path) -> bool:
     return begin == BEGIN[: len(begin)]
 
 
-def _take_back(path: Path) -> None:
+def take_back(path: Path) -> None:
+    """Give a file that was named too early its unfinished name again; InputError if something else has that."""
     partial = partial_path(path)
     try:
         if is_same(path, partial):  # it was stopped while the file had both names
@@ -326,21 +382,25 @@ def _note(line: str) -> tuple[str, dict[str, Any]] | None:
 
 def _compare(path: Path, found: Mapping[str, Any], stated: Identity) -> None:
     """Raise InputError unless the head of a journal is that of a run that is made of the same."""
+    if other := difference(found, stated):
+        raise InputError(
+            f"an unfinished output is there that was begun {other}",
+            file=path,
+            remedy="Give --no-resume to throw it away and start over, or finish it with the command that began it",
+        )
+
+
+def difference(found: Mapping[str, Any], stated: Identity) -> str | None:
+    """Return in what a run differs from one that is made of `found`, in words that go on after "begun"."""
     inputs = found.get("inputs")
     if found.get("version") != stated.version:
-        difference = f"by another version of gguf-mla ({found.get('version')})"
-    elif found.get("plan") != stated.plan:
-        difference = "with other options or another configuration"
-    elif inputs != stated.inputs:
+        return f"by another version of gguf-mla ({found.get('version')})"
+    if found.get("plan") != stated.plan:
+        return "with other options or another configuration"
+    if inputs != stated.inputs:
         known = inputs if isinstance(inputs, list) else []
         changed = next((entry[0] for entry in stated.inputs if entry not in known), "one")
-        difference = f"from other inputs, {changed} has changed since"
-    elif found.get("importance") != stated.importance:
-        difference = "with other importance: which files, and what is included, excluded or stands in"
-    else:
-        return
-    raise InputError(
-        f"an unfinished output is there that was begun {difference}",
-        file=path,
-        remedy="Give --no-resume to throw it away and start over, or finish it with the command that began it",
-    )
+        return f"from other inputs, {changed} has changed since"
+    if found.get("importance") != stated.importance:
+        return "with other importance: which files, and what is included, excluded or stands in"
+    return None

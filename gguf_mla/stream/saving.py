@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.files.output import OutputFile
     from gguf_mla.stream.engine import Done
-    from gguf_mla.stream.journal import Journal, NoJournal
+    from gguf_mla.stream.journal import Books
 
 START_BYTES = 512 << 20  # written bytes after which the disk is started, so that a sync has little left to wait for
 SAVE_SECONDS = 20.0  # the work that a kill can cost; writers are slower during a sync, so it is not done all the time
@@ -30,7 +30,7 @@ class Saver:
     remarks     what reading has shown, by task
     """
 
-    def __init__(self, files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
+    def __init__(self, files: Sequence[OutputFile], journal: Books) -> None:
         self._files, self._journal = files, journal
         self._wake = threading.Condition()
         self._stop = threading.Event()
