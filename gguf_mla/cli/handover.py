@@ -15,21 +15,19 @@ if TYPE_CHECKING:
     from gguf_mla.cli.options import RunOptions
     from gguf_mla.stream.run import Job
 
-_KEY = "gguf_mla.handover"
+_KEY, _MEASURED = "gguf_mla.handover", "gguf_mla.measured"
 SPOKEN = ("as_json", "quiet", "timings", "dry_run")  # options about what a command says, and not about what it writes
 
 
 class Handover:
     """What a command has handed over.
 
-    taken     the job that it would have run, and the options of the run
-    measured  the errors of types that it has measured for a wanted size
-    known     those that are to be taken for measured, None where they have to be measured
+    taken  the job that it would have run, and the options of the run
+    known  the errors of types that are to be taken for measured, tensor by tensor; None where they have to be measured
     """
 
     def __init__(self, measured: Sequence[Mapping[str, float]] = ()) -> None:
         self.taken: tuple[Job, RunOptions] | None = None
-        self.measured: list[dict[str, float]] = []
         self.known = iter(measured) if measured else None
 
 
@@ -57,6 +55,13 @@ def taken(job: Job, options: RunOptions) -> bool:
     return True
 
 
+def errors_measured() -> list[dict[str, float]]:
+    """Return the errors of types that the command which is running has measured by now."""
+    ctx = click.get_current_context(silent=True)
+    found: list[dict[str, float]] = [] if ctx is None else ctx.meta.setdefault(_MEASURED, [])
+    return found
+
+
 def measured(
     measure: Callable[..., Iterator[Mapping[str, float]]],
 ) -> Callable[..., Iterator[Mapping[str, float]]]:
@@ -68,8 +73,7 @@ def measured(
             yield from itertools.islice(handover.known, len(tensors))
             return
         for errors in measure(tensors, types):
-            if handover is not None:
-                handover.measured.append(dict(errors))
+            errors_measured().append(dict(errors))
             yield errors
 
     return known_or_measured

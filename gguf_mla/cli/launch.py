@@ -14,6 +14,7 @@ from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.options import RAY
 from gguf_mla.cli.printing import log, warn
 from gguf_mla.cli.progress import progress
 from gguf_mla.codec import compiling, trial
@@ -53,6 +54,11 @@ def launch(job: Job, options: RunOptions) -> None:
     network.limit(options)
     if options.dry_run:
         _rehearse(job, options)
+        return
+    if options.engine == RAY:
+        from gguf_mla.cli import distributed  # noqa: PLC0415 - it launches what others plan
+
+        distributed.launch_on_ray(job, options)
         return
     planned = time.monotonic()
     check_names(job, options)

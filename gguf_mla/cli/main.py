@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GROUP = "gguf_mla.commands"
-EXTRAS = {"torch": "verify"}  # packages that not every command needs, and what installs them
+EXTRAS = {"torch": "verify", "ray": "ray"}  # packages that not every command needs, and what installs them
 
 
 class Command(click.Command):

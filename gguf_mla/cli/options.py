@@ -44,6 +44,8 @@ SET: dict[str, Any] = {
 }
 
 
+THREADS_ENGINE, RAY = "threads", "ray"
+
 OVERRIDE_KV: dict[str, Any] = {
     "multiple": True,
     "metavar": "KEY=TYPE:VALUE",
@@ -170,6 +172,14 @@ class RunOptions:
     bandwidth: str | None = option(
         None, "--bandwidth", type=numbers.Size(), metavar="SIZE", help="Read at most SIZE a second from the hub (50M)."
     )
+    engine: str = option(
+        THREADS_ENGINE, "--engine", type=click.Choice([THREADS_ENGINE, RAY]), show_default=True,
+        help="Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
+    )  # fmt: skip
+    address: str | None = option(
+        None, "--address", metavar="ADDRESS",
+        help="With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
+    )  # fmt: skip
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")
     quiet: bool = option(False, "--quiet", is_flag=True, help="No progress and no summary.")

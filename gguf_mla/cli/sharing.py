@@ -32,9 +32,10 @@ from gguf_mla.stream.sharing.plan import Order, SharedPlan
 from gguf_mla.stream.sharing.work import work as do
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gguf_mla.cli.options import RunOptions
+    from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
     from gguf_mla.stream.sharing.cut import SharedJob
     from gguf_mla.stream.sharing.work import Worked
@@ -73,10 +74,10 @@ def plan(command: Command, values: Mapping[str, Any], path: Path, job_size: str 
         click.echo(_said(made, path))
 
 
-def ordered(command: Command, values: Mapping[str, Any], measured: Sequence[Mapping[str, float]] = ()) -> Order:
-    """Return what a command was told, as data."""
+def ordered(command: Command, values: Mapping[str, Any]) -> Order:
+    """Return what the command that is running was told, and what it has measured, as data."""
     options = handover.options_of(command, values)
-    return Order(str(command.name), options, str(Path.cwd()), measured)
+    return Order(str(command.name), options, str(Path.cwd()), handover.errors_measured())
 
 
 def _planned(command: Command, values: Mapping[str, Any]) -> tuple[Order, Job, RunOptions]:
@@ -89,7 +90,7 @@ def _planned(command: Command, values: Mapping[str, Any]) -> tuple[Order, Job, R
     with handover.received(click.get_current_context(), receiver):
         command.call(**values)
     job, options = _taken(receiver)
-    return ordered(command, values, receiver.measured), job, options
+    return ordered(command, values), job, options
 
 
 def _taken(receiver: Handover) -> tuple[Job, RunOptions]:
@@ -156,6 +157,8 @@ def work(
         )
         mine = chosen(shared.plan, rank, of, jobs)
         planning = time.monotonic() - begin
+        network.limit(options)
+        launch.prepare(shared.job, options)
         worked = worked_on(shared, mine, options)
         if as_json:
             stages = {"planning": planning, "working": worked.seconds}
@@ -165,10 +168,8 @@ def work(
 
 
 def worked_on(shared: Shared, mine: Sequence[SharedJob], options: RunOptions) -> Worked:
-    """Do some jobs with a bar, and everything that comes before; Interrupted for Ctrl-C."""
-    network.limit(options)
+    """Do some jobs, with a bar; Interrupted for Ctrl-C."""
     job, ledger = shared.job, shared.ledger
-    launch.prepare(job, options)
     for directory in job.directories:
         directory.mkdir(parents=True, exist_ok=True)
     ledger.open()
@@ -198,8 +199,16 @@ def finish(plan: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
         finished(shared, options, planning)
 
 
-def finished(shared: Shared, options: RunOptions, planning: float) -> None:
-    """Complete and name the files of a plan, with a bar, and say what was written."""
+def finished(
+    shared: Shared,
+    options: RunOptions,
+    planning: float,
+    whole: Callable[[Result], Result] = lambda result: result,
+) -> None:
+    """Complete and name the files of a plan, with a bar, and say what was written.
+
+    `whole` makes the result of all the work from that of finishing.
+    """
     job = shared.job
     if not shared.ledger.is_there():
         raise InputError("no work was done by this plan", file=shared.ledger.folder, remedy="Run gguf-mla work")
@@ -212,7 +221,7 @@ def finished(shared: Shared, options: RunOptions, planning: float) -> None:
             )
     except RunInterrupted as stop:
         raise launch.interrupted(stop, options) from None
-    launch.report(job, result, options, planning)
+    launch.report(job, whole(result), options, planning)
 
 
 def chosen(plan: SharedPlan, rank: int | None, of: int | None, jobs: str | None) -> list[SharedJob]:

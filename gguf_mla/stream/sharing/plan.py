@@ -90,21 +90,24 @@ class SharedPlan:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of everything in the file: plans with the same digest make the same bytes in the same places."""
-        return _digest(self._content())
+        """SHA-256 of what is written: plans with the same digest write the same bytes in the same jobs."""
+        outputs, jobs = [dict(output) for output in self.outputs], [job.to_data() for job in self.jobs]
+        return _sha256([dict(self.made_of), outputs, jobs])
 
     def to_text(self) -> str:
         """Return what the file holds: JSON, with a line for each job."""
-        content = self._content()
+        content = self.content()
         rows = ",\n".join(json.dumps(job) for job in content.pop("jobs"))
         head = "".join(f"{json.dumps(name)}: {json.dumps(value)},\n" for name, value in content.items())
-        return f'{{\n{head}"digest": "{self.digest}",\n"jobs": [\n{rows}\n]}}\n'
+        return f'{{\n{head}"sha256": "{_sha256(self.content())}",\n"jobs": [\n{rows}\n]}}\n'
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """Return the file as JSON-ready data, without the digest of all of it."""
         return {
             "program": PROGRAM,
             "format": FORMAT,
             "version": self.made_of["version"],
+            "digest": self.digest,
             **asdict(self.order),
             "job_bytes": self.largest,
             "made_of": dict(self.made_of),
@@ -155,12 +158,12 @@ def parse(text: bytes) -> SharedPlan:
         order = Order(data["command"], data["options"], data["directory"], data["measured"])
         jobs = [SharedJob.from_data(job) for job in data["jobs"]]
         plan = SharedPlan(order, int(data["job_bytes"]), data["made_of"], data["outputs"], jobs)
-        if data["digest"] != plan.digest:
-            raise ValueError("its digest is another one")
+        if data["sha256"] != _sha256(plan.content()):
+            raise ValueError("it was changed: its digest is another one")
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__} {error}") from None
     return plan
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
