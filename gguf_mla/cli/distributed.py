@@ -18,6 +18,7 @@ from gguf_mla.cli.sharing import Shared, finished, made_again, ordered, worked_o
 from gguf_mla.errors import InputError
 from gguf_mla.stream import on_ray
 from gguf_mla.stream.execute import RunInterrupted
+from gguf_mla.stream.on_ray import POLL_SECONDS
 from gguf_mla.stream.sharing import plan as plans
 from gguf_mla.stream.sharing.ledger import PLAN, Ledger, discard
 from gguf_mla.stream.sharing.plan import SharedPlan
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
+LETTING_GO = 10.0  # seconds for workers to end
 _held: dict[str, Shared] = {}  # the plan that this process has made again, by its digest
 
 
@@ -38,7 +40,7 @@ def launch_on_ray(job: Job, options: RunOptions) -> None:
     context = click.get_current_context()
     if not isinstance(context.command, Command):
         raise InputError("only a command can be done on Ray", found=context.command.name)
-    out = job.outputs[0][1][0].path
+    out = out_of(job)
     if options.no_resume:
         discard(out)
     plan = SharedPlan.of(ordered(context.command, context.params), job)
@@ -79,10 +81,33 @@ def _done(shared: Shared) -> int:
             raise
         remedy = f"pip install 'gguf-mla[{EXTRAS[error.name]}]'"
         raise InputError("--engine ray needs the package ray, which is not installed", remedy=remedy) from None
+    except InputError:
+        if ledger.is_stopped():  # by a weight: the input has to change first, and then nothing could be continued
+            _throw_away(out_of(shared.job))
+        raise
     except KeyboardInterrupt:
         noted = [each.number for each in plan.jobs if ledger.is_noted(each.number)]
         raise launch.interrupted(RunInterrupted(_bytes(plan, noted), plan.nbytes), options) from None
     return there
+
+
+def _throw_away(out: Path) -> None:
+    """Throw away what was written, once the workers that were sent away have let go of it."""
+    deadline = time.monotonic() + LETTING_GO
+    while True:
+        try:
+            discard(out)
+        except InputError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def out_of(job: Job) -> Path:
+    """Return the first output, beside which the notes lie."""
+    return job.outputs[0][1][0].path
 
 
 def _bytes(plan: SharedPlan, jobs: Iterable[int]) -> int:

@@ -73,6 +73,20 @@ plan = Plans(
     """,
 )
 
+plan.add_command(
+    Command(
+        "gguf_mla.cli.sharing:show",
+        """Show what PLAN comes to with so many workers: how even the shares are, and what the storage has to give.
+
+        The times are from the plan's costs, not measured.
+        """,
+        PLAN,
+        Option(["--workers"], default="16,64,256", show_default=True, metavar="NUMBERS", help="How many workers."),
+        Option(["--cores"], type=numbers.Whole(numbers.THREADS), default=16, show_default=True, help="Of each worker."),
+        JSON,
+    )
+)
+
 work = Command(
     "gguf_mla.cli.sharing:work",
     """Do a share of the jobs of PLAN, all of them unless a rank or numbers are given.

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from gguf_mla.cli.handover import Handover
 from gguf_mla.cli.main import Command, main
 from gguf_mla.cli.outcome import outputs
 from gguf_mla.cli.progress import progress
+from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
 from gguf_mla.files.output import OutputFile
@@ -27,6 +28,7 @@ from gguf_mla.files.readable import Elsewhere
 from gguf_mla.stream.execute import RunInterrupted
 from gguf_mla.stream.sharing import finish as finishing
 from gguf_mla.stream.sharing import plan as plans
+from gguf_mla.stream.sharing import scale
 from gguf_mla.stream.sharing.ledger import Ledger, discard
 from gguf_mla.stream.sharing.plan import Order, SharedPlan
 from gguf_mla.stream.sharing.work import work as do
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from gguf_mla.stream.run import Job
     from gguf_mla.stream.sharing.cut import SharedJob
     from gguf_mla.stream.sharing.work import Worked
+
+
+MOST_WORKERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,34 @@ def opened(path: Path) -> Iterator[Shared]:
         ) from None
 
 
+def show(plan: Path, workers: str, cores: int, as_json: bool) -> None:
+    """Show how a plan's jobs are shared out."""
+    found = plans.read(plan)
+    counts = numbers(workers, range(1, MOST_WORKERS + 1), "numbers of workers")
+    rows = [scale.scaled(found, count, cores) for count in counts]
+    if as_json:
+        answer(plan=summary(found, plan), workers=[asdict(row) for row in rows])
+        return
+    click.echo(_said(found, plan).partition("\n")[0])
+    click.echo()
+    head = ("workers", "jobs each", "slowest/mean", "time", "reads each", "writes each", "read rate", "write rate")
+    click.echo(table(head, [_row(row) for row in rows], right=",".join(head)))
+    click.echo(f"\nshares are even (slowest/mean at most {scale.EVEN}) up to {scale.most(found)} workers")
+
+
+def _row(row: scale.Scaled) -> tuple[str, ...]:
+    return (
+        str(row.workers),
+        f"{row.jobs:.1f}",
+        f"{row.balance:.3f}",
+        units.span(row.seconds),
+        units.size(row.reads),
+        units.size(row.writes),
+        f"{units.size(row.read_rate)}/s",
+        f"{units.size(row.write_rate)}/s",
+    )
+
+
 def work(
     plan: Path,
     rank: int | None,
@@ -162,7 +195,7 @@ def work(
         worked = worked_on(shared, mine, options)
         if as_json:
             stages = {"planning": planning, "working": worked.seconds}
-            answer(inputs=shared.job.inputs, stages=stages, work=_work_json(worked))
+            answer(inputs=shared.job.inputs, stages=stages, share=_work_json(worked))
         elif not quiet:
             click.echo(_work_text(worked, shared.plan))
 
@@ -210,7 +243,7 @@ def finished(
     `whole` makes the result of all the work from that of finishing.
     """
     job = shared.job
-    if not shared.ledger.is_there():
+    if not shared.ledger.marks() and not shared.ledger.is_there():
         raise InputError("no work was done by this plan", file=shared.ledger.folder, remedy="Run gguf-mla work")
     titled = f"checking {launch.title([output for _, output in job.outputs])}"
     try:
@@ -229,24 +262,25 @@ def chosen(plan: SharedPlan, rank: int | None, of: int | None, jobs: str | None)
     if jobs is not None:
         if rank is not None or of is not None:
             raise InputError("--jobs and --rank exclude each other", remedy="Give one of the two")
-        return [plan.jobs[number] for number in numbers(jobs, len(plan.jobs))]
+        return [plan.jobs[number] for number in numbers(jobs, range(len(plan.jobs)), "jobs of the plan")]
     if (rank is None) != (of is None):
         raise InputError("--rank and --of belong together", remedy="Give both: --rank 0 --of 4 is the first of four")
     if rank is None or of is None:
         return list(plan.jobs)
     if rank >= of:
         raise InputError("there is no such rank", expected=f"0 to {of - 1}", found=rank)
-    return plan.share(rank, of)
+    return plan.shares(of)[rank]
 
 
-def numbers(text: str, count: int) -> list[int]:
-    """Return the numbers that a text such as 3,7-9 names, ascending; InputError unless all are below `count`."""
+def numbers(text: str, allowed: range, what: str) -> list[int]:
+    """Return the numbers that a text such as 3,7-9 names, ascending; InputError unless all are allowed."""
     found: set[int] = set()
     for item in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", item.strip(), re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < count:
-            raise InputError("these are not jobs of the plan", expected=f"3,7-9 from 0 to {count - 1}", found=item)
+        if not allowed.start <= first <= last < allowed.stop:
+            expected = f"numbers such as 3,7-9 from {allowed.start} to {allowed.stop - 1}"
+            raise InputError(f"these are not {what}", expected=expected, found=item)
         found |= set(range(first, last + 1))
     return sorted(found)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
-from gguf_mla.stream.execute import execute
+from gguf_mla.stream.execute import Result, execute
 from gguf_mla.stream.journal import Claims, NoJournal, is_named_by, take_back
 from gguf_mla.stream.sharing.ledger import me
 from gguf_mla.stream.sharing.record import DIGITS
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from gguf_mla.files.guard import Mark
     from gguf_mla.stream.engine import Done
-    from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
     from gguf_mla.stream.sharing.ledger import Ledger
     from gguf_mla.stream.sharing.plan import SharedPlan
@@ -30,6 +29,12 @@ def finish(job: Job, plan: SharedPlan, ledger: Ledger, **circumstances: Any) -> 
     Bytes that are not what a record says are written again. Raises what `execute` does; InputError where jobs are
     missing; MachineError where bytes that are written again differ from what a record says. Nothing is thrown away.
     """
+    outputs = [output for _, output in job.outputs]
+    paths = [file.path for output in outputs for file in output]
+    if ledger.is_complete(paths):  # an earlier attempt was stopped after it had named the last
+        ledger.remove()
+        nbytes = sum(int(output["bytes"]) for output in plan.outputs)
+        return Result(tuple(paths), nbytes, nbytes, 0.0, 0.0, 1, {}, ())
     records = {record.number: record for record in ledger.records()}
     if missing := [each.number for each in plan.jobs if each.number not in records]:
         raise InputError(
@@ -39,8 +44,7 @@ def finish(job: Job, plan: SharedPlan, ledger: Ledger, **circumstances: Any) -> 
             found=f"{len(records)} jobs",
             remedy=f"Run gguf-mla work with --jobs {ranges(missing)}",
         )
-    outputs = [output for _, output in job.outputs]
-    books = _Books(plan, ledger, records, [file.path for output in outputs for file in output])
+    books = _Books(plan, ledger, records, [*paths, *(extra.path for extra in circumstances.get("extras", ()))])
     result = execute(outputs, job.sources, books=books, **circumstances)
     remarks = (remark for number in sorted(records) for remark in records[number].remarks)
     return replace(result, remarks=tuple(remarks))

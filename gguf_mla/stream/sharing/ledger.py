@@ -15,24 +15,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import socket
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import json_text, platform
-from gguf_mla.files.guard import partial_path
+from gguf_mla.files.guard import mark_of, partial_path
 from gguf_mla.files.input import read_small
 from gguf_mla.files.locked import ELSEWHERE
-from gguf_mla.files.output import unwritable
+from gguf_mla.files.output import OutputFile, unwritable
 from gguf_mla.stream.sharing import plan as plans
 from gguf_mla.stream.sharing.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from gguf_mla.files.guard import Mark
     from gguf_mla.stream.sharing.plan import SharedPlan
@@ -181,21 +180,33 @@ class Ledger:
         with suppress(MachineError):
             self._publish(STOP, _signed(said))
 
+    def is_stopped(self) -> bool:
+        """Whether a worker has told all others to stop."""
+        return (self.folder / STOP).exists()
+
     def check_stopped(self) -> None:
         """Raise what a worker has stopped all others with."""
-        if not (self.folder / STOP).exists():
+        if not self.is_stopped():
             return
         said = self._read(STOP)
         kind = InputError if said.get("status") == InputError.status else MachineError
         what = f"the work was stopped by {said.get('worker', 'a worker')}: {said.get('sentence', '')}".removesuffix(".")
         raise kind(what, remedy=f"When it is put right, remove {self.folder / STOP}")
 
+    def is_complete(self, paths: Iterable[Path]) -> bool:
+        """Whether all files of the plan have been named, and only these notes are left to be removed."""
+        marks = self.marks()
+        named = [marks.get(str(path)) == mark_of(path) and not os.path.lexists(partial_path(path)) for path in paths]
+        return bool(marks) and all(named)
+
     def remove(self) -> None:
-        """Forget everything, at once: a folder that is half removed would look like work that is half done."""
-        aside = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
+        """Forget everything; what says that all files are there goes last."""
+        last = (PLAN, NAMED)
+        with suppress(FileNotFoundError):
+            for path in sorted(self.folder.iterdir(), key=lambda path: (path.name in last, path.name == NAMED)):
+                platform.remove(path)
         with suppress(OSError):
-            self.folder.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            self.folder.rmdir()
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -223,19 +234,22 @@ class Ledger:
 
 
 def discard(out: Path) -> None:
-    """Throw away what workers have left of a first output, whatever plan it was by; nothing that is not ours."""
-    folder = folder_of(out)
+    """Throw away what workers have left of a first output, whatever plan it was by; nothing that is not ours.
+
+    InputError while one of them is at work.
+    """
     try:
-        plan = plans.parse(read_small(folder / PLAN, json_text.MAX_BYTES))
+        plan = plans.parse(read_small(folder_of(out) / PLAN, json_text.MAX_BYTES))
     except (InputError, MachineError, ValueError):
         return
     ledger = Ledger(out, plan)
-    for name, inode in ledger.inodes().items():
-        path = partial_path(Path(plan.order.directory, name))
-        with suppress(OSError):
-            if path.lstat().st_ino == inode:
-                platform.remove(path)
-    ledger.remove()
+    with ExitStack() as stack:
+        for name, inode in ledger.inodes().items():
+            path = Path(plan.order.directory, name)
+            if os.path.lexists(partial_path(path)):
+                file = stack.enter_context(OutputFile(path, 0, known={path.name: inode}))
+                file.kept = False  # it goes when all of them could be locked
+        ledger.remove()
 
 
 def _signed(content: Mapping[str, Any]) -> str:
