@@ -33,7 +33,7 @@ def main(place: Path, gigabytes: float) -> None:
         ranks = planned + worked + finished
         print(f"plain {plain:.1f}; plan {planned:.1f} + work {worked:.1f} + finish {finished:.1f} = {ranks:.1f}")
         print(f"  work alone against the plain command: {worked / plain - 1:+.1%}, all three: {ranks / plain - 1:+.1%}")
-        print(f"  stages of the worker: {work['stages']}, {work['work']['work']}")
+        print(f"  stages of the worker: {work['stages']}, {work['share']['work']}")
         start, _ = timed_start()
         ray, _ = timed("convert", checkpoint, place / "ray.gguf", *TYPE, "--engine", "ray", "--json")
         print(f"  ray {ray:.1f}, its start {start:.1f}, beyond it {(ray - start) / plain - 1:+.1%}")

@@ -5,6 +5,7 @@ The checkpoint is headers and holes, the matrix all ones; nothing is computed. I
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -21,10 +22,12 @@ TYPE = "IQ3_XXS"
 
 
 def matrix(checkpoint: Path, path: Path) -> Path:
-    """Write a matrix of ones, a row for each tensor."""
+    """Write a matrix of ones, a row for each expert."""
     [(plan, _)] = plan_conversion(open_checkpoint(checkpoint), ["BF16"])
     wide = [job for job in plan.tensors if len(job.shape) > 1]
-    entries = {job.name: (np.ones((1, job.shape[-1]), np.float32), np.ones(1, np.float32)) for job in wide}
+    one = np.ones((1, 1), np.float32)
+    shapes = {job.name: (math.prod(job.shape[:-2]), job.shape[-1]) for job in wide}
+    entries = {name: (np.broadcast_to(one, shape), np.ones(shape[0], np.float32)) for name, shape in shapes.items()}
     write_imatrix(path, entries, datasets=["ones"], chunk_count=1, chunk_size=512)
     return path
 
