@@ -67,8 +67,8 @@ def _done(shared: Shared) -> int:
     """Have done what is left, and return how many bytes were noted already."""
     plan, ledger, options = shared.plan, shared.ledger, shared.options
     ledger.open()
-    left = [each.number for each in plan.jobs if ledger.record(each.number) is None]
-    there = plan.nbytes - _bytes(plan, left)
+    left = [each for each in plan.jobs if ledger.record(each.number) is None]
+    there = plan.nbytes - sum(each.nbytes for each in left)
     title = launch.title([output for _, output in shared.job.outputs])
     try:
         with on_ray.cluster(options.address), progress(title, plan.nbytes, done=there, quiet=options.quiet) as bar:

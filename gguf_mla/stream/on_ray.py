@@ -17,11 +17,14 @@ from gguf_mla.errors import GgufMlaError, InputError, MachineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from gguf_mla.stream.sharing.cut import SharedJob
+
 DEATHS = 3  # of workers at one job, after which it is not tried again
 CPU = "cpu"
 POLL_SECONDS = 0.5
 ROUNDS = 4  # a worker gets about this part of what is left for each worker, so that they end together
 MOST = 64  # jobs at a time
+LEAST_SECONDS = 2.0  # of work for each thread, by the plan's costs: going and coming back takes a part of a second
 THREADS = 8  # of a worker, where its machine has so many cores
 PARTS = ("what", "file", "tensor", "expected", "found", "remedy")
 
@@ -79,7 +82,7 @@ def threads_of_a_worker(wanted: int | None) -> int:
 def run(
     task: Callable[[str, Sequence[int], int, str], object],
     plan: str,
-    jobs: Sequence[int],
+    jobs: Sequence[SharedJob],
     needs: Needs,
     is_noted: Callable[[int], bool],
     done: Callable[[Iterable[int]], object],
@@ -117,7 +120,7 @@ class _Driver:
         resources: dict[str, Any] = {"num_cpus": needs.threads, "num_gpus": needs.gpus, "memory": needs.memory}
         self._remote = ray.remote(**resources, max_retries=0, num_returns="streaming")(_errand)
         self._task = ray.put(task)
-        self._waiting: deque[int] = deque()
+        self._waiting: deque[SharedJob] = deque()
         self._again: deque[tuple[int, str | None]] = deque()
         self._sent: dict[Any, _Errand] = {}
         self._deaths: Counter[int] = Counter()
@@ -127,7 +130,7 @@ class _Driver:
         """Whether anything is left to do."""
         return bool(self._waiting or self._again or self._sent)
 
-    def send(self, jobs: Iterable[int]) -> None:
+    def send(self, jobs: Iterable[SharedJob]) -> None:
         """Have jobs done when there is a worker for them."""
         self._waiting.extend(jobs)
 
@@ -178,8 +181,16 @@ class _Driver:
             job, node = self._again.popleft()
             self._send((job,), self._elsewhere(node))
         while self._waiting and len(self._sent) <= workers:
-            count = min(MOST, max(1, len(self._waiting) // (ROUNDS * workers)), len(self._waiting))
-            self._send(tuple(self._waiting.popleft() for _ in range(count)), None)
+            self._send(tuple(self._next(workers)), None)
+
+    def _next(self, workers: int) -> Iterator[int]:
+        """Yield jobs for one worker: his part of what is left, and enough to be worth his way."""
+        part, least = len(self._waiting) // (ROUNDS * workers), LEAST_SECONDS * self._needs.threads
+        count, seconds = 0, 0.0
+        while self._waiting and count < MOST and (count < max(1, part) or seconds < least):
+            job = self._waiting.popleft()
+            count, seconds = count + 1, seconds + job.seconds
+            yield job.number
 
     def _send(self, jobs: tuple[int, ...], node: str | None) -> None:
         remote = self._remote

@@ -7,6 +7,7 @@ finish, and on a Ray cluster of one machine with two processors, whose start is 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from tests.support import bulk
 from tests.support.command import command, environment
 
+SPENT: dict[str, float] = {}  # seconds of CPU by command; those of a cluster's workers are not known
 TYPE = ("--type", "Q4_K_M", "--threads", "2")
 
 
@@ -31,6 +33,8 @@ def main(place: Path, gigabytes: float) -> None:
         worked, work = timed("work", place / "p.json", "--rank", 0, "--of", 1, "--threads", 2, "--json")
         finished, _ = timed("finish", place / "p.json", "--threads", 2, "--json")
         ranks = planned + worked + finished
+        busy = [f"{name} {seconds:.1f}" for name, seconds in SPENT.items()]
+        print(f"seconds of CPU: {', '.join(busy)}")
         print(f"plain {plain:.1f}; plan {planned:.1f} + work {worked:.1f} + finish {finished:.1f} = {ranks:.1f}")
         print(f"  work alone against the plain command: {worked / plain - 1:+.1%}, all three: {ranks / plain - 1:+.1%}")
         print(f"  stages of the worker: {work['stages']}, {work['share']['work']}")
@@ -44,9 +48,10 @@ def main(place: Path, gigabytes: float) -> None:
 
 
 def timed(*words: Any) -> tuple[float, dict[str, Any]]:
-    begin = time.monotonic()
+    begin, before = time.monotonic(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     done = subprocess.run(command(*words), env=environment(), capture_output=True, text=True, check=False)
     seconds = time.monotonic() - begin
+    SPENT[words[0]] = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
     assert done.returncode == 0, done.stdout + done.stderr
     return seconds, json.loads(done.stdout) if "--json" in words else {}
 

@@ -62,6 +62,7 @@ def small_jobs(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: 
     from gguf_mla.stream.sharing import plan
 
     monkeypatch.setattr(plan, "job_bytes", lambda _: JOB_BYTES)
+    monkeypatch.setattr(on_ray, "LEAST_SECONDS", 0.0)
 
 
 def run(job: Job, out: Path) -> Answer:
@@ -158,8 +159,10 @@ def test_a_job_that_kills_its_worker_each_time_ends_with_a_sentence(
 DRIVER = f"""
 import sys
 from gguf_mla.cli.main import main
+from gguf_mla.stream import on_ray
 from gguf_mla.stream.sharing import plan
 plan.job_bytes = lambda _: {JOB_BYTES}
+on_ray.LEAST_SECONDS = 0.0
 main(sys.argv[1:])
 """
 
