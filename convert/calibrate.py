@@ -59,6 +59,7 @@ def _run(words: Sequence[object], settings: Iterable[tuple[str, object]], option
     given = [word for flag, value in settings if value is not None for word in (flag, str(value))]
     given += ["--device", options.device]
     given += [] if options.threads is None else ["--threads", str(options.threads)]
+    given += [] if options.spool is None else ["--spool", options.spool]
     given += ["--no-resume"] if options.no_resume else []
     given += ["--quiet"] if options.quiet or options.as_json else []
     command: click.Command = next(iter(discovery.plugins(GROUP, name))).load()

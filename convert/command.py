@@ -18,7 +18,8 @@ from gguf_mla.cli.options import (
     TypeOptions,
 )
 
-FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
+MTP = ("keep", "drop", "only")  # as in gguf_mla.families.prediction
+FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "glm-5.2", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
 
 convert = Command(
     "convert.run:convert",
@@ -55,10 +56,13 @@ convert = Command(
     Option(["--prefix"], **PREFIX),
     Option(["--set", "set_keys"], **SET),
     Option(
-        ["--no-mtp", "--no-nextn", "no_mtp"],
-        is_flag=True,
-        help="Leave out multi-token prediction, which V3.2 and GLM keep.",
+        ["--mtp"],
+        type=Choice(MTP),
+        help="What becomes of multi-token prediction, with which llama.cpp drafts tokens: keep it in the file, drop "
+        "it, or write only it, into a file of its own.  [default: keep for V3.2 and GLM, drop for V3, R1 and others, "
+        "as llama.cpp's converter does]",
     ),
+    Option(["--no-mtp", "--no-nextn", "no_mtp"], is_flag=True, help="--mtp drop, as llama.cpp's converter has it."),
     Option(["--model-name"], metavar="NAME", help="The model's name, general.name."),
     Option(
         ["--metadata"],

@@ -12,8 +12,8 @@ from convert.stated import Stated
 from convert.tokenizer.metadata import tokenizer_metadata
 from gguf_mla import ggtypes
 from gguf_mla.container.values import QUANTIZATION_VERSION, Value, u32
-from gguf_mla.families import family_of, vocabulary
-from gguf_mla.families.base import Layers, outputs
+from gguf_mla.families import family_of, prediction, vocabulary
+from gguf_mla.families.base import outputs
 from gguf_mla.plan.assign import assign
 from gguf_mla.plan.jobs import Plan
 from gguf_mla.plan.override_kv import override
@@ -26,7 +26,7 @@ from gguf_mla.sources.tokenizer_files import read_tokenizer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gguf_mla.families.base import Family
+    from gguf_mla.families.base import Family, Layers
     from gguf_mla.importance.matrix import Imatrix
     from gguf_mla.plan.budgeted import Measure
     from gguf_mla.plan.jobs import TensorJob, Untyped
@@ -60,23 +60,23 @@ def plan_conversion(
     *,
     stated: Stated | None = None,
     light: bool = False,
-    keep_prediction: bool = True,
+    mtp: str | None = None,
     pad_vocabulary: bool = False,
     vocabulary_only: bool = False,
 ) -> list[tuple[Plan, FileType]]:
     """Return the whole plan of each file type; `pre` overrides the recognised pre-tokenizer.
 
-    `measure` is what a type name that is a size ("3.5bpw", "200G") needs. `light` writes the family's light form;
-    `keep_prediction` keeps multi-token prediction layers in files that can hold them; `pad_vocabulary` takes rows of
-    the embeddings beyond the vocabulary for tokens that are never used. `stated` is what the user says of the model;
-    `vocabulary_only` leaves out all tensors.
+    `measure` is what a type name that is a size ("3.5bpw", "200G") needs. `light` writes the family's light form; `mtp`
+    says what becomes of multi-token prediction: "keep", "drop" or "only", None what is usual for the family;
+    `pad_vocabulary` takes rows of the embeddings beyond the vocabulary for tokens that are never used. `stated` is what
+    the user says of the model; `vocabulary_only` leaves out all tensors.
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
     config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
     family = _light(family_of(config), config) if light else family_of(config)
-    layers = family.layers_in(config, checkpoint.names)
-    layers = layers if keep_prediction else Layers(layers.ordinary)
+    config = config.with_defaults(family.unsaid)
+    layers = prediction.chosen(family, config, checkpoint.names, mtp)
     if pad_vocabulary:
         config = vocabulary.padded(config, checkpoint, layers)
     vocabulary.check(config, checkpoint)
@@ -134,7 +134,8 @@ def describe(
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **tokens,
     }
-    warnings = (*checkpoint.notes, *family.warnings(config), *general_warnings, *token_warnings)
+    known = (*family.warnings(config), *prediction.warnings(config, layers))
+    warnings = (*checkpoint.notes, *known, *general_warnings, *token_warnings)
     return Described(metadata, tuple(tensors), {**checkpoint.dropped, **dropped}, warnings)
 
 

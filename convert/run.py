@@ -15,7 +15,7 @@ from gguf_mla.cli.places import new_directories, place
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.errors import InputError
-from gguf_mla.families import families
+from gguf_mla.families import families, prediction
 from gguf_mla.files.readable import any_path
 from gguf_mla.plan.scales import scale_sources
 from gguf_mla.sources import hub_cache
@@ -40,6 +40,7 @@ def convert(
     calibrate: tuple[Path, ...],
     pre: str | None,
     light: bool,
+    mtp: str | None,
     no_mtp: bool,
     pad_vocab: bool,
     weights: str | None,
@@ -54,10 +55,11 @@ def convert(
 ) -> None:
     """Write the GGUF files of a checkpoint, one per type, or show their plans."""
     open_device(options.device)  # one that cannot be used is the first thing to say
-    out = _one_of(out, outfile)
+    out, mtp = _one_of(out, outfile), _mtp(mtp, no_mtp=no_mtp)
     stated = Stated.read(model_name, metadata, override_kv)
     source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
     name = hub_cache.model_name(source.folder.path)
+    name = f"mtp-{name}" if mtp == prediction.ONLY else name  # as llama.cpp calls the file of a draft
     if calibrate:
         how = [("--weights", weights), ("--prefix", prefix), *(("--set", setting) for setting in set_keys)]
         types = calibrated(checkpoint, place(out, name, MATRIX), calibrate, how, types, options)
@@ -72,7 +74,7 @@ def convert(
         imatrix,
         measure,
         light=light,
-        keep_prediction=not no_mtp,
+        mtp=mtp,
         stated=stated,
         pad_vocabulary=pad_vocab,
         vocabulary_only=vocab_only,
@@ -92,6 +94,12 @@ def print_supported() -> None:
     """List the classes that config.json may name, with the GGUF architecture of each."""
     rows = [(name, family.architecture) for family in families() for name in sorted(family.classes)]
     click.echo(table(("config.json's architectures", "GGUF architecture"), rows))
+
+
+def _mtp(wish: str | None, *, no_mtp: bool) -> str | None:
+    if no_mtp and wish not in (None, prediction.DROP):
+        raise InputError("--no-mtp is --mtp drop", expected="one of them", found=f"--mtp {wish}")
+    return prediction.DROP if no_mtp else wish
 
 
 def _one_of(out: str | None, outfile: str | None) -> str | None:

@@ -98,7 +98,7 @@ def judges() -> None:
     """The independent programs are there; a run without them has not shown what it says."""
     missing = [name for name in JUDGES if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.fail(f"These tests need {', '.join(missing)}: pip install 'gguf-mla[test]'.", pytrace=False)
+        pytest.fail(f"These tests need {', '.join(missing)}: pip install '.[test]'.", pytrace=False)
 
 
 @pytest.fixture(scope="session")

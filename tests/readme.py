@@ -53,7 +53,7 @@ def steps(text: str) -> Iterator[Step]:
 def comparable(line: str) -> str:
     """Return a line without what differs between machines and runs: numbers, their units, the widths of columns."""
     line = re.sub(r"\d+(\.\d+)? ?(B|KiB|MiB|GiB|TiB)\b", "SIZE", line)
-    line = re.sub(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", "N", line)
+    line = re.sub(r"(?<![\w.])\d+(\.\d+)?(e[-+]?\d+)?(?![\w.])", "N", line)
     return re.sub(r"(-{2,}|\s)+", " ", line).strip()
 
 
@@ -68,7 +68,8 @@ def differences(step: Step, printed: str) -> list[str]:
 
 def play(chosen: Callable[[Step], bool], run: Callable[[list[str]], tuple[int, str]]) -> list[str]:
     """Run the chosen commands in the current directory, ours with `run`; return what differs from the page."""
-    Path("gguf_mla").symlink_to(REPOSITORY / "gguf_mla")
+    for name in ("gguf_mla", "README.md"):
+        Path(name).symlink_to(REPOSITORY / name)
     wrong, status = [], 0
     for step in steps((REPOSITORY / "README.md").read_text(encoding="utf-8")):
         if not chosen(step):

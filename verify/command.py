@@ -6,7 +6,7 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command
 from gguf_mla.cli.numbers import CONTEXT, COUNT, Whole
-from gguf_mla.cli.options import EITHER, GGUF, PAD_VOCAB, PATH, PREFIX, SET, SMALL, THREADS, WEIGHTS
+from gguf_mla.cli.options import EITHER, GGUF, PAD_VOCAB, PATH, PREFIX, SET, SMALL, SPOOL, THREADS, WEIGHTS
 from verify.findings import LEVELS
 
 FORMS = (  # as gguf_mla.forward.attention has them
@@ -39,6 +39,7 @@ verify = Command(
     Option(["--exact"], is_flag=True, help="Encode REFERENCE with CANDIDATE's types and compare the bytes, too."),
     Option(["--imatrix"], type=SMALL, metavar="FILE", help="The importance that CANDIDATE was made with, for --exact."),
     Option(["--engine"], type=Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too."),
+    Option(["--spool"], expose_value=False, **SPOOL),
     Option(["--threads"], **THREADS),
     Option(
         ["--device"],

@@ -12,7 +12,7 @@ import numpy as np
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.forward.on_device import form_on, place_on
-from gguf_mla.importance.matrix import read_imatrix
+from gguf_mla.importance.matrix import LAYER_MEAN, ONES, UNSEEN_KEY, read_imatrix
 from gguf_mla.sources.checkpoint import Choices
 from gguf_mla.text import encoders
 from gguf_mla.text.tokens import read_tokens
@@ -140,11 +140,13 @@ def prove(request: Request, bar: Bar = lambda _total, _done: nullcontext(lambda 
     proof = Proof(request, place, form_on(request.device, request.form), reference.warnings)
     ends = {exact.LEVEL: request.exact, engine.LEVEL: request.engine}
     levels = [*LEVELS[1 : LEVELS.index(request.level) + 1], *(level for level, wanted in ends.items() if wanted)]
-    proof.imatrix = read_imatrix([request.imatrix]) if request.imatrix else None
     ids = _prepare(levels, proof, reference)
     _structure(proof, reference)
     if proof.candidate is None or not proof.right or not levels:
         return proof
+    if request.engine and proof.candidate.weights.model.alone:
+        raise InputError("--engine cannot run a file of multi-token prediction alone", file=request.candidate)
+    proof.imatrix = _importance(request, proof.candidate)
     proof.tokens = None if ids is None else _chunks(ids, proof, proof.candidate)
     with _journal(proof) as journal:
         stages = [stage(proof, journal) for stage in STAGES if stage.level in levels]
@@ -159,6 +161,14 @@ def _check(request: Request) -> None:
         raise InputError("--text and --tokens are both given", remedy="Give one of them")
     if request.imatrix and not request.exact:
         raise InputError("--imatrix is for --exact, which is not given", remedy="Give both")
+
+
+def _importance(request: Request, candidate: Candidate) -> Imatrix | None:
+    """Return the importance that the file may have been made with, unseen experts filled in as it says they were."""
+    if request.imatrix is None:
+        return None
+    unseen = candidate.weights.file.metadata.get(UNSEEN_KEY)
+    return read_imatrix([request.imatrix], unseen=LAYER_MEAN if unseen == LAYER_MEAN else ONES)
 
 
 def _journal(proof: Proof) -> Journal | NoJournal:

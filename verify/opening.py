@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gguf_mla.sources.folder import Folder
     from verify.limits import Limits
 
+ALONE = "The file holds multi-token prediction alone; the model's own layers are taken from the reference, unjudged."
 EMBEDDINGS = "model.embed_tokens.weight"
 
 
@@ -139,10 +140,11 @@ class Candidate:
         return replace(self, carried={t.name: types(t.name, t.type) for t in self.weights.held})
 
     def coarsest(self, names: Iterable[str], limits: Limits) -> str:
-        """Return the type that may err most among those whose errors some tensors carry."""
+        """Return the type that may err most among those whose errors some tensors carry; F32 where none is its own."""
         wanted = set(names)
         matrices = (t for t in self.weights.held if t.name in wanted and len(t.shape) > 1)
-        return max((name for t in matrices for name in self._carried(t)), key=lambda name: limits.of(name).rms)
+        carried = (name for t in matrices for name in self._carried(t))
+        return max(carried, key=lambda name: limits.of(name).rms, default="F32")
 
     def divergence(self, limits: Limits) -> float:
         """Return the limit of the mean divergence: a tensor that carries the errors of several types adds all."""
@@ -181,13 +183,14 @@ def open_candidate(path: AnyPath, reference: Reference) -> Candidate | Finding:
         model = read_gguf(file)
     except KeyRefusedError as error:
         return Finding(structure.LEVEL, error.key, "cannot be used", error.expected, error.found)
-    reference, left_out = _without_predictors(reference, model)
+    reference, left_out = _without_predictors(reference.with_model(alone=model.alone), model)
     check_tensors(reference.weights)
     ratios = file.metadata.get(f"{architecture}.attention.compress_ratios")
-    keys = of_model(reference.weights.model, model, file.tensors, ratios)
+    keys = of_model(reference.weights.model, model, reference.architecture, file.tensors, ratios)
     findings = [*compare_keys(reference.statement(), keys, file, reference.architecture)]
     findings += structure.check_tensors(file, reference.weights)
-    return Candidate(GgufWeights(file, model), tuple(by_grade(findings)), reference, (*warnings, *left_out))
+    weights = GgufWeights(file, model, reference.weights if model.alone else None)
+    return Candidate(weights, tuple(by_grade(findings)), reference, (*warnings, *left_out))
 
 
 def _light(reference: Reference) -> tuple[Reference, tuple[str, ...]]:
@@ -205,6 +208,8 @@ def _light(reference: Reference) -> tuple[Reference, tuple[str, ...]]:
 def _without_predictors(reference: Reference, candidate: Model) -> tuple[Reference, tuple[str, ...]]:
     """Return the reference without the prediction layers that a candidate leaves out, and a warning if it does."""
     left_out = reference.weights.model.predictors
+    if candidate.alone:
+        return reference, (ALONE,)
     if candidate.predictors or not left_out:
         return reference, ()
     warning = f"The file leaves out the reference's multi-token prediction (layers: {left_out})."

@@ -43,6 +43,10 @@ CLASSES = {
     "GlmMoeDsaForCausalLM": Published("glm-dsa", specials=GLM),
     "KimiVLForConditionalGeneration": Published("deepseek2"),
     "KimiK25ForConditionalGeneration": Published("deepseek2"),
+    "YoutuForCausalLM": Published("deepseek2"),
+    "MistralLarge3ForCausalLM": Published("deepseek2"),
+    "Mistral3ForConditionalGeneration": Published("mistral4"),
+    "Mistral4ForCausalLM": Published("mistral4"),
     "DeepseekV4ForCausalLM": Published("deepseek4", bos_first=True, scripted=True),
 }
 ARCHITECTURES = tuple(dict.fromkeys(published.architecture for published in CLASSES.values()))

@@ -16,9 +16,16 @@ kimi-k2         the pattern of Kimi's tokenization_kimi.py, which llama.cpp quot
                 tiktoken.py), a tokenizer.json is a conversion: transformers' writes one Split and one ByteLevel
 glm4            llama.cpp's expression and its case-insensitive original; it equals Llama 3's, which no MLA model uses
 
-All five: 315 strings in many scripts, tokenized by the `tokenizers` library with these expressions and by llama.cpp
-b11549 under these names, give the same ids (tests/convert/test_tokenizer.py holds a part of them; deepseek-llm without
-digits, because the vocabulary it was tried with joins them).
+tekken          the section of Mistral-Nemo, as llama.cpp quotes it; llama.cpp's own expression stands in for it (below)
+kanana2         that of o200k_base, likewise quoted; llama.cpp runs gpt-4o and llama4 through the same expression
+youtu           llama.cpp's two expressions alone; the model's own section has not been seen
+gigachat        llama.cpp runs it as GPT-2, which is what a lone ByteLevel step means
+
+The first five: 315 strings in many scripts, tokenized by the `tokenizers` library with these expressions and by
+llama.cpp b11549 under these names, give the same ids (tests/convert/test_tokenizer.py holds a part of them;
+deepseek-llm without digits, because the vocabulary it was tried with joins them). For tekken and kanana2 llama.cpp
+takes every letter but a to z for a capital and every one but A to Z for a small one, so it may cut words with capitals
+inside, in other scripts than Latin, otherwise than the models do.
 """
 
 from __future__ import annotations
@@ -41,8 +48,6 @@ Step = tuple[str, str]
 
 ISOLATE = "isolate"
 BYTES: Step = ("bytes", "")
-# ByteLevel splits by GPT-2's expression first when its use_regex is on, which is its default.
-BYTES_GPT2: Step = ("bytes", "gpt2")
 NESTING_LIMIT = 16
 MOST_BYTES = 192  # of 256; small vocabularies may lack bytes that no text has
 
@@ -62,6 +67,12 @@ _V3_WORDS = (
     r"'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+%s|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*%s"
+_PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDINGS, _SPELLED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
+_YOUTU = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+"
 _GLM = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -109,6 +120,14 @@ PRE_TOKENIZERS = (
         alternatives=(("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])" + _GLM,),),
         special=glm4_moe_lite.SPECIALS,
     ),
+    PreTokenizer("tekken", (_CASED % ("", "") + r"|\p{N}" + _PATHS,), adds_bos=True),
+    PreTokenizer(
+        "kanana2",
+        (_CASED % (_ENDINGS, _ENDINGS) + r"|\p{N}{1,3}" + _PATHS,),
+        alternatives=((_CASED % (_SPELLED, _SPELLED) + r"|\p{N}{1,3}" + _PATHS,),),
+    ),
+    PreTokenizer("youtu", (_YOUTU, _CASED % (_SPELLED, _SPELLED) + r"|\p{N}" + _PATHS)),
+    PreTokenizer("gigachat", (_GPT2,)),
 )
 
 
@@ -204,6 +223,8 @@ def steps(section: Any, file: PurePath, depth: int = 0) -> Iterator[Step]:
     kind = section.get("type") if isinstance(section, dict) else None
     if not isinstance(kind, str) or depth > NESTING_LIMIT:
         raise InputError("pre_tokenizer holds a step without a type", file=file, remedy=EDITED)
+    if kind == "ByteLevel" and section.get("use_regex", True):
+        yield ISOLATE, canonical(_GPT2)  # its own expression, which is on unless it is turned off
     if kind != "Sequence":
         yield _step(kind, section)
         return
@@ -225,7 +246,7 @@ def _step(kind: str, section: dict[str, Any]) -> Step:
         return ISOLATE, r"\p{N}" if section.get("individual_digits") else r"\p{N}+"
     if kind == "ByteLevel" and not section.get("add_prefix_space", True):
         # trim_offsets moves offsets only, never a split.
-        return BYTES_GPT2 if section.get("use_regex", True) else BYTES
+        return BYTES
     return kind, ""
 
 

@@ -16,28 +16,30 @@ if TYPE_CHECKING:
     from gguf_mla.cli.progress import Progress
     from gguf_mla.codec.ahead import Need
 
-NAMED = 3  # types that the line names
+TITLE = "compiling kernels, once"  # leaves room for the bar in 80 columns
+NAMED = 3  # types that the line above it names
 
 
 def compile_ahead(needs: Sequence[Need], options: RunOptions) -> None:
     """Have all kernels on disk or in memory; a terminal hears which have to be compiled, and how many are there."""
     with ExitStack() as stack:
-        bar = _Bar(f"compiling kernels for {_purposes(needs)}, once", stack, options)
+        bar = _Bar(f"compiling kernels for {_purposes(needs)}, once on this machine", stack, options)
         ahead.meet(needs, options.threads or platform.cores(), bar.show)
 
 
 class _Bar:
     """A bar that appears when there is something to show."""
 
-    def __init__(self, title: str, stack: ExitStack, options: RunOptions) -> None:
-        self._title, self._stack, self._quiet = title, stack, options.quiet
+    def __init__(self, about: str, stack: ExitStack, options: RunOptions) -> None:
+        self._about, self._stack, self._quiet = about, stack, options.quiet
         self._bar: Progress | None = None
         self._done = 0
 
     def show(self, done: int, total: int) -> None:
         """Show that `done` of `total` are there."""
         if self._bar is None:
-            self._bar = self._stack.enter_context(progress(self._title, total, "kernels", quiet=self._quiet))
+            self._bar = self._stack.enter_context(progress(TITLE, total, "kernels", quiet=self._quiet))
+            self._bar.aside(self._about)
         self._bar.update(done - self._done)
         self._done = done
 

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from gguf_mla import units
 from gguf_mla.cli.table import table
 from gguf_mla.errors import InputError
+from gguf_mla.layout import compressed_cache
 from gguf_mla.layout.cache import EXPANDED, K_ONLY, WITH_V, Cache, caches
 from gguf_mla.layout.detect import attention_layout
 from gguf_mla.layout.heads import MLA_KEY, count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from gguf_mla.container.reader import GgufFile
+    from gguf_mla.layout.compressed_cache import Part
 
 THIS = "this file"
 
@@ -28,6 +30,14 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
 
     InputError for a model without multi-head latent attention, and for weights that do not fit.
     """
+    if compressed_cache.is_compressed(file):
+        room = None if fit is None else _room(file, units.parse_size(fit))
+        found = compressed_cache.parts_by_type(file).items()
+        return [record for kind, parts in found for record in _of_parts(kind, parts, file, context, room, sequences)]
+    return _of_rows(file, context, fit, sequences)
+
+
+def _of_rows(file: GgufFile, context: int | None, fit: str | None, sequences: int) -> list[dict[str, Any]]:
     found = caches(file)
     if not found:
         raise InputError("is not a model with multi-head latent attention, so its cache is not known", file=file.path)
@@ -35,6 +45,27 @@ def records(file: GgufFile, context: int | None, fit: str | None, sequences: int
         raise InputError("has no layers to cache", file=file.path, expected="1 or more", found=found[0].layers)
     room = None if fit is None else _room(file, units.parse_size(fit))
     return [_record(cache, file, found, context, room, sequences) for cache in found]
+
+
+def _of_parts(
+    kind: str, parts: Sequence[Part], file: GgufFile, context: int | None, room: int | None, sequences: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a record of all parts of a compressed cache, and one of each; `kind` is the type of what grows."""
+    fits: dict[str, Any] = {}
+    if room is not None:
+        fits = {"longest_context": compressed_cache.longest(parts, room // sequences), "model_context": _trained(file)}
+    for name, some in (("all of it", parts), *((part.name, [part]) for part in parts)):
+        record = {
+            "cache": name,
+            "use": THIS,
+            "type": kind if len(some) > 1 else some[0].type,
+            "values": sum(part.values for part in some),
+            "layers": max(part.layers for part in some),
+            "bytes_per_token": round(sum(part.token_bytes for part in some)),
+        }
+        if context is not None:
+            record["bytes"] = sequences * compressed_cache.total(some, context)
+        yield record | fits
 
 
 def _room(file: GgufFile, memory: int) -> int:
@@ -101,6 +132,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cache": ("cache", str),
     "use": ("of", str),
     "type": ("type", str),
+    "layers": ("layers", str),
     "values": ("values", str),
     "bytes_per_token": ("per token", units.size),
     "bytes_per_layer": ("per layer", units.size),
@@ -113,7 +145,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def text(records: Sequence[dict[str, Any]], file: GgufFile, fit: str | None) -> str:
     """Return the same as a table, and what it does not count; `values` are those of a token in one layer."""
     rows = [record | {"longest": _longest(record)} if fit else record for record in records]
-    shown = [(key, *_COLUMNS[key]) for key in _COLUMNS if key in rows[0]]
+    alike = len({row["layers"] for row in rows}) == 1  # then the line above the table says how many
+    shown = [(key, *_COLUMNS[key]) for key in _COLUMNS if key in rows[0] and not (key == "layers" and alike)]
     header = [title for _, title, _ in shown]
     lines = table(header, [[form(row[key]) for key, _, form in shown] for row in rows], right=",".join(header[3:]))
     weights = units.size(_weights(file))

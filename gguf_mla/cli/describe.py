@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
-from gguf_mla.cli import network
+from gguf_mla.cli import network, sending
 from gguf_mla.cli.outcome import outputs
 from gguf_mla.cli.table import table
 from gguf_mla.files.platform import free_bytes
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.plan.jobs import Plan
     from gguf_mla.plan.outputs import Output
+    from gguf_mla.remote.upload import Upload
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
@@ -25,10 +26,10 @@ BASE_MEMORY = 200 << 20  # Python, numpy, numba with its kernels, a vocabulary
 CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the temporaries between
 
 # The fields of a document's `run`, in their order.
-RUN = ("dry", "beside", "removed", "threads", "memory", "free", "taken_over", "work", "network")
+RUN = ("dry", "beside", "removed", "threads", "memory", "free", "taken_over", "work", "network", "upload")
 
 
-def plan_json(job: Job, threads: int, lacking: Sequence[str]) -> dict[str, Any]:
+def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> dict[str, Any]:
     """Return what a document says of a run that was not made; `lacking` says what room it would not have."""
     run = {
         "dry": True,
@@ -37,11 +38,12 @@ def plan_json(job: Job, threads: int, lacking: Sequence[str]) -> dict[str, Any]:
         "taken_over": None,
         "work": None,
         "network": network.needs_json(job),
+        "upload": sending.result_json(sink),
     }
     return _content(job, lacking, run) | {"outputs": outputs(job, planned=True, checked=False)}
 
 
-def result_json(job: Job, result: Result, planning: float, *, checked: bool) -> dict[str, Any]:
+def result_json(job: Job, result: Result, planning: float, sink: Upload | None, *, checked: bool) -> dict[str, Any]:
     """Return what a document says of a run; `planning` is how many seconds were spent before."""
     run = {
         "dry": False,
@@ -50,9 +52,10 @@ def result_json(job: Job, result: Result, planning: float, *, checked: bool) -> 
         "taken_over": result.taken_over,
         "work": {stage: round(seconds, 3) for stage, seconds in result.stages.items()},
         "network": network.result_json(job),
+        "upload": sending.result_json(sink),
     }
     return _content(job, job.remarks(result.remarks), run) | {
-        "outputs": outputs(job, planned=False, checked=checked),
+        "outputs": outputs(job, planned=False, checked=checked, sums={} if sink is None else sink.sums),
         "stages": {
             "planning": planning,
             "streaming": result.streaming_seconds,
@@ -82,10 +85,10 @@ def memory(threads: int) -> int:
     return BASE_MEMORY + threads * CHUNK_MEMORY
 
 
-def job_text(job: Job, threads: int, lacking: Sequence[str]) -> str:
+def job_text(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> str:
     """Return the plans of a run for people, and what it would remove."""
     lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
-    lines += network.needs_text(job)
+    lines += [*network.needs_text(job), *sending.plan_text(job, sink)]
     lines += [f"removed in the end: {path}" for path in job.consumed]
     lines += [f"warning: {sentence}" for sentence in lacking]
     return "\n".join(lines)
@@ -122,7 +125,7 @@ def _sizes(plan: Plan) -> str:
     return f"{shown}, {units.bits_per_weight(plan.nbytes, plan.parameters)} bits per weight"
 
 
-def result_text(job: Job, result: Result, seconds: float) -> str:
+def result_text(job: Job, result: Result, seconds: float, sink: Upload | None) -> str:
     """Return what was written for people: a line per output, and how fast all of it was, measuring included."""
     lines = [
         f"{output[0].path}: {len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}"
@@ -131,7 +134,12 @@ def result_text(job: Job, result: Result, seconds: float) -> str:
     rate = units.size(result.nbytes / max(seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
     return "\n".join(
-        [*lines, f"{units.size(result.nbytes)} in {seconds:.1f} s ({rate}/s){before}", *network.result_text(job)]
+        [
+            *lines,
+            f"{units.size(result.nbytes)} in {seconds:.1f} s ({rate}/s){before}",
+            *network.result_text(job),
+            *sending.result_text(sink),
+        ]
     )
 
 

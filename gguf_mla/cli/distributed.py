@@ -12,7 +12,7 @@ import click
 
 from gguf_mla.cli import launch, network
 from gguf_mla.cli.describe import memory
-from gguf_mla.cli.main import EXTRAS, Command
+from gguf_mla.cli.main import Command, lacking
 from gguf_mla.cli.progress import progress
 from gguf_mla.cli.sharing import Shared, finished, made_again, ordered, worked_on
 from gguf_mla.errors import InputError
@@ -77,10 +77,7 @@ def _done(shared: Shared) -> int:
             place = str((ledger.folder / PLAN).absolute())
             on_ray.run(share_of, place, left, needs, ledger.is_noted, lambda jobs: bar.update(_bytes(plan, jobs)))
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        remedy = f"pip install 'gguf-mla[{EXTRAS[error.name]}]'"
-        raise InputError("--engine ray needs the package ray, which is not installed", remedy=remedy) from None
+        raise lacking(error, "--engine ray") from None
     except InputError:
         if ledger.is_stopped():  # by a weight: the input has to change first, and then nothing could be continued
             _throw_away(out_of(shared.job))

@@ -47,12 +47,12 @@ def inspect(
     if verify:
         _verify(file, as_json=as_json)
     if not tensors and matrix_report.is_dat(file):
-        matrix_report.show(file, as_json=as_json)
+        matrix_report.show_dat(file, as_json=as_json)
         return
     first = open_gguf(file)
-    kind = first.metadata.get("general.type")
-    if not tensors and isinstance(file, Path) and kind in matrix_report.KINDS:  # one of the hub is shown as it is
-        matrix_report.show(file, kind, as_json=as_json)
+    is_matrix = first.metadata.get("general.type") in matrix_report.KINDS
+    if is_matrix and not tensors and isinstance(file, Path):  # one of the hub is shown as it is
+        matrix_report.show(first, file, as_json=as_json)
         return
     wants_cache = context is not None or fit is not None
     opened = with_others(first, file) if wants_cache else _with_those_there(first, file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import handover, network, speech
+from gguf_mla.cli import handover, network, sending, speech
 from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
 from gguf_mla.cli.document import answer
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gguf_mla.cli.progress import Progress
     from gguf_mla.files.guard import Mark
     from gguf_mla.plan.outputs import Output
+    from gguf_mla.remote.upload import Upload
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
@@ -49,11 +50,12 @@ def launch(job: Job, options: RunOptions) -> None:
 
     Where a command was called to be planned only, its job is handed over instead.
     """
+    sending.check(options)
     if handover.taken(job, options):
         return
     network.limit(options)
     if options.dry_run:
-        _rehearse(job, options)
+        show(job, options)
         return
     if options.engine == RAY:
         from gguf_mla.cli import distributed  # noqa: PLC0415 - it launches what others plan
@@ -62,12 +64,13 @@ def launch(job: Job, options: RunOptions) -> None:
         return
     planned = time.monotonic()
     check_names(job, options)
+    sink = sending.sink(job, options)
     say_warnings(job)
     prepare(job, options)
     if options.verify_source:
         verify_source(job, options)
-    result = _run(job, options)
-    report(job, result, options, planned - speech.current().begin)
+    result = _run(job, options, sink)
+    report(job, result, options, planned - speech.current().begin, sink)
 
 
 def say_warnings(job: Job) -> None:
@@ -83,52 +86,60 @@ def prepare(job: Job, options: RunOptions) -> None:
     _try_device(job, options)
 
 
-def report(job: Job, result: Result, options: RunOptions, planning: float) -> None:
+def report(job: Job, result: Result, options: RunOptions, planning: float, sink: Upload | None = None) -> None:
     """Say what was written; `planning` is how many seconds were spent before, measuring included.
 
-    Inputs that were to go are deleted: everything that was made of them is on the disk.
+    Inputs that were to go are deleted: everything that was made of them is on the disk, or where `sink` has sent it.
     """
     _remove(job.consumed)
     for remark in job.remarks(result.remarks):
         warn(remark)
     if options.as_json:
-        answer(**result_json(job, result, planning, checked=options.checksums))
+        answer(**result_json(job, result, planning, sink, checked=_are_noted(options)))
         return
     if not options.quiet:
-        click.echo(result_text(job, result, planning + result.seconds))
+        click.echo(result_text(job, result, planning + result.seconds, sink))
         if line := noteworthy(job, result):
             log("noteworthy", line)
     if options.timings:
         click.echo(timings(result, planning))
 
 
-def _rehearse(job: Job, options: RunOptions) -> None:
+def show(job: Job, options: RunOptions) -> None:
     """Show the plan, and end as the run would: what it would be refused for is raised after the plan is shown."""
     refused: GgufMlaError | None = None
     lacking: list[str] = []
+    sink: Upload | None = None
     try:
         check_names(job, options)
-        lacking = rehearse([output for _, output in job.outputs], **circumstances(job, options))
+        sink = sending.sink(job, options)
+        lacking = rehearse([output for _, output in job.outputs], **circumstances(job, options, sink))
     except GgufMlaError as error:
         refused = error
     threads = options.threads or platform.cores()
     if options.as_json:
-        answer(**plan_json(job, threads, lacking), errors=[] if refused is None else [refused])
+        answer(**plan_json(job, threads, lacking, sink), errors=[] if refused is None else [refused])
     else:
-        click.echo(job_text(job, threads, lacking))
+        click.echo(job_text(job, threads, lacking, sink))
     if refused is not None:
         raise refused
 
 
-def circumstances(job: Job, options: RunOptions) -> dict[str, Any]:
+def _are_noted(options: RunOptions) -> bool:
+    """Whether checksums are written beside the outputs, which have to stay for that."""
+    return options.checksums and (options.upload is None or options.keep)
+
+
+def circumstances(job: Job, options: RunOptions, sink: Upload | None = None) -> dict[str, Any]:
     """Return what a run depends on beside its outputs and sources, as `execute` and `rehearse` take it."""
     paths = _paths(job)
     return {
         "importance": job.importance or NO_IMPORTANCE,
         "resumption": Resumption(job.inputs, fresh=options.no_resume),
         "overwrite": options.overwrite,
-        "extras": [*job.extras, *(checksums.note(path) for path in paths if options.checksums)],
+        "extras": [*job.extras, *(checksums.note(path) for path in paths if _are_noted(options))],
         "outdated": [checksums.beside(path) for path in paths],
+        "sink": sink,
     }
 
 
@@ -180,13 +191,13 @@ def _try_device(job: Job, options: RunOptions) -> None:
         log("device", trial.report(device, tried))
 
 
-def _run(job: Job, options: RunOptions) -> Result:
+def _run(job: Job, options: RunOptions, sink: Upload | None) -> Result:
     outputs = [output for _, output in job.outputs]
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
         with (
             created(job.directories),
-            progress(title(outputs), total, quiet=options.quiet, note=network.note(job)) as bar,
+            progress(title(outputs), total, quiet=options.quiet, note=network.note(job, sink)) as bar,
             heard_by(bar),
         ):
             return execute(
@@ -195,7 +206,7 @@ def _run(job: Job, options: RunOptions) -> Result:
                 threads=options.threads,
                 device=open_device(options.device),
                 progress=bar.update,
-                **circumstances(job, options),
+                **circumstances(job, options, sink),
             )
     except RunInterrupted as stop:
         raise interrupted(stop, options) from None

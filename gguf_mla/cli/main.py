@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GROUP = "gguf_mla.commands"
-EXTRAS = {"torch": "verify", "ray": "ray"}  # packages that not every command needs, and what installs them
+OPTIONAL = ("torch", "ray")  # packages that not every command needs, called as what installs them
 
 
 class Command(click.Command):
@@ -55,13 +55,15 @@ class Command(click.Command):
         try:
             run: Callable[..., object] = pkgutil.resolve_name(self.run)
         except ModuleNotFoundError as error:
-            if (package := str(error.name)) not in EXTRAS:
-                raise
-            remedy = f"pip install 'gguf-mla[{EXTRAS[package]}]'"
-            raise InputError(
-                f"{self.name} needs the package {package}, which is not installed", remedy=remedy
-            ) from None
+            raise lacking(error, str(self.name)) from None
         return run
+
+
+def lacking(error: ModuleNotFoundError, user: str) -> InputError:
+    """Return how to say that what `user` needs is not installed; raises the error where no command can do without."""
+    if (package := str(error.name)) not in OPTIONAL:
+        raise error
+    return InputError(f"{user} needs the package {package}, which is not installed", remedy=f"pip install {package}")
 
 
 def instead(flag: str, run: str, about: str) -> click.Option:

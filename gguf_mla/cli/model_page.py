@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
 from gguf_mla.cli.page import document, report, safe, section, table
+from gguf_mla.cli.page import facts as page_facts
 from gguf_mla.cli.treemap import Tile, svg
 from gguf_mla.layout.names import split_name
 
@@ -36,7 +37,7 @@ def page(file: GgufFile, facts: Mapping[str, Any]) -> str:
 
 
 def _sections(name: str, file: GgufFile, facts: Mapping[str, Any]) -> Iterator[str]:
-    colours = {kind: colour(_bits(tensors)) for kind, tensors in _by_type(file).items()}
+    colours = _colours(file)
     bits = units.bits_per_weight(facts["tensor_bytes"], facts["parameters"])
     told = {
         "architecture": facts["architecture"],
@@ -44,7 +45,7 @@ def _sections(name: str, file: GgufFile, facts: Mapping[str, Any]) -> Iterator[s
         "parameters": f"{units.count(facts['parameters'])} in {len(file.tensors)} tensors",
         "size": f"{units.size(facts['tensor_bytes'])} of tensors, {bits} bits per weight",
     }
-    yield f"<h1>{safe(name)}</h1>{table(('', 'value'), told.items())}"
+    yield f"<h1>{safe(name)}</h1>{page_facts(told.items())}"
     note = '<p class="soft">An area is a number of bytes, a colour a type; a thick line is around a layer.</p>'
     yield section("Tensors by layer", note + _key(colours) + svg(_groups(file, colours)))
     yield section("Types", _types(file))
@@ -58,10 +59,20 @@ def _key(colours: Mapping[str, str]) -> str:
     )
 
 
-def colour(bits: float) -> str:
-    """Return the colour of a type by its bits per weight: red for few, green for four or five, blue for many."""
-    hue = 220 * (max(bits, 1.0) - 1) / 8 if bits < 9 else 220 + 25 * math.log2(bits / 8)
-    return f"hsl({hue:.0f}, 62%, 68%)"
+def _colours(file: GgufFile) -> dict[str, str]:
+    """Return a colour for each type; of types with the same bits each further one is darker."""
+    hues = {kind: hue(_bits(tensors)) for kind, tensors in _by_type(file).items()}
+    alike = Counter[int]()
+    found = {}
+    for kind, angle in hues.items():
+        found[kind] = f"hsl({angle}, 62%, {68 - 14 * alike[angle]}%)"
+        alike[angle] += 1
+    return found
+
+
+def hue(bits: float) -> int:
+    """Return the hue of a type by its bits per weight: red for few, green for four or five, blue for many."""
+    return round(220 * (max(bits, 1.0) - 1) / 8 if bits < 9 else 220 + 25 * math.log2(bits / 8))
 
 
 def _by_type(file: GgufFile) -> dict[str, list[GgufTensor]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gguf_mla import units
 from gguf_mla.files.readable import Elsewhere
+from gguf_mla.remote.outgoing import SENT
 from gguf_mla.remote.tape import MEMORY
 from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.stream.chunks import parts, placed
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gguf_mla.cli.options import RunOptions
+    from gguf_mla.remote.upload import Upload
     from gguf_mla.sources.tensor import SourceTensor
     from gguf_mla.stream.engine import Task
     from gguf_mla.stream.run import Job
@@ -35,8 +37,8 @@ def is_remote(job: Job) -> bool:
 
 
 def limit(options: RunOptions) -> None:
-    """Hold all reading from the hub to the rate that the user allows."""
-    TRAFFIC.limit = None if options.bandwidth is None else float(units.parse_size(options.bandwidth))
+    """Hold all reading from the hub, and all sending to it, to the rate that the user allows."""
+    TRAFFIC.limit = SENT.limit = None if options.bandwidth is None else float(units.parse_size(options.bandwidth))
 
 
 def needs(job: Job) -> Needs | None:
@@ -75,9 +77,10 @@ def needs_text(job: Job) -> list[str]:
     return [f"network: {units.size(found.bytes)} in about {found.requests} requests, {memory}"]
 
 
-def note(job: Job) -> Callable[[], str] | None:
-    """Return what says how fast files come over the network at a moment; None where none do."""
-    return _state if is_remote(job) else None
+def note(job: Job, sink: Upload | None = None) -> Callable[[], str] | None:
+    """Return what says how fast files come and go over the network at a moment; None where none do."""
+    says = [*([_state] if is_remote(job) else []), *([sink.state] if sink else [])]
+    return (lambda: ", ".join(filter(None, (say() for say in says)))) if says else None
 
 
 def _state() -> str:

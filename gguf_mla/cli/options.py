@@ -46,6 +46,21 @@ SET: dict[str, Any] = {
 
 THREADS_ENGINE, RAY = "threads", "ray"
 
+
+def _spool(_ctx: click.Context, _param: click.Parameter, size: str | None) -> str | None:
+    from gguf_mla.remote import spool  # noqa: PLC0415 - help needs none of it
+
+    spool.use(size)
+    return size
+
+
+SPOOL: dict[str, Any] = {
+    "type": numbers.Size(),
+    "is_eager": True,  # before anything is opened
+    "callback": _spool,
+    "metavar": "SIZE",
+    "help": "Keep what is read from the hub on the disk, at most SIZE of it (200G), for whatever reads it next.",
+}
 OVERRIDE_KV: dict[str, Any] = {
     "multiple": True,
     "metavar": "KEY=TYPE:VALUE",
@@ -170,8 +185,9 @@ class RunOptions:
         help="With --verify-source: accept what the hub does not vouch for.",
     )
     bandwidth: str | None = option(
-        None, "--bandwidth", type=numbers.Size(), metavar="SIZE", help="Read at most SIZE a second from the hub (50M)."
-    )
+        None, "--bandwidth", type=numbers.Size(), metavar="SIZE",
+        help="Read from the hub, and send to it, at most SIZE a second (50M).",
+    )  # fmt: skip
     engine: str = option(
         THREADS_ENGINE, "--engine", type=click.Choice([THREADS_ENGINE, RAY]), show_default=True,
         help="Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
@@ -179,6 +195,17 @@ class RunOptions:
     address: str | None = option(
         None, "--address", metavar="ADDRESS",
         help="With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
+    )  # fmt: skip
+    spool: str | None = option(None, "--spool", **SPOOL)
+    upload: str | None = option(
+        None, "--upload", metavar="OWNER/NAME",
+        help="Send each file to this repository of the hub when it is complete, drop it here, and publish all at once.",
+    )  # fmt: skip
+    private: bool = option(False, "--private", is_flag=True, help="With --upload: a new repository is private.")
+    keep: bool = option(False, "--keep", is_flag=True, help="With --upload: keep the files here, too.")
+    verdicts: tuple[Path, ...] = option(
+        (), "--verdict", type=PATH, multiple=True, metavar="FILE",
+        help="With --upload: what `verify --json` has printed of the same bytes, for the repository's page.",
     )  # fmt: skip
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")

@@ -90,11 +90,28 @@ def section(title: str, content: str) -> str:
 def table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """Return a table of texts; all columns but the first are aligned to the right."""
     head = "".join(f"<th>{safe(title)}</th>" for title in header)
-    body = "".join("<tr>" + "".join(f"<td>{safe(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return wide(f"<table><tr>{head}</tr>{_rows(rows)}</table>")
+
+
+def facts(rows: Iterable[Iterable[object]]) -> str:
+    """Return a table of names and what is said of them, without a header."""
+    return wide(f'<table class="facts">{_rows(rows)}</table>')
+
+
+def wide(content: str) -> str:
+    """Return what keeps its width, and is scrolled where the window has less."""
+    return f'<div class="scroll">{content}</div>'
+
+
+def _rows(rows: Iterable[Iterable[object]]) -> str:
+    return "".join("<tr>" + "".join(f"<td>{safe(text)}</td>" for text in row) + "</tr>" for row in rows)
 
 
 def cell(title: str, colour: str, share: float) -> str:
     """Return a cell of a map, coloured by a share from 0 to 1."""
-    background = f"color-mix(in srgb, {colour} {round(100 * max(share, 0.06))}%, var(--paper))"
-    return f'<td style="background:{background}" title="{safe(title)}"></td>'
+    return f'<td style="{shade(colour, share)}" title="{safe(title)}"></td>'
+
+
+def shade(colour: str, share: float) -> str:
+    """Return the style of what is coloured by a share from 0 to 1."""
+    return f"background:color-mix(in srgb, {colour} {round(100 * max(share, 0.06))}%, var(--paper))"

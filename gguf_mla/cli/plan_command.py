@@ -42,9 +42,6 @@ class Planned(click.Command):
         return super().parse_args(ctx, args)
 
     def _call(self, plan_file: Path, job_size: str | None, **values: Any) -> None:
-        if values["dry_run"]:
-            self._command.call(**values)
-            return
         from gguf_mla.cli import sharing  # noqa: PLC0415 - help needs none of it
 
         sharing.plan(self._command, values, plan_file, job_size)

@@ -33,7 +33,10 @@ def log(event: str, text: str, style: str | None = None, /, **fields: Any) -> No
 
 def as_json(data: Any, indent: int | None = None) -> str:
     """Return data as JSON in ASCII; what is no finite number, which JSON does not have, as null."""
-    return json.dumps(_finite(data), allow_nan=False, indent=indent, default=str)
+    try:
+        return json.dumps(data, allow_nan=False, indent=indent, default=str)
+    except ValueError:  # a number that is not finite: only then is everything looked through
+        return json.dumps(_finite(data), allow_nan=False, indent=indent, default=str)
 
 
 def _finite(data: Any) -> Any:

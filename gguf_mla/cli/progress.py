@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,9 +64,11 @@ def progress(
     if quiet or (style == speech.TEXT and sys.stderr.isatty()):
         with _bar(name, total, unit, done=done, quiet=quiet, leave=leave) as bar:
             bar.note = note
-            yield bar
+            with nullcontext() if quiet or note is None else _repeated(bar.refresh):
+                yield bar
         return
-    with _watched(Lines(name, total, unit, style, before=done, note=note)) as lines:
+    lines = Lines(name, total, unit, style, before=done, note=note)
+    with _repeated(lambda: lines.tick(time.monotonic())):
         yield lines
 
 
@@ -180,18 +182,18 @@ class Lines:
 
 
 @contextmanager
-def _watched(lines: Lines) -> Iterator[Lines]:
-    """Have a thread print the lines when they are due."""
+def _repeated(look: Callable[[], object]) -> Iterator[None]:
+    """Have a thread look now and then whether there is anything to show."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(LOOK):
-            lines.tick(time.monotonic())
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lines
+        yield
     finally:
         over.set()
         thread.join(LOOK)

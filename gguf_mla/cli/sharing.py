@@ -57,8 +57,11 @@ class Shared:
 
 
 def plan(command: Command, values: Mapping[str, Any], path: Path, job_size: str | None) -> None:
-    """Write the plan of a command; InputError for what the command would be refused for."""
+    """Write the plan of a command, or show it; InputError for what the command would be refused for."""
     order, job, options = _planned(command, values)
+    if options.dry_run:
+        launch.show(job, options)
+        return
     launch.check_names(job, options)
     launch.say_warnings(job)
     if options.verify_source:

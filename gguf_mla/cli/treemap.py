@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from gguf_mla.cli.page import safe
+from gguf_mla.cli.page import safe, wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-WIDTH, HEIGHT = 1200.0, 720.0
+WIDTH, HEIGHT = 960.0, 600.0  # the width that a page has for it, so that letters keep their size
 LETTER, LINE = 6.6, 12.0  # about as wide and as high as a letter of a label is
 LEAST = 0.3  # of a unit: what is narrower cannot be seen
 
@@ -80,7 +80,7 @@ def svg(groups: Mapping[str, Sequence[Tile]]) -> str:
     weights = [float(sum(tile.weight for tile in sized[name])) for name in order]
     boxes = squarified(weights, Box(0, 0, WIDTH, HEIGHT))
     drawn = [part for name, box in zip(order, boxes, strict=True) for part in _group(name, sized[name], box)]
-    return f'<svg class="treemap" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">{"".join(drawn)}</svg>'
+    return wide(f'<svg class="treemap" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">{"".join(drawn)}</svg>')
 
 
 def _group(name: str, tiles: Sequence[Tile], box: Box) -> Iterator[str]:
@@ -89,7 +89,8 @@ def _group(name: str, tiles: Sequence[Tile], box: Box) -> Iterator[str]:
         if min(place.width, place.height) >= LEAST:
             yield _tile(tile, place)
     yield f'<rect class="group" {_places(box)}/>'
-    if box.width > LETTER * len(name) + 8 and box.height > 2 * LINE:
+    is_named = len(tiles) == 1  # by its only tile
+    if not is_named and box.width > LETTER * len(name) + 8 and box.height > 2 * LINE:
         x, y = box.x + box.width - 4, box.y + box.height - 5
         yield f'<text class="name" x="{x:.1f}" y="{y:.1f}">{safe(name)}</text>'
 

@@ -53,7 +53,7 @@ class Need:
         if self.function != _name(encode_one):
             return 0
         kind = ggtypes.by_name(str(self.arguments[0]))
-        return kind.block / kind.bytes
+        return kind.block / kind.bytes + kind.block / 512
 
     def meet(self) -> None:
         """Have the kernel in this process, from the disk or the compiler."""
@@ -101,7 +101,10 @@ def meet(needs: Iterable[Need], processes: int, progress: Progress = lambda _don
 
 
 class _Crew:
-    """This process and its helpers, who take from one list, the largest first."""
+    """This process and its helpers, who take from both ends of one list, so that what is alike stays together.
+
+    Kernels that search alike cost alike, and the second is half as much where the first was compiled.
+    """
 
     def __init__(self, needs: Iterable[Need], processes: int, progress: Progress) -> None:
         self._waiting = deque(sorted(dict.fromkeys(needs), key=lambda need: -need.cost))
@@ -115,16 +118,16 @@ class _Crew:
         """Do what is to be done, and wait for the helpers; what one gives back is done here."""
         with compiling.heard_by(self._called):
             while self._waiting or self._threads:
-                while (need := self._take()) is not None:
+                while (need := self._take(self._waiting.popleft)) is not None:
                     need.meet()
                     self._note()
                 if self._threads:
                     self._threads[-1].join(POLL_SECONDS)
                     self._threads = [thread for thread in self._threads if thread.is_alive()]
 
-    def _take(self) -> Need | None:
+    def _take(self, one: Callable[[], Need]) -> Need | None:
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            return one() if self._waiting else None
 
     def _note(self) -> None:
         with self._lock:
@@ -146,9 +149,9 @@ class _Crew:
 
     def _deal(self, helper: subprocess.Popen[bytes]) -> None:
         """Hand one thing after the other to a helper; take back what it was at when it ended."""
-        while (need := self._take()) is not None:
+        while (need := self._take(self._waiting.pop)) is not None:
             if not _asked(helper, need):
-                self._waiting.appendleft(need)
+                self._waiting.append(need)
                 return
             self._note()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,7 @@ class Cpu:
             out[:] = data.view(NUMBER_TYPES[tensor_type.name])
         elif tensor_type.block == 1:
             words = data.reshape(-1).view(floats.SOURCES[tensor_type.name])
-            to_float32 = Encoding(ggtypes.by_name("F32"))
-            _encode_values(to_float32, words, tensor_type.name, out.reshape(-1).view(np.uint8), check=False)
+            _encode_values(_to_float32(), words, tensor_type.name, out.reshape(-1).view(np.uint8), check=False)
         else:
             from gguf_mla.codec import cpu_kernels  # noqa: PLC0415  # numba, 0.3 s
 
@@ -74,6 +74,12 @@ def open_device(number: int | None) -> Cpu:
     return CPU
 
 
+@functools.cache
+def _to_float32() -> Encoding:
+    """Return the one encoding of plain float32."""
+    return Encoding(ggtypes.by_name("F32"))
+
+
 def _encode_values(encoding: Encoding, x: Array, source: str, out: Array, check: bool) -> int:
     """Convert floats: many with a kernel, few (norms, biases) with numpy, which does not wait for numba's import."""
     done, tensor_type = 0, encoding.type
@@ -84,6 +90,8 @@ def _encode_values(encoding: Encoding, x: Array, source: str, out: Array, check:
         if bad >= 0:
             return bad
         done = x.size // KERNEL_STEP * KERNEL_STEP
+        if done == x.size:
+            return -1
     bad = floats.encode(x[done:], source, tensor_type.name, out[done * tensor_type.bytes :], check)
     return bad + done if bad >= 0 else -1
 

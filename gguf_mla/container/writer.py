@@ -28,8 +28,7 @@ ALIGNMENT = 32
 MAX_ENTRIES = 1 << 16  # of the metadata
 MAX_ITEMS = 1 << 22  # of all lists in the metadata together
 MAX_HEAD = 1 << 26  # bytes
-
-
+_LENGTH = struct.Struct("<Q").pack
 PIECE_BYTES = 1 << 20  # of a tensor of a foreign type, which has no rows that anybody knows
 
 
@@ -156,7 +155,7 @@ def _head(metadata: Mapping[str, Value], tensors: Sequence[TensorSpec], offsets:
 
 def _string(text: str) -> bytes:
     data = text.encode()
-    return struct.pack("<Q", len(data)) + data
+    return _LENGTH(len(data)) + data
 
 
 def _content(value: Value) -> bytes:
@@ -166,6 +165,6 @@ def _content(value: Value) -> bytes:
 
 
 def _items(kind: Kind, items: Sequence[Any]) -> bytes:
-    if kind is Kind.STRING:
-        return b"".join(map(_string, items))
+    if kind is Kind.STRING:  # a vocabulary and its merges are 260,000 of them
+        return b"".join([_LENGTH(len(data)) + data for data in map(str.encode, items)])
     return np.asarray(items, np.dtype(STRUCT_CODES[kind]).newbyteorder("<")).tobytes()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import discovery
 from gguf_mla.errors import InputError
+from gguf_mla.families.refused import REASONS
 
 if TYPE_CHECKING:
     from gguf_mla.families.base import Family
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def family_of(config: Config) -> Family:
-    """Return the family of a checkpoint's configuration; InputError names the known classes."""
+    """Return the family of a checkpoint's configuration; InputError names the known classes, or says why not it."""
     classes = config.content.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     text = name if isinstance(name, str) else None
@@ -24,6 +25,8 @@ def family_of(config: Config) -> Family:
         if text in family.classes:
             return family
         known.update(dict.fromkeys(sorted(family.classes)))
+    if text in REASONS:
+        raise InputError(f"{text} is not converted: {REASONS[text]}", file=config.file)
     raise InputError("the architecture is not supported", file=config.file, expected=" or ".join(known), found=name)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gguf_mla.errors import InputError
 from gguf_mla.plan.halves import key_parts, value_parts
@@ -47,6 +47,11 @@ def stack(sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions) -
     return Formed((len(sources), *shape), tuple(Part(source, 0, shape[0]) for source in sources))
 
 
+def stack_pairs(sources: tuple[str, ...], shape: tuple[int, ...], _dims: Dimensions) -> Formed:
+    """Stack pairs of sources [rows, cols], one pair for each expert: [experts, 2·rows, cols]."""
+    return Formed((len(sources) // 2, 2 * shape[0], shape[1]), tuple(Part(source, 0, shape[0]) for source in sources))
+
+
 def key_half(sources: tuple[str, ...], shape: tuple[int, ...], dims: Dimensions) -> Formed:
     """Take the keys of kv_b_proj [H·(n+v), r], transposed: [H, r, n]."""
     heads, nope, value = dims["heads"], dims["nope"], dims["value"]
@@ -65,6 +70,7 @@ class Rule:
 
     output, source  names; a source that holds {expert} stands for one of each expert
     shape           the source's shape, in names of the family's dimensions
+    beside          another source like the first, whose rows come after it, or after each expert's
     when            the condition under which the tensor exists, "always" or one the family names for a model or layer
     form            what is made of the sources
     optional        what the tensor belongs to that a layer may be stored without: all of it is there, or nothing
@@ -76,6 +82,7 @@ class Rule:
     when: str = "always"
     form: Form = whole
     optional: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,17 +97,30 @@ class Rules:
         """Return the rules with more of them for every layer."""
         return replace(self, layer=(*self.layer, *rules))
 
+    def without_layer(self, *outputs: str) -> Rules:
+        """Return the rules without those of some outputs of every layer."""
+        return replace(self, layer=tuple(rule for rule in self.layer if rule.output not in outputs))
+
 
 class Layers(NamedTuple):
-    """How many layers a file has: the model's, and after them those that predict further tokens."""
+    """How many layers a file counts: the model's, and after them those that predict further tokens.
+
+    `first` is the first that it holds: that after the model's in a file of prediction alone, which counts all the same.
+    """
 
     ordinary: int
     predicting: int = 0
+    first: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
         return self.ordinary + self.predicting
+
+    @property
+    def held(self) -> range:
+        """Those that the file holds."""
+        return range(self.first, self.total)
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,7 @@ class Family:
     architecture  the GGUF architecture name
     classes       the entries of config.json's `architectures` it stands for
     rules         which tensors there are, and of what they are made
-    layers_in     how many layers its files have, given the names of the source tensors
+    layers_in     how many layers its files have unless they are to have others, given the names of the source tensors
     dimensions    the sizes that the rules name; "experts" is needed
     conditions    what holds for a layer (None: for the model), the words in `Rule.when`
     drops         what a file of this configuration does without, given the names of the source tensors
@@ -128,6 +148,7 @@ class Family:
     bos_first     what to call a model whose prompts begin with bos whatever the tokenizer's files say; "" for others
     light         the family as whose model it can be written with less, for engines that do not know this one
     template      the chat template of checkpoints that bring none: a file in data/templates; "" for none
+    unsaid        what a configuration means that does not state these keys
     fixed         types that llama.cpp's converter gives to matrices stored so, "FP8" or "BF16", whatever is asked of it
     """
 
@@ -144,6 +165,7 @@ class Family:
     bos_first: str = ""
     light: Family | None = None
     template: str = ""
+    unsaid: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -166,7 +188,7 @@ def outputs(
     needed = dict.fromkeys(source for instance in wanted for source in instance.sources)
     missing = [source for source in needed if source not in checkpoint.tensors]
     others = [name for name in (*checkpoint.tensors, *checkpoint.absent) if name not in needed]
-    dropped, unknown = _sort_out(others, family.drops(config, names))
+    dropped, unknown = _sort_out(others, (*_before(layers), *family.drops(config, names)))
     if lost := [name for name in (*needed, *unknown) if name in checkpoint.absent]:
         raise checkpoint.incomplete(lost)
     if missing or unknown:
@@ -183,6 +205,13 @@ def source_shapes(family: Family, config: Config, layers: Layers) -> dict[str, t
         for instance in _instances(family, config, layers, dims)
         for source in instance.sources
     }
+
+
+def _before(layers: Layers) -> tuple[Drop, ...]:
+    """Return what a file without the model's own layers does without."""
+    numbers = "|".join(map(str, range(layers.first)))
+    reason = "of the model's own layers, which are not in a file of multi-token prediction alone"
+    return (Drop(rf"model\.layers\.({numbers})\..+", reason),) if numbers else ()
 
 
 def _check_counts(config: Config, layers: Layers, dims: Dimensions, stored: int) -> None:
@@ -204,7 +233,7 @@ def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions)
     model, rules = family.conditions(config, None), family.rules
     for rule in rules.first:
         yield from _instance(rule, model, None, dims)
-    for layer in range(layers.total):
+    for layer in layers.held:
         conditions = family.conditions(config, layer)
         for rule in rules.layer:
             yield from _instance(rule, conditions, layer, dims)
@@ -221,8 +250,10 @@ def _stored(instances: list[_Instance], names: Container[str]) -> list[_Instance
 def _instance(rule: Rule, conditions: frozenset[str], layer: int | None, dims: Dimensions) -> Iterator[_Instance]:
     if rule.when != "always" and rule.when not in conditions:
         return
-    experts = range(dims["experts"]) if "{expert}" in rule.source else (None,)
-    sources = tuple(rule.source.format(layer=layer, expert=expert) for expert in experts)
+    names = [name.replace("{layer}", str(layer)) for name in (rule.source, rule.beside) if name]
+    around = [name.partition("{expert}") for name in names]
+    experts: Iterable[int | str] = range(dims["experts"]) if around[0][1] else ("",)
+    sources = tuple(f"{first}{expert}{rest}" for expert in experts for first, _, rest in around)
     yield _Instance(rule, rule.output.format(layer=layer), sources, (layer, rule.optional))
 
 

@@ -82,7 +82,7 @@ def dimensions(config: Config) -> Dimensions:
     )
     rank, experts = config.positive("kv_lora_rank"), experts_of(config)
     expert_ffn = config.positive("moe_intermediate_size") if experts else 0
-    return {
+    return prediction.dimensions({
         "vocab": config.positive("vocab_size"),
         "hidden": config.positive("hidden_size"),
         "heads": heads, "nope": nope, "rope": rope, "value": value, "kv_rank": rank,
@@ -95,14 +95,14 @@ def dimensions(config: Config) -> Dimensions:
         "experts": experts,
         "expert_ffn": expert_ffn,
         "shared_ffn": expert_ffn * config.positive("n_shared_experts") if experts else 0,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
     if layer is None:
         return frozenset() if config.flag("tie_word_embeddings", default=False) else frozenset({"untied"})
-    held = {"low-rank q" if config.has("q_lora_rank") else "full q"}
+    held = {"low-rank q" if config.has("q_lora_rank") else "full q"} | prediction.conditions(config, layer)
     if layer < dense_layers(config) or not experts_of(config):
         return frozenset(held | {"dense"})
     held.add("moe")
@@ -147,6 +147,7 @@ def metadata(config: Config, layers: Layers) -> dict[str, Value]:
     # Without a low-rank q, llama.cpp refuses a file that lacks the rank, unless its depth is that of V2-Lite.
     if config.has("q_lora_rank") or config.positive("num_hidden_layers") not in _LITE_LAYERS:
         values["attention.q_lora_rank"] = u32(config.integer("q_lora_rank", 0))
+    values |= prediction.values(layers)
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
 
 
@@ -174,9 +175,10 @@ def common_values(config: Config, layers: Layers, architecture: str = ARCHITECTU
         # Readers ask for these two of a model without experts, too, and then make nothing of them.
         "expert_feed_forward_length": u32(dims["expert_ffn"] or dims["ffn"]),
         "expert_shared_count": u32(config.positive("n_shared_experts") if dims["experts"] else 0),
-        "expert_weights_scale": f32(config.number("routed_scaling_factor", 1.0)),
         "rope.dimension_count": u32(dims["rope"]),
     }
+    if dims["experts"] or config.has("routed_scaling_factor"):
+        values["expert_weights_scale"] = f32(config.number("routed_scaling_factor", 1.0))
     if dims["experts"] and config.flag("norm_topk_prob", default=_routing(config) == "noaux_tc"):
         values["expert_weights_norm"] = boolean(True)
     return values
@@ -252,7 +254,7 @@ def _check(config: Config) -> None:
 FAMILY = Family(
     architecture=ARCHITECTURE,
     classes=frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}),
-    rules=RULES,
+    rules=RULES.with_layer(*prediction.RULES),
     layers_in=ordinary_layers,
     dimensions=dimensions,
     conditions=conditions,

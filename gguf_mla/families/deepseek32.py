@@ -32,7 +32,7 @@ INDEXER_RULES = (
     Rule("blk.{layer}.indexer.proj.weight", _INDEXER + "weights_proj.weight", ("index_heads", "hidden"), "indexer"),
 )
 # A layer of the model has an indexer; one that predicts may be stored without.
-OPTIONAL_RULES = tuple(replace(rule, when="prediction", optional="the indexer") for rule in INDEXER_RULES)
+OPTIONAL_RULES = tuple(replace(rule, when=prediction.WHEN, optional="the indexer") for rule in INDEXER_RULES)
 RULES = deepseek2.RULES.with_layer(*INDEXER_RULES, *OPTIONAL_RULES, *prediction.RULES)
 
 
@@ -40,7 +40,7 @@ def dimensions(config: Config) -> Dimensions:
     """Return the sizes the rules name."""
     heads, key = config.positive("index_n_heads"), config.positive("index_head_dim")
     return {
-        **prediction.dimensions(deepseek2.dimensions(config)),
+        **deepseek2.dimensions(config),
         "q_rank": config.positive("q_lora_rank"),
         "index_heads": heads,
         "index_key": key,
@@ -50,13 +50,8 @@ def dimensions(config: Config) -> Dimensions:
 
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
-    held = shared_conditions(config, layer)
-    return held if layer is None or "prediction" in held else held | {"indexer"}
-
-
-def shared_conditions(config: Config, layer: int | None) -> frozenset[str]:
-    """Return what holds for a layer of any family with this indexer, but for whether it has one."""
-    return deepseek2.conditions(config, layer) | prediction.conditions(config, layer)
+    held = deepseek2.conditions(config, layer)
+    return held if layer is None or prediction.WHEN in held else held | {"indexer"}
 
 
 def metadata(config: Config, layers: Layers) -> dict[str, Value]:

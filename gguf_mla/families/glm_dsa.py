@@ -1,6 +1,6 @@
-"""GLM-5, 5.1 and 5.2: V3.2's sparse attention, with an indexer that rotates neighbouring pairs.
+"""GLM-5, 5.1, 5.2 and 5.3: V3.2's sparse attention, with an indexer that rotates neighbouring pairs.
 
-GLM-5.2 has an indexer in some layers only; the others use the choice of the one before them.
+GLM-5.2 and 5.3 have an indexer in some layers only; the others use the choice of the one before them.
 Sources: Z.ai's published configurations; the metadata keys that llama.cpp's glm-dsa reads.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Kind, Value, array
-from gguf_mla.families import deepseek32
+from gguf_mla.families import deepseek2, deepseek32
 from gguf_mla.families.glm4_moe_lite import SPECIALS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ARCHITECTURE = "glm-dsa"
 def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
     own = _own_indexer(config)
-    held = deepseek32.shared_conditions(config, layer)
+    held = deepseek2.conditions(config, layer)
     return held | {"indexer"} if layer is not None and layer < len(own) and own[layer] else held
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
     """Return what a file of the text alone does without."""
-    vision = Drop(r"(vision_tower|mm_projector|multi_modal_projector)\..+", "vision, which needs an mmproj file")
+    vision = Drop(
+        r"(model\.)?(vision_tower|mm_projector|multi_modal_projector)\..+", "vision, which needs an mmproj file"
+    )
     return (*deepseek2.drops(config, names), vision)
 
 

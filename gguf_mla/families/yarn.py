@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from gguf_mla.sources.config import Config
 
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
-TAKE_ONE = ("deepseek32", "glm-dsa")  # whose readers take mscale for 1
+GROWING = ("deepseek2", "mistral4")  # whose readers let queries grow with their position
+TAKE_ONE = ("deepseek32", "glm-dsa", "mistral4")  # whose readers take mscale for 1
 
 
 def rope_values(config: Config, architecture: str) -> dict[str, Value]:
@@ -46,7 +47,25 @@ def rope_values(config: Config, architecture: str) -> dict[str, Value]:
         values = _yarn(config, scaling, takes_one=architecture in TAKE_ONE)
     elif kind == "linear":
         values = _linear(scaling)
-    return values | {"rope.freq_base": f32(theta)}
+    return values | {"rope.freq_base": f32(theta)} | _temperature(config, scaling, architecture)
+
+
+def _temperature(config: Config, scaling: Config, architecture: str) -> dict[str, Value]:
+    """Return the keys of queries that grow with their position t, by 1 + β·ln(1 + ⌊t / L⌋); none where they do not.
+
+    Llama 4 and the Mistrals with latent attention have them: as `llama_4_scaling_beta` beside YaRN's L, or, in
+    Mistral's own configurations, as `llama_4_scaling`. llama.cpp's converter leaves them out of mistral4 files, which
+    are wrong beyond the first L tokens.
+    """
+    own = config.section("llama_4_scaling")
+    beta = own.number("beta", scaling.number("llama_4_scaling_beta", 0.0))
+    if not beta:
+        return {}
+    if architecture not in GROWING:
+        raise config.refuse("llama_4_scaling", "none", beta, f"is not what readers of {architecture} files know,")
+    key = "original_max_position_embeddings"
+    length = own.positive(key) if own.has(key) else scaling.positive(key)
+    return {"attention.temperature_scale": f32(beta), "attention.temperature_length": u32(length)}
 
 
 def warnings(config: Config) -> list[str]:

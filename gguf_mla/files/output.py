@@ -179,6 +179,11 @@ class OutputFile:
             self._let_go()
             platform.remove(self.path)
 
+    def discard(self) -> None:
+        """Take the unfinished name and the room on the disk away: the content is elsewhere."""
+        self.drop()
+        self._close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -273,16 +278,18 @@ class DiskFullError(MachineError):
     """A write has failed for lack of room; who knows how much is still to be written says it with `no_room`."""
 
 
-def check_room(files: Sequence[OutputFile], written: int, extra: int = 0) -> None:
+def check_room(files: Sequence[OutputFile], written: int, extra: int = 0, *, at_once: int | None = None) -> None:
     """Raise MachineError unless there is room for what is missing of files with `written` bytes, and `extra` more.
 
     Nor may a file be larger than it can become there.
 
-    The space that files take counts too: `written` lags behind, and where files are compressed they take less.
+    The space that files take counts too: `written` lags behind, and where files are compressed they take less. Where
+    files go when they are complete, `at_once` is how many bytes there are of them at the same time.
     """
     directory = files[0].path.parent
     free = free_bytes(directory)  # before the rest: what others write meanwhile must not count twice
-    needed = extra + min(sum(file.size for file in files) - written, sum(file.missing for file in files))
+    size, missing = sum(file.size for file in files), sum(file.missing for file in files)
+    needed = extra + min(missing, size - written if at_once is None else max(0, at_once - (size - missing)))
     if needed > free:
         raise no_room(directory, needed)
     for file in files:

@@ -29,6 +29,20 @@ State = Any
 
 
 @dataclass(frozen=True)
+class Experts:
+    """How a layer gets to its experts and away from them, for whoever computes these himself; states are [N, ...].
+
+    enter  layer, states → what the router, the experts and the shared experts read, [N, hidden]
+    route  layer, that, tokens [N] → every token's experts and their weights, [N, K]
+    leave  layer, states, what all experts add to them [N, hidden] → the states after the layer
+    """
+
+    enter: Callable[[Pass, int, State], Floats]
+    route: Callable[[Pass, int, Floats, Numbers], tuple[Numbers, Floats]]
+    leave: Callable[[Pass, int, State, Floats], State]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """How models of one architecture are read and computed; tokens are int64 [B, T], hidden states [B, T, hidden].
 
@@ -42,6 +56,7 @@ class Architecture:
     feed        layer, that state, tokens → the state after the layer; token by token, so that B and T may be any
     finish      the state after the last layer → normed hidden states, which the output head reads
     attention   layer, hidden states, tokens → what the layer's attention adds to them
+    experts     the parts of `feed` around the experts
     """
 
     name: str
@@ -56,6 +71,7 @@ class Architecture:
     feed: Callable[[Pass, int, State, Numbers], State]
     finish: Callable[[Pass, State], Floats]
     attention: Callable[[Pass, int, Floats, Numbers], Floats]
+    experts: Experts
 
 
 @functools.cache

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gguf_mla.forward.rope import Rotary
 
 PAGE = 16
-SCORES = 1 << 22  # of attention that are held at a time
+SCORES = 1 << 19  # of attention that are held at a time; few, so that queries at first read few of the tokens
 UNION = 64  # queries whose rows are gathered together
 
 

@@ -78,10 +78,10 @@ def compressed(pass_: Pass, name: str, x: Floats, ratio: int, shape: Shape) -> F
     """Return the entries that hidden states [T, hidden] are compressed to by `name`_kv and so on, [T/ratio, size]."""
     norm, ape = pass_.vector(f"{name}_norm.weight"), pass_.matrices(f"{name}_ape.weight")[0]
     count = len(x) // ratio
+    products = [pass_.linear(x, f"{name}_{part}.weight") for part in ("kv", "gate")]  # the last tokens may be observed
     if not count:
         return x.new_zeros(0, len(norm))
-    whole = x[: count * ratio]
-    kv, gate = (pass_.linear(whole, f"{name}_{part}.weight").unflatten(0, (count, ratio)) for part in ("kv", "gate"))
+    kv, gate = (product[: count * ratio].unflatten(0, (count, ratio)) for product in products)
     gate = gate + ape
     if ratio == CSA:
         kv, gate = _overlapped(kv, 0.0), _overlapped(gate, -torch.inf)

@@ -1,7 +1,8 @@
-"""Multi-head latent attention with or without an indexer: DeepSeek V2, V3 and V3.2, GLM-4 Lite, GLM-5, Kimi.
+"""Multi-head latent attention with or without an indexer.
 
-Computed in float32, one layer and one expert at a time: memory is the hidden states of the tokens and a piece of a
-matrix, whatever the model. Source: the DeepSeek-V2 and -V3 papers and DeepSeek's published modelling code.
+That of DeepSeek V2, V3 and V3.2, GLM-4 Lite, GLM-5, Kimi, Youtu and Mistral 4. Computed in float32, one layer and one
+expert at a time: memory is the hidden states of the tokens and a piece of a matrix, whatever the model. Source: the
+DeepSeek-V2 and -V3 papers and DeepSeek's published modelling code.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from gguf_mla.forward import indexer, rope
-from gguf_mla.forward.architecture import Architecture
+from gguf_mla.forward.architecture import Architecture, Experts
 from gguf_mla.forward.attention import Inputs
-from gguf_mla.forward.layers import feed_forward, lookup, rms_norm
+from gguf_mla.forward.layers import feed_forward, lookup, rms_norm, routed
 from gguf_mla.forward.model import MlaModel
 from gguf_mla.forward.of_config import model_of_config
 from gguf_mla.forward.of_gguf import model_of_gguf
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.forward.arrays import Floats, Numbers
     from gguf_mla.forward.layers import Pass
-    from gguf_mla.forward.model import Model
+    from gguf_mla.forward.model import Model, Temperature
 
 _ATTENTION, _EXPERT, _SHARED = "self_attn.", "mlp.experts.{expert}.", "mlp.shared_experts."
 _INDEXER = _ATTENTION + "indexer."
@@ -98,6 +99,21 @@ def feed(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floats:
     return hidden + feed_forward(pass_, layer, hidden)
 
 
+def enter(pass_: Pass, layer: int, hidden: Floats) -> Floats:
+    """Return what the router and the experts of a layer read of hidden states [N, hidden]."""
+    return rms_norm(hidden, pass_.vector(f"blk.{layer}.ffn_norm.weight"), pass_.model.eps)
+
+
+def route(pass_: Pass, layer: int, x: Floats, _tokens: Numbers) -> tuple[Numbers, Floats]:
+    """Return every token's experts and their weights, [N, K], for normed states [N, hidden]."""
+    return routed(pass_, f"blk.{layer}.", x)
+
+
+def leave(_pass: Pass, _layer: int, hidden: Floats, added: Floats) -> Floats:
+    """Return hidden states with what the experts add."""
+    return hidden + added
+
+
 def finish(pass_: Pass, hidden: Floats) -> Floats:
     """Return the normed output of the last layer."""
     return rms_norm(hidden, pass_.vector("output_norm.weight"), pass_.model.eps)
@@ -153,7 +169,18 @@ def _queries(pass_: Pass, at: str, low: Floats) -> tuple[Floats, Floats]:
     model = _model(pass_)
     q = pass_.linear(low, at + ("attn_q_b.weight" if model.q_rank else "attn_q.weight"))
     q = q.reshape(*low.shape[:2], model.heads, model.nope + model.rope)
+    if model.temperature is not None:
+        q = q * growth(q.shape[1], model.temperature, q.device)[:, None, None]
     return q[..., : model.nope], _turned(q[..., model.nope :], model)
+
+
+def growth(count: int, temperature: Temperature, device: torch.device) -> Floats:
+    """Return what the queries at positions 0 … count-1 are multiplied by, float32 [count].
+
+    Source: transformers' modelling code of Mistral 4; the rotation that follows changes no length.
+    """
+    periods = torch.arange(count, device=device) // temperature.length
+    return 1 + temperature.scale * torch.log1p(periods.to(torch.float32))
 
 
 def _indexes(pass_: Pass, at: str, x: Floats, low: Floats) -> list[indexer.Index]:
@@ -175,8 +202,9 @@ ARCHITECTURE = Architecture(
     classes=(
         "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM",
         "GlmMoeDsaForCausalLM", "KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration",
+        "YoutuForCausalLM", "MistralLarge3ForCausalLM", "Mistral3ForConditionalGeneration", "Mistral4ForCausalLM",
     ),
-    gguf_names=("deepseek2", "deepseek32", "glm-dsa"),
+    gguf_names=("deepseek2", "deepseek32", "glm-dsa", "mistral4"),
     of_config=model_of_config,
     of_gguf=model_of_gguf,
     roles=Roles(FIRST_ROLES, LAYER_ROLES, LAST_ROLES, "model.layers.{layer}.", conditions),
@@ -189,4 +217,5 @@ ARCHITECTURE = Architecture(
     feed=feed,
     finish=finish,
     attention=attention,
+    experts=Experts(enter, route, leave),
 )  # fmt: skip

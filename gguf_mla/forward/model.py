@@ -42,6 +42,14 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries that grow with their position t, by 1 + scale·ln(1 + ⌊t / length⌋), as Llama 4's and Mistral's."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Routing:
     """How a token's experts are chosen and weighted; a model whose layers are all dense has 0 experts."""
 
@@ -84,7 +92,9 @@ class Model:
     architecture  the name of the `Architecture` that computes such models
     q_rank        0 where q is projected directly
     predictors    how many layers of multi-token prediction come after the `layers`
+    alone         whether a file holds these without the `layers`, which another file has
     yarn, linear  how positions are stretched over a longer context; at most one of them
+    limit         of what experts multiply, as `layers.mlp` takes it; None for none
     """
 
     architecture: ClassVar[str]
@@ -107,6 +117,18 @@ class Model:
     linear: Linear | None = None
     indexer: Indexer | None = None
     predictors: int = 0
+    alone: bool = False
+    limit: float | None = None
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of a token's state between two layers."""
+        return (self.hidden,)
+
+    @property
+    def attention_width(self) -> int:
+        """About how many values a token takes while attention is computed, all of them at a time."""
+        return 2 * self.hidden
 
     def size(self, name: str, _layer: int | None = None) -> int:
         """Return a tensor dimension by the name it has in the architecture's `Roles`; some are a layer's own."""
@@ -175,7 +197,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class MlaModel(Model):
-    """A model with multi-head latent attention; `latent_eps` is that of the norms of the compressed q and kv."""
+    """A model with multi-head latent attention.
+
+    `latent_eps` is that of the norms of the compressed q and kv; `temperature` is how queries grow, None where not.
+    """
 
     architecture: ClassVar[str] = "mla"
 
@@ -183,12 +208,18 @@ class MlaModel(Model):
     value: int
     kv_rank: int
     latent_eps: float
+    temperature: Temperature | None = None
 
     def impossible(self) -> Iterator[tuple[str, str, object]]:
         """Yield what cannot be computed with."""
         if self.nope < 1:
             yield "values of a key that are not rotated", "one or more", self.nope
         yield from super().impossible()
+
+    @property
+    def attention_width(self) -> int:
+        """About how many values a token takes, queries, keys and outputs of all heads."""
+        return super().attention_width + 2 * self.heads * (self.nope + self.rope + self.value)
 
     def attention_products(self, tokens: int) -> int:
         """Return how many products the attention of a layer adds up: queries, keys, scores, values, output."""

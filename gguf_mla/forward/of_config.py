@@ -13,12 +13,13 @@ from gguf_mla.forward.model import (
     Linear,
     MlaModel,
     Routing,
+    Temperature,
     Yarn,
     growth,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
 
     from gguf_mla.sources.config import Config
 
@@ -29,6 +30,15 @@ KINDS = ("yarn", "linear", "default")  # of stretched positions
 PREDICTORS = 8  # layers after the last that are looked at for multi-token prediction
 # The classes with an indexer: whether it rotates neighbouring pairs, where the configuration does not say.
 INTERLEAVED = {"DeepseekV32ForCausalLM": False, "GlmMoeDsaForCausalLM": True}
+# What a class means by a configuration that says nothing of these, as transformers' classes have it.
+_MISTRAL = {"topk_method": "greedy", "norm_topk_prob": True}
+UNSAID: Mapping[str | None, Mapping[str, object]] = {
+    "DeepseekV2ForCausalLM": {"topk_method": "greedy"},
+    "Mistral3ForConditionalGeneration": _MISTRAL,
+    "Mistral4ForCausalLM": _MISTRAL,
+    "MistralLarge3ForCausalLM": _MISTRAL,
+    "YoutuForCausalLM": {"tie_word_embeddings": True},
+}
 LISTED = {"full": True, "F": True, "shared": False, "S": False}  # a layer in indexer_types or index_topk_pattern
 
 
@@ -38,7 +48,7 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
     `names` are the checkpoint's tensors: a layer after the last predicts if it has eh_proj, whatever
     num_nextn_predict_layers says.
     """
-    v2 = config.content.get("architectures") == ["DeepseekV2ForCausalLM"]
+    config = config.with_defaults(UNSAID.get(config.first("architectures"), {}))
     layers = config_layers(config)
     experts = config.integer("n_routed_experts", 0)  # none: all layers are dense, whatever else is said of experts
     return MlaModel(
@@ -55,9 +65,10 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
         dense_layers=_dense_layers(config) if experts else layers,
         expert_ffn=config.positive("moe_intermediate_size") if experts else 0,
         shared=config.positive("n_shared_experts") if experts else 0,
-        routing=_config_routing(config, "greedy" if v2 else "noaux_tc"),
+        routing=_config_routing(config),
         eps=config.number("rms_norm_eps", 1e-6),
         latent_eps=LATENT_EPS,
+        temperature=_config_temperature(config),
         theta=_rope_section(config).number("rope_theta", config.number("rope_theta", 10000.0)),
         yarn=_config_yarn(config),
         linear=_config_linear(config),
@@ -116,8 +127,8 @@ def _own_indexers(config: Config, layers: int) -> tuple[bool, ...]:
     return tuple(map(bool, own))
 
 
-def _config_routing(config: Config, default: str) -> Routing:
-    method = config.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), default)
+def _config_routing(config: Config) -> Routing:
+    method = config.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), "noaux_tc")
     experts = config.integer("n_routed_experts", 0)
     grouped, corrected = method != "greedy" and experts > 0, method == "noaux_tc"
     return Routing(
@@ -176,3 +187,9 @@ def _config_yarn(config: Config) -> Yarn | None:
         fast=section.number("beta_fast", BETA_FAST),
         slow=section.number("beta_slow", BETA_SLOW),
     )
+
+
+def _config_temperature(config: Config) -> Temperature | None:
+    section, own = _rope_section(config), config.section("llama_4_scaling")
+    scale = own.number("beta", section.number("llama_4_scaling_beta", 0.0))
+    return Temperature(scale, original_length(config, own if own.content else section)) if scale else None

@@ -18,6 +18,7 @@ from gguf_mla.forward.model import (
     Linear,
     MlaModel,
     Routing,
+    Temperature,
     Yarn,
     growth,
 )
@@ -34,6 +35,7 @@ GATES = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
 GLM_FLASH_LAYERS, GLM_VOCABULARY = (47, 48), 154880  # by which llama.cpp knows GLM-4.7-Flash
 # The architectures with an indexer: whether it rotates neighbouring pairs, which no key says.
 INTERLEAVED = {"deepseek32": False, "glm-dsa": True}
+MLA_SCALED = ("deepseek2",)  # the architectures whose readers take mscale for mscale_all_dim, not for 1
 
 
 def model_of_gguf(file: GgufFile) -> MlaModel:
@@ -67,12 +69,14 @@ def model_of_gguf(file: GgufFile) -> MlaModel:
         routing=routing,
         eps=eps,
         latent_eps=eps,
+        temperature=_gguf_temperature(keys),
         theta=keys.number("rope.freq_base"),
         yarn=_gguf_yarn(keys),
         linear=_gguf_linear(keys),
         tied="output.weight" not in file.tensors,
         indexer=_gguf_indexer(keys, layers),
         predictors=predictors,
+        alone=keys.alone,
     )
 
 
@@ -127,6 +131,12 @@ def _gguf_routing(keys: Keys, layers: int) -> Routing:
     )
 
 
+def _gguf_temperature(keys: Keys) -> Temperature | None:
+    """Return how queries grow; llama.cpp ends where a file states the scale without the length."""
+    scale = keys.number("attention.temperature_scale", 0.0)
+    return Temperature(scale, keys.integer("attention.temperature_length")) if scale else None
+
+
 def _gguf_linear(keys: Keys) -> Linear | None:
     """Return how positions are divided, which is also done where a file states a factor and no kind of scaling.
 
@@ -161,13 +171,13 @@ def _gguf_yarn(keys: Keys) -> Yarn | None:
 def _yarn_scales(keys: Keys, factor: float) -> tuple[float, float]:
     """Return what readers multiply cos and sin by, and the root of what they multiply the softmax's scale by.
 
-    mscale has no key: it is taken for 1, and in deepseek2 for mscale_all_dim where that is not 1.
+    mscale has no key: it is taken for 1, and in deepseek2 for mscale_all_dim.
     """
     all_dim = keys.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
     root = growth(factor, all_dim)
     if root <= 0:
         raise keys.refuse("rope.scaling.yarn_log_multiplier", "a number that leaves attention a scale", all_dim / 10)
-    follows = keys.get("general.architecture") not in INTERLEAVED and all_dim
+    follows = keys.metadata.get("general.architecture") in MLA_SCALED and all_dim
     rotated = 1.0 if follows else growth(factor, 1.0) / root
     rotated *= keys.number("rope.scaling.attn_factor", 1.0)
     return rotated, rotated * root
@@ -207,12 +217,17 @@ class Keys:
             raise self.refuse(keys[0], "a positive whole number", value)
         return value
 
+    @property
+    def alone(self) -> bool:
+        """Whether the file holds multi-token prediction without the model's own layers."""
+        return self.count("nextn_predict_layers", 0) > 0 and "blk.0.attn_norm.weight" not in self.names
+
     def blocks(self) -> int:
         """Return how many layers there are, refused before lists of that length are made: each has some tensors."""
         blocks = self.integer("block_count")
         if blocks > LAYERS:
             raise self.refuse("block_count", f"at most {LAYERS}, more than any model has", blocks)
-        if blocks > len(self.names):
+        if blocks > len(self.names) and not self.alone:
             raise self.refuse("block_count", f"at most {len(self.names)}, the number of tensors", blocks)
         return blocks
 

@@ -66,4 +66,12 @@ def gguf_weights(file: GgufParts) -> GgufWeights:
     """Return a file's tensors with the model that its metadata describe; InputError for an impossible one."""
     model = read_gguf(file)
     check_model(model, file.path)
+    if model.alone:
+        raise InputError(
+            "holds multi-token prediction alone, without the layers that it follows",
+            file=file.path,
+            expected="blk.0.attn_norm.weight",
+            found="nothing",
+            remedy="Give the model's own file, or its checkpoint",
+        )
     return GgufWeights(file, model)

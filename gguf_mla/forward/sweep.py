@@ -2,11 +2,12 @@
 
 A layer goes three times over the tokens: attention by blocks of whole sequences, then each expert once over all tokens
 that chose it, then what every token gets. So every expert is read once, whatever the length of the text, and memory is
-that of a block. What is added to what, and in which order, is that of `layers.feed_forward`.
+that of a block. What is added to what, and in which order, is that of the architecture's `feed`.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.forward import layers, prediction, walk
 from gguf_mla.forward.architecture import architecture_of
 from gguf_mla.forward.choice import Chooser
-from gguf_mla.forward.model import MlaModel
-from gguf_mla.forward.place import as_array
+from gguf_mla.forward.place import CHUNK_VALUES, as_array
 from gguf_mla.forward.tensors import shapes
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.forward.architecture import Architecture, State
     from gguf_mla.forward.arrays import Floats, Rows
+    from gguf_mla.forward.arrays import Numbers as TokenIds
     from gguf_mla.forward.indexer import Index
     from gguf_mla.forward.layers import Pass
     from gguf_mla.forward.model import Model
@@ -36,24 +38,24 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.int64]
 
-BLOCK_BYTES = 256 << 20  # of the activations of the tokens that are computed at a time
+BLOCK_BYTES = 128 << 20  # of the activations of the tokens that are computed at a time
 KEPT_BYTES = 256 << 20  # of matrices that are kept for all blocks; larger ones are read for each
 
 
 class States(Protocol):
-    """Rows of float32 [N, hidden] on the host, one for every token of a text, wherever they lie."""
+    """Rows of float32 [N, width] on the host, one for every token of a text, wherever they lie."""
 
     def read(self, start: int, stop: int) -> Rows:
-        """Return some rows, [stop-start, hidden]."""
+        """Return some rows, [stop-start, width]."""
 
     def write(self, start: int, rows: Rows) -> None:
         """Replace the rows from `start` on."""
 
     def take(self, numbers: Numbers) -> Rows:
-        """Return the rows of these numbers, [len(numbers), hidden]."""
+        """Return the rows of these numbers, which rise, [len(numbers), hidden]."""
 
-    def add(self, numbers: Numbers, rows: Rows) -> None:
-        """Add to the rows of these numbers, of which none is there twice."""
+    def put(self, numbers: Numbers, rows: Rows) -> None:
+        """Replace the rows of these numbers, which rise."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,15 @@ class Text:
         return slice(part.start * self.stride, part.stop * self.stride)
 
     def read(self, states: States, part: slice, place: Place) -> Floats:
-        """Return the states of some sequences, [B, T, hidden]."""
+        """Return the states of some sequences, [B, T, width]."""
         rows = self.rows(part)
         found = place.tensor(states.read(rows.start, rows.stop))
         shape = part.stop - part.start, self.stride, found.shape[-1]
         return found.reshape(shape)[:, : self.tokens.shape[1]]
 
     def write(self, states: States, part: slice, hidden: Floats) -> None:
-        """Replace the states of some sequences, [B, T, hidden]; what lies after a sequence's last token becomes 0."""
-        missing = self.stride - hidden.shape[1]
+        """Replace the states of some sequences, [B, T, ...]; what lies after a sequence's last token becomes 0."""
+        missing, hidden = self.stride - hidden.shape[1], hidden.flatten(2)
         if missing:
             hidden = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
         states.write(self.rows(part).start, as_array(hidden.flatten(0, 1)))
@@ -107,11 +109,9 @@ class Text:
 
 def _widest(model: Model) -> int:
     """Return about how many values a token takes while it is computed."""
-    attention = 2 * model.hidden
-    if isinstance(model, MlaModel):
-        attention += 2 * model.heads * (model.nope + model.rope + model.value)
     dense = 3 * model.ffn if model.dense_layers or not model.routing.experts else 0
-    return 4 * model.hidden + max(attention, dense, 3 * model.shared * model.expert_ffn)
+    head = min(model.vocab, CHUNK_VALUES // model.hidden)  # and as much again, for half of the tokens
+    return 4 * model.hidden + max(model.attention_width, dense, 3 * model.shared * model.expert_ffn, head)
 
 
 class EveryToken(Chooser):
@@ -129,13 +129,10 @@ class _Always:
 
 
 def check(model: Model, context: int) -> None:
-    """Raise InputError for a model that is not computed like this, and for a context that its layers would remember.
+    """Raise InputError for a context that the layers of a model would have to remember.
 
     Where layers share their choice of tokens, the choices would have to be kept for every token of a text.
     """
-    if not isinstance(model, MlaModel):
-        found = f"that of {', '.join(architecture_of(model).classes)}"
-        raise InputError("this architecture cannot be computed layer by layer over a text yet", found=found)
     indexer = model.indexer
     if indexer is not None and context > indexer.top_k and not all(indexer.own_layers):
         raise InputError(
@@ -171,7 +168,7 @@ class Layer:
     spent: dict[str, float] = field(default_factory=dict)
 
     def run(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats] = lambda x: x) -> None:
-        """Compute it: `before` gives the states [B, T, hidden] of some sequences, `after` what is made of the last."""
+        """Compute it: `before` gives the states [B, T, width] of some sequences, `after` what is made of the last."""
         if self.pass_.model.is_dense(self.number):
             with self._timed("attention"):
                 self._dense(before, after)
@@ -190,50 +187,64 @@ class Layer:
         self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
 
     def _dense(self, before: Callable[[slice], Floats], after: Callable[[Floats], Floats]) -> None:
-        for part, hidden in self._attended(before, self._pass(self._attends)):
-            fed = layers.feed_forward(self.pass_, self.number, hidden)
-            self.text.write(self.target, part, after(hidden + fed))
+        for part, state in self._attended(before, self._pass(self._computed.attends)):
+            fed = self._computed.feed(self.pass_, self.number, state, self._tokens(part))
+            self.text.write(self.target, part, after(fed))
             self._told(part, 1.0)
 
     def _choose(self, before: Callable[[slice], Floats]) -> tuple[NDArray[np.int32], Rows]:
         """Write the states after attention, and return every token's experts and their weights, [N, K]."""
         chosen, shares = [], []
-        for part, hidden in self._attended(before, self._pass(self._attends)):
-            found, weights = layers.routed(self.pass_, self._at, self._normed(hidden.flatten(0, 1)))
+        for part, state in self._attended(before, self._pass(self._computed.attends)):
+            x = self._computed.experts.enter(self.pass_, self.number, state.flatten(0, 1))
+            found, weights = self._computed.experts.route(self.pass_, self.number, x, self._tokens(part).flatten())
             chosen.append(as_array(found).astype(np.int32))
             shares.append(as_array(weights))
-            self.text.write(self.spare, part, torch.zeros_like(hidden))
-            self.text.write(self.target, part, hidden)
+            self.text.write(self.spare, part, torch.zeros_like(x).unflatten(0, state.shape[:2]))
+            self.text.write(self.target, part, state)
             self._told(part, 0.3)
         return np.concatenate(chosen), np.concatenate(shares)
 
     def _attended(self, before: Callable[[slice], Floats], pass_: Pass) -> Iterator[tuple[slice, Floats]]:
         """Yield some sequences and their states after attention."""
         for part in self.text.blocks():
-            hidden = before(part)
-            yield part, hidden + walk.attention(pass_, self.number, hidden, self.text.tokens[part])
+            state = before(part).unflatten(-1, pass_.model.state_shape)
+            yield part, self._computed.attend(pass_, self.number, state, self._tokens(part))
 
     def _add(self, after: Callable[[Floats], Floats]) -> None:
         """Add to the states what the experts and the shared experts give."""
         pass_, place = self._pass(f"ffn_{part}_shexp" for part in ("gate", "up", "down")), self.pass_.place
         for part in self.text.blocks():
-            hidden = self.text.read(self.target, part, place)
-            shared = layers.mlp(pass_, self._at, "_shexp", self._normed(hidden.flatten(0, 1)))
-            added = self.text.read(self.spare, part, place) + shared.unflatten(0, hidden.shape[:2])
-            self.text.write(self.target, part, after(hidden + added))
+            state = self.text.read(self.target, part, place).flatten(0, 1).unflatten(-1, pass_.model.state_shape)
+            shared = layers.mlp(pass_, self._at, "_shexp", self._entered(state), limit=pass_.model.limit)
+            added = self.text.read(self.spare, part, place).flatten(0, 1) + shared
+            left = self._computed.experts.leave(self._again, self.number, state, added)
+            self.text.write(self.target, part, after(left.unflatten(0, (part.stop - part.start, -1))))
             self._told(part, 0.1)
 
     @property
-    def _attends(self) -> tuple[str, ...]:
-        return architecture_of(self.pass_.model).attends
+    def _computed(self) -> Architecture:
+        return architecture_of(self.pass_.model)
+
+    @property
+    def _again(self) -> Pass:
+        """The pass for what has been computed, and observed, before."""
+        return replace(self.pass_, observe=None)
+
+    def _tokens(self, part: slice) -> TokenIds:
+        return self.pass_.place.ids(self.text.tokens[part])
 
     def _pass(self, names: Iterable[str]) -> Pass:
         """Return the pass for all blocks, which keeps these matrices of the layer where they are not too large."""
         indexer, sizes = self.pass_.model.indexer, shapes(self.pass_.model)
         every = indexer is not None and self.text.tokens.shape[1] <= indexer.top_k
         values = sum(int(np.prod(sizes.get(f"{self._at}{name}.weight", (0,)))) for name in names)
+        return replace(self._keeping(values), chooser=EveryToken() if every else Chooser())
+
+    def _keeping(self, values: int) -> Pass:
+        """Return a pass that keeps matrices of so many values, where they are not too many."""
         keeps = 4 * values <= KEPT_BYTES or self.pass_.place.device.type != "cpu"
-        return replace(self.pass_.keeping() if keeps else self.pass_, chooser=EveryToken() if every else Chooser())
+        return self.pass_.keeping() if keeps else self.pass_
 
     def _told(self, part: slice, share: float) -> None:
         self.tell(share * (part.stop - part.start) / len(self.text.tokens))
@@ -242,25 +253,54 @@ class Layer:
     def _at(self) -> str:
         return f"blk.{self.number}."
 
-    def _normed(self, rows: Floats) -> Floats:
-        """Return what the router, the experts and the shared experts read, of states [N, hidden]."""
-        return layers.rms_norm(rows, self.pass_.vector(self._at + "ffn_norm.weight"), self.pass_.model.eps)
+    def _entered(self, state: State) -> Floats:
+        """Return what the experts and the shared experts read, as the router has before, of states [N, ...]."""
+        return self._computed.experts.enter(self._again, self.number, state)
 
     def _experts(self, chosen: NDArray[np.int32], shares: Rows) -> None:
         """Add to the spare rows what experts chosen [N, K] give, weighted by shares [N, K]; each is read once."""
-        model, place, numbers = self.pass_.model, self.pass_.place, self.text.numbers()
-        step = max(1, BLOCK_BYTES // (16 * (model.hidden + model.expert_ffn)))
+        model, place, used, numbers = self.pass_.model, self.pass_.place, chosen.shape[1], self.text.numbers()
         flat = chosen.reshape(-1)
         order = np.argsort(flat, kind="stable")  # by expert, and by token
-        ends = np.searchsorted(flat[order], np.arange(model.routing.experts + 1))
-        for expert in np.unique(flat).tolist():
-            for start in range(ends[expert], ends[expert + 1], step):
-                places = order[start : min(start + step, ends[expert + 1])]
-                rows = numbers[places // chosen.shape[1]]
-                x = self._normed(place.tensor(self.target.take(rows)))
-                weights = place.tensor(shares.reshape(-1)[places])
-                self.spare.add(rows, as_array(layers.mlp(self.pass_, self._at, "_exps", x, expert) * weights[:, None]))
-                self.tell(0.6 * len(places) / flat.size)
+        for group in self._groups(np.bincount(flat).tolist()):
+            places = order[group[0].first : group[-1].last]
+            rows, where = np.unique(numbers[places // used], return_inverse=True)
+            x = self._entered(place.tensor(self.target.take(rows)).unflatten(-1, model.state_shape))
+            out = place.tensor(self.spare.take(rows))
+            weights = place.tensor(shares.reshape(-1)[places])[:, None]
+            for part in group:
+                within = slice(part.first - group[0].first, part.last - group[0].first)
+                tokens = place.ids(where[within])
+                given = layers.mlp(part.pass_, self._at, "_exps", x[tokens], part.expert, model.limit)
+                out.index_add_(0, tokens, given.mul_(weights[within]))
+                self.tell(0.6 * len(tokens) / flat.size)
+            self.spare.put(rows, as_array(out))
+
+    def _groups(self, counts: Sequence[int]) -> Iterator[list[_Part]]:
+        """Yield what is computed with the same tokens at hand: experts in turn, or a part of one with many tokens."""
+        model = self.pass_.model
+        most = max(1, BLOCK_BYTES // (40 * model.hidden + 16 * model.expert_ffn))
+        group: list[_Part] = []
+        for expert, (last, count) in enumerate(zip(itertools.accumulate(counts), counts, strict=True)):
+            pass_ = self.pass_ if count <= most else self._keeping(3 * model.hidden * model.expert_ffn)
+            for first in range(last - count, last, most):
+                part = _Part(expert, first, min(first + most, last), pass_)
+                if group and part.last - group[0].first > most:
+                    yield group
+                    group = []
+                group.append(part)
+        if group:
+            yield group
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tokens of one expert, by their places in the order of experts; `pass_` keeps its matrices for all its parts."""
+
+    expert: int
+    first: int
+    last: int
+    pass_: Pass
 
 
 def predicting(pass_: Pass, number: int, text: Text, source: States) -> tuple[Callable[[slice], Floats], Text]:

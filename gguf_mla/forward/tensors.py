@@ -62,7 +62,7 @@ class Roles:
     def shapes(self, model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield every tensor of a model and its shape in an MLA file."""
         yield from self._held(model, self.first, None)
-        for layer in range(model.blocks):
+        for layer in range(model.layers if model.alone else 0, model.blocks):
             yield from self._held(model, self.layer, layer)
         yield from self._held(model, self.last, None)
 
@@ -193,10 +193,11 @@ class CheckpointWeights:
 
 @dataclass(frozen=True)
 class GgufWeights:
-    """The tensors of a GGUF file, in the MLA layout or the legacy one."""
+    """The tensors of a GGUF file, in the MLA layout or the legacy one; `lender` has those that it does without."""
 
     file: GgufParts
     model: Model
+    lender: Weights | None = None
 
     @cached_property
     def held(self) -> list[GgufTensor]:
@@ -242,6 +243,8 @@ class GgufWeights:
         legacy = self.file.tensors.get(f"blk.{layer}.{LEGACY}")
         if name not in self.file.tensors and rest in LEGACY_HALVES and legacy is not None:
             return _half(name, rest, self.model, legacy.type, lambda start, stop: _decoded(legacy, start, stop))
+        if name not in self.file.tensors and self.lender is not None:
+            return self.lender.stack(name)
         if name not in self.file.tensors:
             raise InputError("is missing", file=self.file.path, tensor=name)
         tensor = self.file.tensors[name]

@@ -64,10 +64,11 @@ def foreign(number: int) -> str | None:
 
 def by_name(name: str) -> TensorType:
     """Return the type called `name`, in any case; InputError, listing the names, if there is none."""
-    known = {**types(), **stored()}
-    if name.upper() not in known:
-        raise InputError(f"there is no tensor type {name!r}", remedy=f"Known types: {', '.join(known)}")
-    return known[name.upper()]
+    found = types().get(name.upper()) or stored().get(name.upper())
+    if found is None:
+        known = ", ".join([*types(), *stored()])
+        raise InputError(f"there is no tensor type {name!r}", remedy=f"Known types: {known}")
+    return found
 
 
 def by_id(number: int) -> TensorType:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import lanes
-from gguf_mla.ggtypes.shared.grid import MAGNITUDES, SCALES, TRIAL, WEIGHTS, largest_scale, odd_level
+from gguf_mla.ggtypes.shared.grid import MAGNITUDES, SCALES, TRIAL, WEIGHTS, largest_scale, odd_level, point_at
 from gguf_mla.ggtypes.shared.half import from_half, to_half
 from gguf_mla.ggtypes.shared.search import mean_square, spread_weights, store_squares
 from gguf_mla.ggtypes.shared.ternary import (
@@ -39,7 +39,7 @@ TYPE = TensorType("IQ1_M", id=29, block=256, bytes=32 + 16 + 8, scratch=WEIGHED 
 
 def tables() -> tuple[Any, ...]:
     """Return the grid and its neighbours."""
-    found: tuple[Any, ...] = import_module("gguf_mla.ggtypes.shared.grid_tables").grid_tables("IQ1_M", 3)
+    found: tuple[Any, ...] = import_module("gguf_mla.ggtypes.shared.grid_tables").grid_tables("IQ1_M", 3, rounded=False)
     return found
 
 
@@ -68,8 +68,8 @@ def _encode(x: Lanes, scratch: Lanes, tables: Any, out: Lanes) -> None:
         for j in range(4 * part, 4 * part + 4):
             level = odd_level(1.0 / scale, lanes.load(scratch, SCALES + j), 7)
             levels = levels | level << 3 * (j - 4 * part)
-            sum_xq, sum_q2 = _add_sums(x, j, scratch, tables, lanes.to_float(level * 2 + 1), sum_xq, sum_q2)
-            _put_points(scratch, j, nothing, out)
+            sum_xq, sum_q2 = _add_sums(x, j, scratch, lanes.to_float(level * 2 + 1), sum_xq, sum_q2)
+            _put_points(scratch, tables, j, nothing, out)
         lanes.put16(out, LEVEL_SCALES + 2 * part, lanes.where(nothing, 0, levels))
     scale = lanes.where(sum_q2 > 0.0, sum_xq / sum_q2, scale)
     word = lanes.where(nothing, 0, to_half(scale * 1.1125))
@@ -150,29 +150,24 @@ def _refit(x: Lanes, j: int, scratch: Lanes, tables: Any, scale: Lanes, shifts: 
         on_grid = on_grid & choose_point(x, 16 * j, k, scratch, tables, scale, _plus(shifts, k))
     sum_xq = sum_q2 = lanes.full(0.0)
     for k in range(2):
-        sum_xq, sum_q2 = group_sums(x, 16 * j, k, scratch, tables, lanes.full(1.0), _plus(shifts, k), sum_xq, sum_q2)
+        sum_xq, sum_q2 = group_sums(x, 16 * j, k, scratch, lanes.full(1.0), _plus(shifts, k), sum_xq, sum_q2)
     again = ~on_grid & (sum_xq > 0.0) & (sum_q2 > 0.0)
     return lanes.where(again, sum_xq / sum_q2, scale)
 
 
-def _add_sums(
-    x: Lanes, j: int, scratch: Lanes, tables: Any, factor: Lanes, sum_xq: Lanes, sum_q2: Lanes
-) -> tuple[Lanes, Lanes]:
+def _add_sums(x: Lanes, j: int, scratch: Lanes, factor: Lanes, sum_xq: Lanes, sum_q2: Lanes) -> tuple[Lanes, Lanes]:
     """Σ w q x and Σ w q² of sub-block j, for the scale of the whole block."""
     _take_weights(scratch, j)
     shifts = lanes.load(scratch, SHIFTS + j)
     for k in range(2):
         lanes.store(scratch, TRIAL + k, lanes.load(scratch, FOUND + 2 * j + k))
-        sum_xq, sum_q2 = group_sums(x, 16 * j, k, scratch, tables, factor, _plus(shifts, k), sum_xq, sum_q2)
+        sum_xq, sum_q2 = group_sums(x, 16 * j, k, scratch, factor, _plus(shifts, k), sum_xq, sum_q2)
     return sum_xq, sum_q2
 
 
-def _put_points(scratch: Lanes, j: int, nothing: Lanes, out: Lanes) -> None:
+def _put_points(scratch: Lanes, tables: Any, j: int, nothing: Lanes, out: Lanes) -> None:
     """Both points of sub-block j and their shifts; a block of zeros has none."""
-    first, second = (
-        lanes.to_int(lanes.load(scratch, FOUND + 2 * j)),
-        lanes.to_int(lanes.load(scratch, FOUND + 2 * j + 1)),
-    )
+    first, second = point_at(scratch, tables, FOUND + 2 * j), point_at(scratch, tables, FOUND + 2 * j + 1)
     lanes.put16(out, POINTS + 2 * j, first & 255 | (second & 255) << 8)
     shifts = lanes.to_int(lanes.load(scratch, SHIFTS + j))
     marks = (shifts & 1) << 7 | (shifts & 2) << 2

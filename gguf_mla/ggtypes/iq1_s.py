@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import lanes
-from gguf_mla.ggtypes.shared.grid import MAGNITUDES, SCALES, TRIAL, WEIGHTS, WORDS, largest_scale, odd_level
+from gguf_mla.ggtypes.shared.grid import MAGNITUDES, SCALES, TRIAL, WEIGHTS, WORDS, largest_scale, odd_level, point_at
 from gguf_mla.ggtypes.shared.half import from_half, to_half
 from gguf_mla.ggtypes.shared.search import mean_square, spread_weights
 from gguf_mla.ggtypes.shared.ternary import (
@@ -36,7 +36,7 @@ TYPE = TensorType(
 
 def tables() -> tuple[Any, ...]:
     """Return the grid and its neighbours."""
-    found: tuple[Any, ...] = import_module("gguf_mla.ggtypes.shared.grid_tables").grid_tables("IQ1_S", 3)
+    found: tuple[Any, ...] = import_module("gguf_mla.ggtypes.shared.grid_tables").grid_tables("IQ1_S", 3, rounded=False)
     return found
 
 
@@ -70,7 +70,7 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any, out: Lanes) -> None:
     scale = _refit(x, j, scratch, tables, lanes.fabs(scale), plus)
     word = lanes.where(plus, 0, lanes.full_int(1 << 15))
     for k in range(4):
-        point = lanes.where(empty, 0, lanes.to_int(lanes.load(scratch, TRIAL + k)))
+        point = lanes.where(empty, 0, point_at(scratch, tables, TRIAL + k))
         lanes.put8(out, POINTS + 4 * j + k, point)
         word = word | point >> 8 << 3 * k
     lanes.store(scratch, WORDS + j, lanes.to_float(lanes.where(empty, 0, word)))
@@ -110,7 +110,7 @@ def _refit(x: Lanes, j: int, scratch: Lanes, tables: Any, scale: Lanes, plus: La
         on_grid = on_grid & choose_point(x, 32 * j, k, scratch, tables, scale, plus)
     sum_xq = sum_q2 = lanes.full(0.0)
     for k in range(4):
-        sum_xq, sum_q2 = group_sums(x, 32 * j, k, scratch, tables, lanes.full(1.0), plus, sum_xq, sum_q2)
+        sum_xq, sum_q2 = group_sums(x, 32 * j, k, scratch, lanes.full(1.0), plus, sum_xq, sum_q2)
     again = ~on_grid & (sum_xq > 0.0) & (sum_q2 > 0.0)
     return lanes.where(again, sum_xq / sum_q2, scale)
 

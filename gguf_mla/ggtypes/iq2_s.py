@@ -67,7 +67,7 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any, out: Lanes) -> None:
     signs = sign_byte(x, 16 * j) | sign_byte(x, 16 * j + 8) << 8
     signs = lanes.where(scale < 0.0, signs ^ 0xFFFF, signs)
     lanes.put16(out, SIGNS + 2 * j, lanes.where(empty, 0, signs))
-    first, second = chosen_point(scratch, 0, empty), chosen_point(scratch, 1, empty)
+    first, second = chosen_point(scratch, tables, 0, empty), chosen_point(scratch, tables, 1, empty)
     lanes.put16(out, POINTS + 2 * j, first & 255 | (second & 255) << 8)
     lanes.store(scratch, ROOM + j, lanes.to_float(first >> 8 | second >> 8 << 2))
     lanes.store(scratch, SCALES + j, lanes.where(empty, 0.0, lanes.fabs(scale)))

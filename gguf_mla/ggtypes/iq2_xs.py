@@ -67,7 +67,10 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any) -> None:
     empty = largest < NOTHING
     scale = fit_grid(scratch, tables, 16, 9, 0.1, lanes.where(empty, 1.0, largest), largest / 5.0)
     first, second = lanes.where(scale < 0.0, first ^ 127, first), lanes.where(scale < 0.0, second ^ 127, second)
-    low, high = first << 9 | chosen_point(scratch, 0, empty), second << 9 | chosen_point(scratch, 1, empty)
+    low, high = (
+        first << 9 | chosen_point(scratch, tables, 0, empty),
+        second << 9 | chosen_point(scratch, tables, 1, empty),
+    )
     word = low | high << 16
     lanes.store(scratch, ROOM + j, lanes.from_bits(lanes.where(empty, 0, word)))
     lanes.store(scratch, SCALES + j, lanes.where(empty, 0.0, lanes.fabs(scale)))

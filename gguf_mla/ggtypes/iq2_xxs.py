@@ -71,7 +71,7 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any, out: Lanes) -> None:
     signs = lanes.where(scale < 0.0, signs ^ 0x0FFFFFFF, signs)
     points = lanes.full_int(0)
     for k in range(4):
-        points = points | chosen_point(scratch, k, empty) << 8 * k
+        points = points | chosen_point(scratch, tables, k, empty) << 8 * k
     lanes.put32(out, POINTS + 8 * j, points)
     lanes.store(scratch, WORDS + j, lanes.from_bits(lanes.where(empty, 0, signs)))
     lanes.store(scratch, SCALES + j, lanes.where(empty, 0.0, lanes.fabs(scale)))

@@ -77,7 +77,7 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any, out: Lanes) -> None:
     flipped = lanes.where(scale < 0.0, 255, lanes.full_int(0))
     ahead, ninths = lanes.to_int(lanes.load(scratch, WRITTEN)), lanes.full_int(0)
     for k in range(8):
-        point = chosen_point(scratch, k, empty)
+        point = chosen_point(scratch, tables, k, empty)
         _keep(scratch, lanes.where(empty, SPARE, ahead * 8 + (POINT_BYTES + k)), point & 255)
         ninths = ninths | point >> 8 << k
     lanes.put8(out, NINTHS + j, ninths)

@@ -71,7 +71,7 @@ def _fit(x: Lanes, j: int, scratch: Lanes, tables: Any) -> None:
     for half in range(2):
         points = lanes.full_int(0)
         for k in range(4):
-            points = points | chosen_point(scratch, 4 * half + k, empty) << 8 * k
+            points = points | chosen_point(scratch, tables, 4 * half + k, empty) << 8 * k
         lanes.store(scratch, ROOM + 2 * j + half, lanes.from_bits(points))
     lanes.store(scratch, WORDS + j, lanes.from_bits(lanes.where(empty, 0, signs)))
     lanes.store(scratch, SCALES + j, lanes.where(empty, 0.0, lanes.fabs(scale)))

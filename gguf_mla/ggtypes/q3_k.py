@@ -105,10 +105,12 @@ def _fit(x: Lanes, scratch: Lanes, j: int) -> None:
     for _ in range(5):
         moved = lanes.full(0.0)
         for i in range(16 * j, 16 * j + 16):
-            a, a2, moved = _move(x, scratch, i, a, a2, moved)
-            b, b2, moved = _move(x, scratch, i + 16, b, b2, moved)
-            c, c2, moved = _move(x, scratch, i + 32, c, c2, moved)
-            d, d2, moved = _move(x, scratch, i + 48, d, d2, moved)
+            best_a, best_b = _best(x, scratch, i, a, a2), _best(x, scratch, i + 16, b, b2)
+            best_c, best_d = _best(x, scratch, i + 32, c, c2), _best(x, scratch, i + 48, d, d2)
+            a, a2, moved = _move(x, scratch, i, best_a, a, a2, moved)
+            b, b2, moved = _move(x, scratch, i + 16, best_b, b, b2, moved)
+            c, c2, moved = _move(x, scratch, i + 32, best_c, c, c2, moved)
+            d, d2, moved = _move(x, scratch, i + 48, best_d, d, d2, moved)
         if not lanes.any_lane(moved > 0.0):
             break
     _store_fit(scratch, j, a, a2)
@@ -133,8 +135,17 @@ def _start(x: Lanes, scratch: Lanes, j: int) -> tuple[Lanes, Lanes]:
     return sum_xl, sum_l2
 
 
+def _best(x: Lanes, scratch: Lanes, i: int, sum_xl: Lanes, sum_l2: Lanes) -> Lanes:
+    """F: the optimum of level i given the others."""
+    value, level = lanes.load(x, i), lanes.load(scratch, LEVELS + i)
+    weight = value * value
+    rest_xl = sum_xl - weight * value * level
+    rest_l2 = sum_l2 - weight * level * level
+    return lanes.to_float(clamp(nearest(value * rest_l2 / rest_xl), -4, 3))
+
+
 def _move(
-    x: Lanes, scratch: Lanes, i: int, sum_xl: Lanes, sum_l2: Lanes, moved_before: Lanes
+    x: Lanes, scratch: Lanes, i: int, moved: Lanes, sum_xl: Lanes, sum_l2: Lanes, moved_before: Lanes
 ) -> tuple[Lanes, Lanes, Lanes]:
     """Move level i to its optimum given the others, if that raises the explained square.
 
@@ -144,7 +155,6 @@ def _move(
     weight = value * value
     rest_xl = sum_xl - weight * value * level
     rest_l2 = sum_l2 - weight * level * level
-    moved = lanes.to_float(clamp(nearest(value * rest_l2 / rest_xl), -4, 3))
     new_xl = rest_xl + weight * value * moved
     new_l2 = rest_l2 + weight * moved * moved
     better = (rest_xl > 0.0) & (moved != level) & (new_l2 > 0.0)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gguf_mla.container.reader import GgufFile, GgufTensor, open_gguf
 from gguf_mla.container.values import Kind, Value, array, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 from gguf_mla.errors import InputError
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from gguf_mla.container.reader import GgufFile, GgufTensor
 
     Entry = tuple[NDArray[np.float32], ...]
 
@@ -40,9 +41,8 @@ class Written(Protocol):
         """Write all of it; MachineError when that fails."""
 
 
-def open_gguf_matrix(path: Path) -> Contents:
-    """Return what a matrix in GGUF form holds; InputError where it is not sound."""
-    file = open_gguf(path)
+def contents_of(file: GgufFile, path: Path) -> Contents:
+    """Return what a matrix in GGUF form holds, `file` being opened from `path`; InputError where it is not sound."""
     sums, counts, plain = (_by_suffix(file, suffix) for suffix in (SUMS, COUNTS, PLAIN))
     if file.metadata.get("general.type", "imatrix") != "imatrix" or not sums:
         raise InputError("is a GGUF file, but not an importance matrix", file=path)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import Value, string, u32
 from gguf_mla.container.writer import MAGIC
 from gguf_mla.errors import InputError
@@ -26,7 +27,7 @@ from gguf_mla.files.stamp import stamp
 from gguf_mla.importance.dat import DatParser
 from gguf_mla.importance.entries import DEFAULT_CHUNK_SIZE, Contents, StoredSums, check_values
 from gguf_mla.importance.exact import Exact, Sums
-from gguf_mla.importance.gguf import open_gguf_matrix
+from gguf_mla.importance.gguf import contents_of
 from gguf_mla.importance.names import GROUPED, HEADS, STAND_INS, kind_of, others_for, plain_name
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 BLANK = 16  # columns; the smallest group that shares a scale in any type
 ONES, LAYER_MEAN = "ones", "layer-mean"  # what is taken for the importance of an expert that saw no token
+UNSEEN_KEY = "quantize.imatrix.unseen"  # of a file whose experts got LAYER_MEAN
 RECENT = 4  # tensors kept, so that threads on chunks of the same tensor read it once
 
 
@@ -73,6 +75,11 @@ def read_imatrix(
         {name: entries[name] for name in kept},
         Selection((*include,), (*exclude,), {**stand_ins}, literal, unseen),
     )
+
+
+def as_stored(content: Contents) -> Imatrix:
+    """Return the matrix that one opened file is, names and zeros as llama.cpp takes them."""
+    return Imatrix([content], _merged([content], plain=False), Selection((), (), STAND_INS, literal=True))
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class Imatrix:
         if self.chunk_count:
             values["quantize.imatrix.chunks_count"] = u32(self.chunk_count)
         if self.fills_in:
-            values["quantize.imatrix.unseen"] = string(LAYER_MEAN)
+            values[UNSEEN_KEY] = string(LAYER_MEAN)
         return values
 
     def _entry(self, name: str) -> str | None:
@@ -296,4 +303,5 @@ def _open(path: Path) -> Contents:
     if path.is_dir():
         raise InputError("is a directory, not an importance matrix", file=path)
     file = InputFile(path)
-    return open_gguf_matrix(path) if file.read(0, min(4, file.size)).tobytes() == MAGIC else DatParser(file).parse()
+    is_gguf = file.read(0, min(4, file.size)).tobytes() == MAGIC
+    return contents_of(open_gguf(path), path) if is_gguf else DatParser(file).parse()

@@ -121,7 +121,11 @@ def is_part(path: Path) -> bool:
 
 def open_part(path: Path) -> Part:
     """Open a part; InputError where it is none, or not sound."""
-    file = open_gguf(path)
+    return part_of(open_gguf(path), path)
+
+
+def part_of(file: GgufFile, path: Path) -> Part:
+    """Return the part that `file`, opened from `path`, is; InputError where it is none, or not sound."""
     if file.metadata.get("general.type") != KIND:
         raise InputError("is not a part of an importance matrix", file=path)
     names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]

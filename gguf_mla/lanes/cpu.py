@@ -34,10 +34,12 @@ from gguf_mla.lanes.memory import (
     store,
     write,
 )
+from gguf_mla.lanes.pairs import HALF, odd8, pair_first_least, pair_item, pair_least, pair_run32
 from gguf_mla.lanes.simd import INT32, WIDTH, F, I, LaneType, M, halves, splat
 from gguf_mla.lanes.tables import pick4, pick8, transpose_table
 
 __all__ = [
+    "HALF",
     "WIDTH",
     "any_lane",
     "bits",
@@ -56,6 +58,11 @@ __all__ = [
     "load",
     "lookup",
     "numbers",
+    "odd8",
+    "pair_first_least",
+    "pair_item",
+    "pair_least",
+    "pair_run32",
     "pick4",
     "pick8",
     "put8",

@@ -237,9 +237,14 @@ def run8(typing: Any, data: Any, at: Any) -> Any:  # noqa: ARG001
     return I(data, at), emit
 
 
-def _byte_pointer(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+def table_pointer(context: Any, builder: Any, sig: Any, args: Any, index: Any) -> Any:
+    """Pointer to element `index`, 64 bits wide, of the one-dimensional array args[0]."""
     data, _ = array_data(context, builder, sig.args[0], args[0])
-    return builder.gep(data, [index64(context, builder, sig.args[1], args[1])])
+    return builder.gep(data, [index])
+
+
+def _byte_pointer(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return table_pointer(context, builder, sig, args, index64(context, builder, sig.args[1], args[1]))
 
 
 def _splatter(width: int) -> Any:

@@ -15,6 +15,8 @@ Where a lane carries one value of a block instead, as in `decode_block`, a formu
 
 Where the lanes are candidates for one block's choice, as in `ggtypes.shared.grid`: `pick4` and `pick8` look up a small
 table that one lane has filled, `transpose_table` prepares those tables, `least_lane` and `first_least` → int decide.
+Where two blocks' candidates share the lanes, `HALF` for each, `pair_item`, `pair_run32`, `pair_least` and
+`pair_first_least` do the like; `odd8` → F is what a level stands for.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-WIDTH = 16
+WIDTH, HALF = 16, 8
 Array = Any
 
 
@@ -207,3 +209,28 @@ def least_lane(value: Array) -> int:
 def first_least(value: Array, position: Array) -> int:
     """Return the lowest position among the lanes whose value, F and not negative, is least."""
     return int(position[value == value.min()].min())
+
+
+def odd8(level: Array) -> Array:
+    """F: 2 l + 1 of I's low 3 bits."""
+    return to_float((level & 7) * 2 + 1)
+
+
+def pair_item(values: Array, index: int, lane: int) -> Array:
+    """F: of row `index` lane `lane`'s number in the first half, the next lane's in the second."""
+    return np.repeat(values[index, lane : lane + 2], HALF)
+
+
+def pair_run32(table: Array, first: int, second: int) -> Array:
+    """I: 8 consecutive entries of an int32 table in each half."""
+    return np.concatenate([table[first : first + HALF], table[second : second + HALF]])
+
+
+def pair_least(value: Array) -> tuple[int, int]:
+    """Return, for each half, the first place whose value, F and not negative, is least."""
+    return int(value[:HALF].argmin()), int(value[HALF:].argmin())
+
+
+def pair_first_least(value: Array, position: Array) -> tuple[int, int]:
+    """Return, for each half, the lowest position among the lanes whose value, F and not negative, is least."""
+    return first_least(value[:HALF], position[:HALF]), first_least(value[HALF:], position[HALF:])

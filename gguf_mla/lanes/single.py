@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-WIDTH = 1
+WIDTH = HALF = 1
 
 
 def full(number: float) -> Any:
@@ -178,6 +178,35 @@ def first_least(value: Any, position: Any) -> int:
     """Return the only lane's position."""
     del value
     return int(position)
+
+
+def odd8(level: Any) -> Any:
+    """F: 2 l + 1 of I's low 3 bits."""
+    return np.float32((level & 7) * 2 + 1)
+
+
+def pair_item(values: Any, index: int, lane: int) -> Any:
+    """F: value `index`."""
+    del lane
+    return values[index]
+
+
+def pair_run32(table: Any, first: int, second: int) -> Any:
+    """I: entry `first` of an int32 table."""
+    del second
+    return table[first]
+
+
+def pair_least(value: Any) -> tuple[int, int]:
+    """Return the only place, twice."""
+    del value
+    return 0, 0
+
+
+def pair_first_least(value: Any, position: Any) -> tuple[int, int]:
+    """Return the only position, twice."""
+    del value
+    return int(position), int(position)
 
 
 run8 = splat8 = get8

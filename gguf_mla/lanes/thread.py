@@ -11,12 +11,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.types.containers import UniTuple
 from numba.cuda.extending import intrinsic
 from numba.extending import lower_cast, models, register_model
 
 from gguf_mla.lanes.simd import INT32, LaneType, binary, define_comparisons, define_integers, number_to_lanes, unary
 
-WIDTH = 1
+WIDTH = HALF = 1
 FLOAT, INT64 = ir.FloatType(), ir.IntType(64)
 
 
@@ -254,8 +255,38 @@ def first_least(typing: Any, value: Any, position: Any) -> Any:  # noqa: ARG001
     return types.int32(F, I), lambda _context, _builder, _sig, args: args[1]
 
 
+@intrinsic
+def pair_run32(typing: Any, table: Any, first: Any, second: Any) -> Any:  # noqa: ARG001
+    """I: entry `first` of an int32 table."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, sig.args[0], args[0], sig.args[1], args[1]))
+
+    return I(table, first, second), emit
+
+
+@intrinsic
+def pair_least(typing: Any, value: Any) -> Any:  # noqa: ARG001
+    """Return the only place, twice."""
+    pair = UniTuple(types.int32, 2)
+    return pair(F), lambda context, builder, _sig, _args: context.make_tuple(builder, pair, [INT32(0)] * 2)
+
+
+@intrinsic
+def pair_first_least(typing: Any, value: Any, position: Any) -> Any:  # noqa: ARG001
+    """Return the only position, twice."""
+    pair = UniTuple(types.int32, 2)
+    return pair(F, I), lambda context, builder, _sig, args: context.make_tuple(builder, pair, [args[1]] * 2)
+
+
+def _odd(builder: Any, level: Any) -> Any:
+    low = builder.and_(level, INT32(7))
+    return builder.sitofp(builder.add(builder.add(low, low), INT32(1)), FLOAT)
+
+
+odd8 = _operation(F, I, _odd)
 least_lane = _operation(types.int32, F, lambda b, x: INT32(0))  # noqa: ARG005  # the only lane
-scatter, write, run32 = store, store, lookup
+scatter, write, run32, pair_item = store, store, lookup, item
 pick4, pick8 = _picker(4), _picker(8)
 gather_group4, gather_group8 = _grouped(4), _grouped(8)
 get8, get16, get32 = _reader(1), _reader(2), _reader(4)

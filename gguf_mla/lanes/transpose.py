@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from gguf_mla.lanes.memory import INT64, VALUE_ALIGN, array_data, row_pointer
+from gguf_mla.lanes.memory import INT64, VALUE_ALIGN, array_data, index64, row_pointer
 from gguf_mla.lanes.simd import INT32, WIDTH, F, I
 
 
@@ -166,7 +166,6 @@ run_f32, run_f16, run_bf16 = (
 )
 write_words16, write_words32 = _word_writer(16), _word_writer(32)
 transpose_f32 = _transposer(ir.FloatType(), _widen_f32)
-transpose_f16 = _transposer(ir.IntType(16), _widen_f16)
 transpose_bf16 = _transposer(ir.IntType(16), _widen_bf16)
 
 
@@ -185,3 +184,23 @@ def untranspose(typing: Any, values: Any, row: Any, target: Any, starts: Any, co
         return context.get_dummy_value()
 
     return types.void(values, types.int64, target, starts, types.int64), emit
+
+
+@intrinsic
+def copy_blocks(typing: Any, source: Any, first: Any, target: Any, to: Any, count: Any) -> Any:  # noqa: ARG001
+    """Copy blocks first … first + count of one array of blocks to place `to` in another."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = []
+        for array, place in ((2, 3), (0, 1)):
+            data, whole = array_data(context, builder, sig.args[array], args[array])
+            stride = builder.extract_value(whole.strides, 0)
+            places.append(builder.gep(data, [builder.mul(stride, _wide(context, builder, sig, args, place))]))
+        cgutils.raw_memcpy(builder, *places, _wide(context, builder, sig, args, 4), stride)
+        return context.get_dummy_value()
+
+    return types.void(source, first, target, to, count), emit
+
+
+def _wide(context: Any, builder: Any, sig: Any, args: Any, number: int) -> Any:
+    return index64(context, builder, sig.args[number], args[number])

@@ -61,7 +61,10 @@ def layers(file: GgufFile) -> range:
             expected=f"the architecture {ARCHITECTURE}",
             found=architecture,
         )
-    found = range(count(file, "block_count"))
+    total = count(file, "block_count")
+    own = total - count(file, "nextn_predict_layers", 0)
+    alone = 0 < own < total and "blk.0.attn_norm.weight" not in file.tensors  # multi-token prediction without a model
+    found = range(own if alone else 0, total)
     for layer in found:
         kv_b, k_b, v_b = (name.format(layer=layer) in file.tensors for name in (KV_B, K_B, V_B))
         if not (kv_b or (k_b and v_b)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_mla.container.writer import Foreign, TensorSpec
@@ -150,18 +150,21 @@ class Plan:
             "bytes": self.nbytes,
             "bytes_by_type": self.bytes_by_type(),
             "metadata": {key: _short(value.data) for key, value in self.metadata.items()},
-            "tensors": [asdict(job) | {"parts": _parts(job), "bytes": job.spec.nbytes} for job in self.tensors],
+            "tensors": [_told(job) for job in self.tensors],
             "dropped": dict(self.dropped),
             "warnings": list(self.warnings),
             "substituted": dict(self.substituted),
         }
 
 
-def _parts(job: TensorJob) -> list[dict[str, Any]]:
-    return [
+def _told(job: TensorJob) -> dict[str, Any]:
+    """Return a tensor's fields; `asdict` would copy every part of every expert only to be replaced."""
+    told = {field.name: getattr(job, field.name) for field in fields(job)}
+    parts = [
         {"source": part.source, "start": part.start, "stop": part.stop, "transposed": part.transposed}
         for part in job.parts
     ]
+    return told | {"parts": parts, "foreign": job.foreign and asdict(job.foreign), "bytes": job.spec.nbytes}
 
 
 def _short(data: Any) -> Any:

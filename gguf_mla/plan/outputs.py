@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.splits import SPLIT_KEYS, part_metadata, part_paths
+from gguf_mla.container.writer import lay_out
 from gguf_mla.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.container.values import Value
+    from gguf_mla.container.writer import FileLayout
     from gguf_mla.plan.jobs import Plan, TensorJob
 
 
@@ -23,6 +26,11 @@ class PlannedFile:
     path: Path
     metadata: Mapping[str, Value]
     tensors: tuple[TensorJob, ...]
+
+    @functools.cached_property
+    def layout(self) -> FileLayout:
+        """Where everything lies in it; InputError for what no reader would take."""
+        return lay_out(self.metadata, [job.spec for job in self.tensors])
 
 
 Output = Sequence[PlannedFile]  # one plan's files: a single one, or the parts of a split

@@ -27,7 +27,7 @@ def remarks(names: Iterable[str], metadata: Mapping[str, Value]) -> Iterator[str
 
 
 def _missing(names: list[str], metadata: Mapping[str, Value]) -> Iterator[str]:
-    layers = _layers(metadata)
+    layers = _count(metadata, "block_count")
     held: defaultdict[int, set[str]] = defaultdict(set)
     for name in names:
         layer, rest = split_name(name)
@@ -35,8 +35,11 @@ def _missing(names: list[str], metadata: Mapping[str, Value]) -> Iterator[str]:
             held[layer].add(rest.split(".")[0].split("_")[0])
     if not held or not layers:
         return
-    # Layers of a number that nobody could list are a fault of block_count, and found where it is used.
-    absent = [layer for layer in range(min(layers, 2 * len(names))) if layer not in held]
+    # Layers of a number that nobody could list are a fault of block_count, and found where it is used. A file of
+    # multi-token prediction alone has none of the layers before it.
+    first = layers - _count(metadata, "nextn_predict_layers")
+    begin = first if min(held) == first else 0
+    absent = [layer for layer in range(begin, min(layers, begin + 2 * len(names))) if layer not in held]
     if absent:
         yield (
             f"{len(absent)} of {layers} layers have no tensors, though block_count counts them: "
@@ -48,9 +51,9 @@ def _missing(names: list[str], metadata: Mapping[str, Value]) -> Iterator[str]:
             yield f"{len(lacking)} of {layers} layers have no {words}: {named(map(str, lacking), SHOWN)}."
 
 
-def _layers(metadata: Mapping[str, Value]) -> int:
+def _count(metadata: Mapping[str, Value], key: str) -> int:
     architecture = metadata.get("general.architecture")
-    value = metadata.get(f"{architecture.data}.block_count") if architecture else None
+    value = metadata.get(f"{architecture.data}.{key}") if architecture else None
     return value.data if value is not None and type(value.data) is int else 0
 
 

@@ -71,8 +71,9 @@ def with_scales(jobs: Iterable[TensorJob], sources: Mapping[str, SourceTensor]) 
 
 def scale_sources(jobs: Sequence[TensorJob], sources: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
     """Return the sources of the scales among some jobs."""
-    found = {_beside(job.name): _factors(job, sources) for job in jobs if _beside(job.name) != job.name}
-    return {job.name: Factors(job.name, found[job.name]) for job in jobs if found.get(job.name)}
+    scales = {job.name for job in jobs if job.name.endswith(SUFFIX)}
+    found = {_beside(job.name): _factors(job, sources) for job in jobs if scales and _beside(job.name) != job.name}
+    return {name: Factors(name, found[name]) for name in scales if found.get(name)}
 
 
 def _beside(name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError, MachineError
+from gguf_mla.remote import spool
 from gguf_mla.remote.repository import http
 from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.remote.troubles import Patience, Trouble, asked_seconds
@@ -54,6 +55,21 @@ class Source:
 
         Raises InputError where the hub refuses, MachineError when nothing comes any more and for a file that changed.
         """
+        kept, content, done = spool.USE.spool, self.entry.sha256, 0
+        if kept is None or content is None:
+            self._fetch(offset, view, arrived)
+            return
+        while done < len(view):
+            if count := kept.read(content, offset + done, view[done:]):
+                done += count
+                arrived(done)
+                continue
+            stop = done + kept.gap(content, offset + done, len(view) - done)
+            self._fetch(offset + done, view[done:stop], functools.partial(_further, arrived, done))
+            kept.write(content, offset + done, view[done:stop])
+            done = stop
+
+    def _fetch(self, offset: int, view: memoryview, arrived: Callable[[int], object]) -> None:
         patience, done = Patience(self.name), 0
         while done < len(view):
             try:
@@ -179,6 +195,10 @@ class Source:
         return MachineError(what, file=self.name, expected=expected, found=found or "no ETag", remedy=remedy)
 
 
+def _further(arrived: Callable[[int], object], before: int, count: int) -> None:
+    arrived(before + count)
+
+
 def _pieces(answer: Any, count: int) -> Iterator[bytes]:
     """Yield a body as it comes; Trouble for one that is longer than `count` bytes."""
     left = count
@@ -186,7 +206,7 @@ def _pieces(answer: Any, count: int) -> Iterator[bytes]:
         if len(piece) > left:
             raise Trouble("the answer is longer than it says", wrong=True)
         left -= len(piece)
-        TRAFFIC.came(len(piece))
+        TRAFFIC.passed(len(piece))
         yield piece
 
 

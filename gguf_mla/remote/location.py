@@ -54,6 +54,14 @@ def parse(text: str) -> HubId | None:
     return HubId(found["id"], found["revision"] or "main", found["file"] or "", found["tag"] or "")
 
 
+def owner_and_name(text: str) -> str:
+    """Return OWNER/NAME of a repository that is written to, with or without hf://; InputError for anything else."""
+    found = _ID.fullmatch(text.removeprefix(SCHEME))
+    if found is None or found["id"] != found[0]:
+        raise InputError("is not the id of a repository", file=text, expected="OWNER/NAME")
+    return found["id"]
+
+
 def checkpoint(text: str) -> AnyPath:
     """Return where a checkpoint lies, by its directory or id."""
     found = parse(text)

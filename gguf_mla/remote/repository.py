@@ -45,7 +45,12 @@ class Repository:
     """
 
     def __init__(self, name: str, revision: str) -> None:
-        self.name, self.hub = name, _hub(name)
+        self.name, self.hub = (
+            name,
+            hub_library(
+                "there is no such directory here, and to read it from the hub", name, "Check the path, or install it"
+            ),
+        )
         self.files: Mapping[str, Entry] = {}
         self.offline: Path | None = None
         if self.hub.constants.is_offline_mode():
@@ -185,16 +190,17 @@ def http() -> Any:
         return importlib.import_module("httpx")
 
 
-def _hub(name: str) -> Any:
+def hub_library(what: str, name: str, remedy: str) -> Any:
+    """Return huggingface_hub; InputError where it is not installed, which says what it is wanted for."""
     try:
         hub = importlib.import_module("huggingface_hub")
         http()
     except ImportError as error:
         raise InputError(
-            f"there is no such directory here, and to read it from the hub takes huggingface_hub ({error})",
+            f"{what} takes huggingface_hub ({error})",
             file=name,
-            remedy="Check the path, or install it: pip install 'gguf-mla[hub]'",
+            remedy=f"{remedy}: pip install huggingface_hub",
         ) from None
-    for part in ("constants", "errors", "utils"):
+    for part in ("constants", "errors", "lfs", "utils"):
         importlib.import_module(f"huggingface_hub.{part}")
     return hub

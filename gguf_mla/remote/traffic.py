@@ -27,7 +27,7 @@ class Count(NamedTuple):
 
 
 class Traffic:
-    """The books of all connections of this process; `limit` is how many bytes a second may come."""
+    """The books of all connections of this process; `limit` is how many bytes a second may pass."""
 
     def __init__(self) -> None:
         self.limit: float | None = None
@@ -44,8 +44,8 @@ class Traffic:
         with self._lock:
             self._requests += 1
 
-    def came(self, nbytes: int) -> None:
-        """Count bytes that came, and wait where they came faster than they may."""
+    def passed(self, nbytes: int) -> None:
+        """Count bytes that have passed, and wait where they are faster than they may be."""
         now = time.monotonic()
         with self._lock:
             self._bytes += nbytes
@@ -64,8 +64,12 @@ class Traffic:
             self._waiting += 1
         if seconds >= TOLD_SECONDS:
             by = ", as the server asks" if asked else ""
-            for listener in tuple(self._listeners):
-                listener(f"network: {what}; the next attempt is in {seconds:.0f} s{by}")
+            self.tell(f"network: {what}; the next attempt is in {seconds:.0f} s{by}")
+
+    def tell(self, sentence: str) -> None:
+        """Say something to all who listen."""
+        for listener in tuple(self._listeners):
+            listener(sentence)
 
     def waited(self, seconds: float) -> None:
         """Count a wait that is over."""

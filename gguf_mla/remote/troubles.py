@@ -37,10 +37,13 @@ class Trouble(Exception):  # noqa: N818 - it may pass
 
 
 class Patience:
-    """What is left of it for one piece of work; `name` is the file's, for the error when there is none left."""
+    """What is left of it for one piece of work; `name` is the file's, for the error when there is none left.
 
-    def __init__(self, name: str, seconds: float | None = None) -> None:
-        self._name, self._seconds = name, PATIENCE if seconds is None else seconds
+    failed  what that error says has failed
+    """
+
+    def __init__(self, name: str, seconds: float | None = None, failed: str = "cannot be read") -> None:
+        self._name, self._seconds, self._failed = name, PATIENCE if seconds is None else seconds, failed
         self.renew()
 
     def renew(self) -> None:
@@ -55,7 +58,7 @@ class Patience:
         seconds = self._pause(trouble)
         if self._wrong >= SAME_ANSWERS or time.monotonic() + seconds > self._until:
             raise MachineError(
-                f"cannot be read: {trouble.what}, {self._failures} times in a row",
+                f"{self._failed}: {trouble.what}, {self._failures} times in a row",
                 file=self._name,
                 remedy="Run the same command again once the connection is better; it goes on from where it stopped",
             )
@@ -70,7 +73,7 @@ class Patience:
             return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1)) * random.uniform(0.7, 1.0))  # noqa: S311
         if trouble.asked > LONGEST_ASKED:
             raise MachineError(
-                f"cannot be read: the server asks to wait for {trouble.asked:.0f} seconds",
+                f"{self._failed}: the server asks to wait for {trouble.asked:.0f} seconds",
                 file=self._name,
                 remedy="Run the same command again then; it goes on from where it stopped",
             )

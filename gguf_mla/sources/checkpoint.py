@@ -11,7 +11,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.files.bounds import CONFIG_BYTES, named
 from gguf_mla.sources.folder import Folder, open_folder
 from gguf_mla.sources.formats import format_of
-from gguf_mla.sources.recognise import adapter, recognised
+from gguf_mla.sources.recognise import adapter, other_forms, recognised
 from gguf_mla.sources.recognise.merged import merge
 from gguf_mla.sources.recognise.reading import Choices, Reading, examples
 from gguf_mla.sources.recognise.settings import changed
@@ -107,6 +107,7 @@ def open_partial(source: Folder | AnyPath | str, choices: Choices | None = None)
     choices = choices or Choices()
     names = folder.names()
     adapter.check(folder, names)
+    other_forms.check(folder, names)
     config = _text_config(folder.json("config.json", CONFIG_BYTES))
     if not isinstance(stated := config.get("quantization_config") or {}, dict):
         format_of(stated, folder.path / "config.json")  # which says that nothing reads it

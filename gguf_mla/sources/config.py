@@ -88,6 +88,10 @@ class Config:
         """Return a configuration with other values for some keys."""
         return replace(self, content={**self.content, **values})
 
+    def with_defaults(self, values: Mapping[str, Any]) -> Config:
+        """Return a configuration that says these values where it says nothing."""
+        return self.changed(**{key: value for key, value in values.items() if not self.has(key)})
+
     def refuse(
         self, key: str, expected: object, found: object, why: str = "cannot be used", remedy: str | None = None
     ) -> InputError:

@@ -21,9 +21,12 @@ from gguf_mla.files.guard import check_free, is_known, partial_path
 from gguf_mla.files.output import OutputFile, check_room
 from gguf_mla.files.stamp import Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
+from gguf_mla.stream.books import NoJournal
 from gguf_mla.stream.chunks import parts, placed
+from gguf_mla.stream.delivery import Delivery, Staying
 from gguf_mla.stream.goal import Goal
-from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
+from gguf_mla.stream.identity import identity
+from gguf_mla.stream.journal import Journal, journal_room
 from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
 from gguf_mla.stream.settling import settled
@@ -40,8 +43,9 @@ if TYPE_CHECKING:
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
+    from gguf_mla.stream.books import Books
+    from gguf_mla.stream.delivery import Sink
     from gguf_mla.stream.engine import Engine, Task, Worker
-    from gguf_mla.stream.journal import Books
 
     Progress = Callable[[int], object]
 
@@ -103,6 +107,7 @@ def execute(
     overwrite: bool = False,
     extras: Sequence[Extra] = (),
     outdated: Sequence[Path] = (),
+    sink: Sink | None = None,
 ) -> Result:
     """Write all outputs in one pass; nothing is there under their names unless everything succeeded.
 
@@ -112,31 +117,39 @@ def execute(
     named with them; `outdated` names notes about older outputs, which are removed just before. Only with `overwrite` is
     an older file of the same name replaced. With `resumption`, what a failing machine or an interrupt leaves is kept,
     and the next call goes on from there; without, nothing is left. `books`, where they are given, say what is there
-    already, in the place of a journal.
+    already, in the place of a journal. A `sink` takes each file as it is complete, and publishes all in the end; those
+    that it does not keep here get no name.
 
     Raises InputError for unusable weights, an unfinished run of something else and files in the way, MachineError for a
     full or failing disk, a file that was taken away and an input that has changed meanwhile, RunInterrupted.
     """
     begin, count = time.monotonic(), threads or platform.cores()
-    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite)
+    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite, passing=sink is not None and not sink.keeps)
     with ExitStack() as stack:
         inputs = resumption.inputs if resumption else ()
         watch, tape = Watch(inputs), tape_of(inputs)
         journal = books or _journal(goal, len(outputs), resumption, importance)
         stack.push(journal)
         files = _locked(goal, journal, stack)
-        saver = Saver(files, journal)
+        saver = Saver(files, journal, goal.at_once)
+        delivery = Staying() if sink is None else Delivery(goal, files, saver, journal, sink)
         forgetting = goal.nbytes > platform.physical_memory() // 4
-        worker = (Witness if books else TensorWorker)(sources, importance, files, device, forgetting=forgetting)
+        kind = Witness if books else TensorWorker
+        worker = delivery.worker(kind(sources, importance, files, device, forgetting=forgetting))
         with settled(files, journal, lambda: RunInterrupted(journal.nbytes, goal.nbytes)):
             _prepare(files, goal, journal)
-            queue = claimed(arranged(parts(placed(outputs, goal.layouts)), sources, tape), journal)
-            run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
-            streamed = time.monotonic()
-            saver.save()
-            _complete(files, goal.extras)
-            watch.check()
-            _commit(files, goal, journal)
+            with delivery:
+                queue = claimed(arranged(parts(placed(outputs, goal.layouts)), sources, tape, delivery.group), journal)
+                tasks = delivery.watched(announced(queue, tape, worker.expect))
+                run(engine_of(count), tasks, worker, saver, delivery, progress)
+                streamed = time.monotonic()
+                saver.save()
+                delivery.wait()
+                _complete(files, goal, delivery)
+                delivery.wait()
+                watch.check()
+                delivery.publish()
+            _end(files, goal, journal, delivery)
     return Result(
         paths=tuple(file.path for file in goal.planned),
         nbytes=goal.nbytes,
@@ -174,7 +187,7 @@ def _prepare(files: Sequence[OutputFile], goal: Goal, journal: Books) -> None:
             file.clear()
     for path in goal.outdated:
         _remove_draft(path, files, journal)
-    check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)))
+    check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)), at_once=goal.at_once)
     journal.begin({file.final: file.inode() for file in files})
     for file, layout in zip(files, goal.layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
@@ -197,27 +210,43 @@ def claimed(queue: Iterable[Task], journal: Books) -> Iterator[Task]:
         yield task if sums is None else replace(task, claimed=sums)
 
 
-def run(engine: Engine, queue: Iterable[Task], worker: Worker, saver: Saver, progress: Progress) -> None:
+def run(
+    engine: Engine,
+    queue: Iterable[Task],
+    worker: Worker,
+    saver: Saver,
+    delivery: Delivery | Staying,
+    progress: Progress,
+) -> None:
     """Have all tasks done, reporting from this thread."""
     dones = engine.run(queue, worker)
     with saver:
         try:
             for done in dones:
                 saver.note(done)
+                delivery.note(done)
                 progress(done.nbytes)
         except BaseException as error:
             dones.throw(error)  # the engine ends its workers, and raises it again
 
 
-def _complete(files: Sequence[OutputFile], extras: Sequence[Extra]) -> None:
+def _complete(files: Sequence[OutputFile], goal: Goal, delivery: Delivery | Staying) -> None:
     """Bring all files to the disk, those last that are made of the others."""
-    outputs = len(files) - len(extras)
-    for file in files[:outputs]:
+    outputs = len(goal.planned)
+    for file in files[:outputs] if delivery.stay else ():
         file.finish()
-    for extra, file in zip(extras, files[outputs:], strict=True):
+    for extra, file in zip(goal.extras, files[outputs:], strict=True):
         file.clear()
         extra.write(file)
         file.finish()
+    delivery.complete(range(outputs, len(files)))
+
+
+def _end(files: Sequence[OutputFile], goal: Goal, journal: Books, delivery: Delivery | Staying) -> None:
+    """Name the files that stay, and forget how they were made."""
+    if delivery.stay:
+        _commit(files, goal, journal)
+    journal.remove()
 
 
 def _commit(files: Sequence[OutputFile], goal: Goal, journal: Books) -> None:
@@ -231,4 +260,3 @@ def _commit(files: Sequence[OutputFile], goal: Goal, journal: Books) -> None:
     for file in files:
         file.overwrite = file.overwrite and file.final not in goal.outdated  # their names are free now
         file.commit()
-    journal.remove()

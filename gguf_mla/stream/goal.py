@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
-from gguf_mla.container.writer import lay_out
 from gguf_mla.files import checksums
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Goal:
     extras     what is written beside them when they are complete
     outdated   notes about older outputs, which go
     overwrite  whether an older file of an output's name is replaced
+    places     which file of its output each GGUF file is, from 0
+    passing    whether files go when they are complete, so that of an output two are there at most
     """
 
     planned: Sequence[PlannedFile]
@@ -32,6 +34,8 @@ class Goal:
     extras: Sequence[Extra]
     outdated: Sequence[Path]
     overwrite: bool
+    places: Sequence[int] = ()
+    passing: bool = False
 
     @classmethod
     def of(
@@ -41,11 +45,12 @@ class Goal:
         outdated: Sequence[Path] = (),
         *,
         overwrite: bool = False,
+        passing: bool = False,
     ) -> Self:
         """Lay out every file of the outputs."""
         planned = [file for output in outputs for file in output]
-        layouts = [lay_out(file.metadata, [job.spec for job in file.tensors]) for file in planned]
-        return cls(planned, layouts, extras, outdated, overwrite)
+        places = [place for output in outputs for place in range(len(output))]
+        return cls(planned, [file.layout for file in planned], extras, outdated, overwrite, places, passing)
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +62,17 @@ class Goal:
         """Every file with its size, the extras last."""
         files = [(file.path, layout.size) for file, layout in zip(self.planned, self.layouts, strict=True)]
         return files + [(extra.path, extra.size) for extra in self.extras]
+
+    @property
+    def at_once(self) -> int | None:
+        """Bytes that the files take at the same time, at most; None where all are there in the end."""
+        if not self.passing:
+            return None
+        starts = [number for number, place in enumerate(self.places) if place == 0]
+        ends = [*starts[1:], len(self.places)]
+        outputs = [[layout.size for layout in self.layouts[start:end]] for start, end in zip(starts, ends, strict=True)]
+        most = sum(max((a + b for a, b in pairwise(sizes)), default=sizes[0]) for sizes in outputs)
+        return most + sum(extra.size for extra in self.extras)
 
     def may_replace(self, path: Path) -> bool:
         """Whether what is there may go: a note about an older output always, another file with `overwrite`."""

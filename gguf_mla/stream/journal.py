@@ -9,14 +9,11 @@ the files get their names, says what tells each from any other file: a rerun tak
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from array import array
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
-
-import numpy as np
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
@@ -25,156 +22,23 @@ from gguf_mla.files.input import open_regular
 from gguf_mla.files.locked import ELSEWHERE
 from gguf_mla.files.output import NOTHING, TakenAwayError
 from gguf_mla.files.records import Reading, Records
-from gguf_mla.files.stamp import ChangedError, stamp
-from gguf_mla.stream import chunks
-from gguf_mla.version import __version__
+from gguf_mla.files.stamp import ChangedError
+from gguf_mla.stream.books import Claims
+from gguf_mla.stream.identity import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.guard import Mark
-    from gguf_mla.files.readable import AnyPath
-    from gguf_mla.plan.jobs import Importance
-    from gguf_mla.plan.outputs import PlannedFile
-    from gguf_mla.stream.engine import Done, Sums
+    from gguf_mla.stream.engine import Done
+    from gguf_mla.stream.identity import Identity
 
 SUFFIX = ".journal"
 PROGRAM = "gguf-mla"
 BEGIN = json.dumps({"program": PROGRAM}).encode()[:-1]  # of every journal of ours
-FILES, MADE_OF, FINISHED = "files", "made-of", "finished"  # lines that are not about a task: a word, JSON
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a run is made of: equal identities make equal bytes.
-
-    version     of this package
-    plan        a digest of all heads and of how each tensor is made
-    inputs      the stamps of the files that are read
-    importance  a digest of what decides the importance weights
-    """
-
-    version: str
-    plan: str
-    inputs: list[list[Any]]
-    importance: str
-
-
-def identity(
-    planned: Sequence[PlannedFile], layouts: Sequence[FileLayout], inputs: Iterable[AnyPath], importance: Importance
-) -> Identity:
-    """Return the identity of a run that writes these files from these inputs; InputError for an unreadable input."""
-    digest = hashlib.sha256(str(chunks.CHUNK_VALUES).encode())
-    for file, layout in zip(planned, layouts, strict=True):
-        digest.update(file.path.name.encode() + b"\0" + layout.head)
-        for job in file.tensors:
-            digest.update(repr(replace(job, reason="")).encode())  # the reason decides no byte
-    weights = hashlib.sha256(json.dumps(importance.identity, sort_keys=True).encode())
-    return Identity(__version__, digest.hexdigest(), [stamp(path) for path in inputs], weights.hexdigest())
-
-
-class Claims:
-    """Checksums by task number, in twelve bytes each: a large model has a million tasks.
-
-    `nbytes` is how many bytes the tasks have together.
-    """
-
-    def __init__(self, lines: Iterable[str] = (), outputs: int = 1) -> None:
-        numbers, sums = array("Q"), array("L")
-        self.nbytes = 0
-        for line in lines:
-            number, nbytes, *values = line.split()
-            numbers.append(int(number))
-            sums.extend(int(value, 16) for value in values)
-            self.nbytes += int(nbytes)
-        found = np.array(numbers, np.uint64)
-        order = np.argsort(found, kind="stable")
-        self._numbers = found[order]
-        self._sums = np.array(sums, np.uint32).reshape(-1, outputs)[order]
-
-    def of(self, number: int) -> Sums | None:
-        """Return the checksums of a task, the last that were noted; None if it is not known."""
-        at = int(np.searchsorted(self._numbers, np.uint64(number), side="right")) - 1
-        if at < 0 or self._numbers[at] != number:
-            return None
-        return tuple(map(int, self._sums[at]))
-
-
-class Books(Protocol):
-    """What is known of a run's tasks that were done before, and is noted of those that are done now.
-
-    claims  checksums of what is there already
-    nbytes  how many bytes that are
-    """
-
-    @property
-    def claims(self) -> Claims: ...  # noqa: D102 - above
-
-    @property
-    def nbytes(self) -> int: ...  # noqa: D102 - above
-
-    def known_of(self, path: Path) -> Mapping[str, int]:
-        """Return the inode of the unfinished file of an output by its name, as OutputFile takes it."""
-
-    def take_back(self) -> None:
-        """Give files their unfinished names again where a run was stopped between naming the first and the last."""
-
-    def begin(self, files: Mapping[Path, int], /) -> None:
-        """Note that the work begins, and the inodes of the unfinished files, by output."""
-
-    def record(self, written: Sequence[Done], /) -> None:
-        """Note tasks whose bytes are on the disk."""
-
-    def finish(self, marks: Mapping[Path, Mark], /) -> None:
-        """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
-
-    def keeps(self, error: BaseException, /) -> bool:
-        """Whether what was written is kept when this has ended the run."""
-
-    def remove(self) -> None:
-        """Forget everything."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class NoJournal:
-    """The journal of a run that is not to be continued: it knows nothing and notes nothing."""
-
-    claims = Claims()
-    nbytes = 0
-
-    def known_of(self, _: Path) -> Mapping[str, int]:
-        """Nothing is known."""
-        return NOTHING
-
-    def take_back(self) -> None:
-        """Nothing was named."""
-
-    def begin(self, files: Mapping[Path, int]) -> None:
-        """Note nothing."""
-
-    def record(self, written: Sequence[Done]) -> None:
-        """Note nothing."""
-
-    def finish(self, marks: Mapping[Path, Mark]) -> None:
-        """Note nothing."""
-
-    def keeps(self, _: BaseException) -> bool:
-        """Keep nothing: nobody could go on with it."""
-        return False
-
-    def remove(self) -> None:
-        """There is nothing to delete."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """There is nothing to close."""
+# Lines that are not about a task: a word, JSON. Those about deliveries add up, of the others the last counts.
+FILES, MADE_OF, FINISHED, DELIVERED = "files", "made-of", "finished", "delivered"
 
 
 class Journal:
@@ -185,8 +49,9 @@ class Journal:
     outputs  how many types are written
     fresh    whether what an earlier run has noted counts for nothing
 
-    claims   what an earlier run has left
-    nbytes   how many bytes are on the disk by now
+    claims     what an earlier run has left
+    nbytes     how many bytes are on the disk by now
+    delivered  the files that a sink took in an earlier run: its receipts by its names for them
 
     Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
     something else. Nothing is changed until `begin`.
@@ -195,6 +60,7 @@ class Journal:
     def __init__(self, out: Path, stated: Identity, names: Sequence[str], outputs: int, *, fresh: bool = False) -> None:
         self._out, self._stated, self._names = out, stated, names
         self._records = Records(journal_path(out))
+        self._lock = threading.Lock()  # those who write files and those who deliver them note what they did
         try:
             self._open(outputs, fresh=fresh)
         except BaseException:
@@ -206,6 +72,7 @@ class Journal:
         self._known = {name: inode for name, inode in past.files.items() if name in self._names}
         self._goes_on = past.made_of is not None and not fresh
         self.claims = past.claims if self._goes_on else Claims()
+        self.delivered: Mapping[str, Mapping[str, Any]] = past.delivered if self._goes_on else {}
         self._marks, self._end = past.finished if self._goes_on else {}, past.end
         self.nbytes = self.claims.nbytes
 
@@ -233,10 +100,15 @@ class Journal:
 
     def record(self, written: Sequence[Done]) -> None:
         """Note tasks whose bytes are on the disk."""
-        self._records.append(
-            f"{done.number} {done.nbytes} {' '.join(f'{value:08x}' for value in done.sums)}" for done in written
-        )
-        self.nbytes += sum(done.nbytes for done in written)
+        lines = [f"{done.number} {done.nbytes} {' '.join(f'{value:08x}' for value in done.sums)}" for done in written]
+        with self._lock:
+            self._records.append(lines)
+            self.nbytes += sum(done.nbytes for done in written)
+
+    def deliver(self, name: str, receipt: Mapping[str, Any]) -> None:
+        """Note that a sink has a file."""
+        with self._lock:
+            self._records.append([f"{DELIVERED} {json.dumps({name: receipt})}"])
 
     def finish(self, marks: Mapping[Path, Mark]) -> None:
         """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
@@ -266,6 +138,7 @@ class _Past:
     made_of   what the run was made of
     claims    the tasks it had done
     finished  the marks of the files that it was about to name
+    delivered the receipts of a sink, by its names for files
     end       of what is sound
     """
 
@@ -281,6 +154,7 @@ class _Past:
         self.files: Mapping[str, int] = self._notes[FILES]
         self.made_of = self._notes.get(MADE_OF)
         self.finished: Mapping[str, Mark] = self._notes.get(FINISHED, {})
+        self.delivered: Mapping[str, Mapping[str, Any]] = self._notes.get(DELIVERED, {})
         self.end = lines.end
 
     def _tasks(self, lines: Iterable[str]) -> Iterator[str]:
@@ -288,8 +162,9 @@ class _Past:
         for line in lines:
             if (note := _note(line)) is None:
                 yield line
-            else:
-                self._notes[note[0]] = note[1]
+                continue
+            word, said = note
+            self._notes[word] = self._notes.get(word, {}) | said if word == DELIVERED else said
 
 
 def _past(out: Path, stated: Identity, outputs: int, *, fresh: bool) -> _Past:
@@ -310,11 +185,14 @@ class Foreseen:
     marks: Mapping[str, Mark]
 
 
-def foreseen(out: Path, stated: Identity, outputs: int, *, fresh: bool) -> Foreseen:
-    """Return what a run would find, and change nothing; raises what opening its `Journal` would."""
+def foreseen(out: Path, stated: Callable[[], Identity], outputs: int, *, fresh: bool) -> Foreseen:
+    """Return what a run would find, and change nothing; raises what opening its `Journal` would.
+
+    `stated` gives the run's identity; without a journal nobody asks for it, and it takes a large model half a second.
+    """
     if mark_of(journal_path(out)) is None:
         return Foreseen({}, {})
-    past = _past(out, stated, outputs, fresh=fresh)
+    past = _past(out, stated(), outputs, fresh=fresh)
     return Foreseen(past.files, {} if fresh else past.finished)
 
 
@@ -371,7 +249,7 @@ def _reading(path: Path, outputs: int) -> Reading:
 def _note(line: str) -> tuple[str, dict[str, Any]] | None:
     """Return the word and the object of a line that is not about a task; None for another line."""
     word, _, text = line.partition(" ")
-    if word not in (FILES, MADE_OF, FINISHED):
+    if word not in (FILES, MADE_OF, FINISHED, DELIVERED):
         return None
     try:
         said = json.loads(text)
@@ -388,19 +266,3 @@ def _compare(path: Path, found: Mapping[str, Any], stated: Identity) -> None:
             file=path,
             remedy="Give --no-resume to throw it away and start over, or finish it with the command that began it",
         )
-
-
-def difference(found: Mapping[str, Any], stated: Identity) -> str | None:
-    """Return in what a run differs from one that is made of `found`, in words that go on after "begun"."""
-    inputs = found.get("inputs")
-    if found.get("version") != stated.version:
-        return f"by another version of gguf-mla ({found.get('version')})"
-    if found.get("plan") != stated.plan:
-        return "with other options or another configuration"
-    if inputs != stated.inputs:
-        known = inputs if isinstance(inputs, list) else []
-        changed = next((entry[0] for entry in stated.inputs if entry not in known), "one")
-        return f"from other inputs, {changed} has changed since"
-    if found.get("importance") != stated.importance:
-        return "with other importance: which files, and what is included, excluded or stands in"
-    return None

@@ -23,16 +23,24 @@ def tape_of(inputs: Iterable[AnyPath]) -> Tape | None:
     return next((path.tape for path in inputs if isinstance(path, Elsewhere)), None)
 
 
-def arranged(parts: Iterable[PlacedPart], sources: Mapping[str, SourceTensor], tape: Tape | None) -> Iterator[Task]:
-    """Yield all tasks of some parts in the order of the output, or of the files of a tape; each has the same number."""
+def arranged(
+    parts: Iterable[PlacedPart],
+    sources: Mapping[str, SourceTensor],
+    tape: Tape | None,
+    group: Callable[[PlacedPart], tuple[int, ...]] = lambda _: (),
+) -> Iterator[Task]:
+    """Yield all tasks of some parts in the order of the output, or of the files of a tape; each has the same number.
+
+    What is of one `group` comes together, in the order of the groups.
+    """
     if tape is None:
         for placed in parts:
             yield from placed.tasks()
         return
 
-    def place(placed: PlacedPart) -> tuple[int, int]:
+    def place(placed: PlacedPart) -> tuple[tuple[int, ...], int, int]:
         part = placed.part
-        return tape.place(lambda: sources[part.source].will_read(part.start, part.stop))
+        return group(placed), *tape.place(lambda: sources[part.source].will_read(part.start, part.stop))
 
     for placed in sorted(parts, key=place):
         yield from placed.tasks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gguf_mla.files import platform
@@ -12,7 +13,8 @@ from gguf_mla.files.locked import check_ours, impossible
 from gguf_mla.files.output import check_known, no_room, unwritable
 from gguf_mla.files.platform import free_bytes
 from gguf_mla.stream.goal import Goal
-from gguf_mla.stream.journal import foreseen, identity, is_named_by, journal_path, journal_room
+from gguf_mla.stream.identity import identity
+from gguf_mla.stream.journal import foreseen, is_named_by, journal_path, journal_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_mla.files.output import Extra
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
+    from gguf_mla.stream.delivery import Sink
     from gguf_mla.stream.execute import Resumption
 
 
@@ -32,17 +35,18 @@ def rehearse(
     overwrite: bool,
     extras: Sequence[Extra],
     outdated: Sequence[Path],
+    sink: Sink | None = None,
 ) -> list[str]:
     """Raise what `execute` would raise before it writes, with the same arguments, and return what room it would lack.
 
     InputError for an unfinished run of something else, and for names that are taken. Room is not judged: a plan may be
     made on another machine than the run. What only reading the weights shows is not found here.
     """
-    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite)
+    goal = Goal.of(outputs, extras, outdated, overwrite=overwrite, passing=sink is not None and not sink.keeps)
     out = goal.planned[0].path
     if os.path.lexists(journal_path(out)):
         check_ours(journal_path(out), journal_path(out).lstat())
-    stated = identity(goal.planned, goal.layouts, resumption.inputs, importance)
+    stated = partial(identity, goal.planned, goal.layouts, resumption.inputs, importance)
     past = foreseen(out, stated, len(outputs), fresh=resumption.fresh)
     for path, _ in goal.sizes:
         if not is_named_by(past.marks, path):
@@ -76,7 +80,8 @@ def _taken(path: Path, known: Mapping[str, int]) -> int:
 def _lacking(goal: Goal, taken: int) -> Iterator[str]:
     """Yield the errors of a run that would lack room, as sentences."""
     directory = parent_of(goal.planned[0].path)
-    needed = sum(size for _, size in goal.sizes) + journal_room(goal.nbytes) - taken
+    most = sum(size for _, size in goal.sizes) if goal.at_once is None else goal.at_once
+    needed = most + journal_room(goal.nbytes) - taken
     if needed > free_bytes(directory):
         yield str(no_room(directory, needed))
     limit = platform.file_limit()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gguf_mla.files.output import OutputFile
+    from gguf_mla.stream.books import Books
     from gguf_mla.stream.engine import Done
-    from gguf_mla.stream.journal import Books
 
 START_BYTES = 512 << 20  # written bytes after which the disk is started, so that a sync has little left to wait for
 SAVE_SECONDS = 20.0  # the work that a kill can cost; writers are slower during a sync, so it is not done all the time
@@ -24,14 +24,17 @@ SAVE_SECONDS = 20.0  # the work that a kill can cost; writers are slower during 
 class Saver:
     """Keeps count of a run; as a context, saves from a thread of its own while the others compute.
 
+    at_once     bytes that the files take at the same time, at most; None where all are there in the end
+
     done        bytes that were written or taken over
     taken_over  bytes that an earlier run had written
     seconds     by stage of the work, all workers together
     remarks     what reading has shown, by task
     """
 
-    def __init__(self, files: Sequence[OutputFile], journal: Books) -> None:
-        self._files, self._journal = files, journal
+    def __init__(self, files: Sequence[OutputFile], journal: Books, at_once: int | None = None) -> None:
+        self._files, self._journal, self._at_once = [*files], journal, at_once
+        self._disk = threading.RLock()  # of the files, which may go
         self._wake = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._guarded, daemon=True)
@@ -60,12 +63,20 @@ class Saver:
 
     def save(self) -> None:
         """Bring what was noted to the disk and say so in the journal; MachineError if the rest will not fit."""
-        with self._wake:
-            batch, self._unsaved = self._unsaved, []
-        for file in self._files:
-            file.sync()
-        self._journal.record(batch)
-        check_room(self._files, max(self.done, self._journal.nbytes))
+        with self._disk:
+            with self._wake:
+                batch, self._unsaved = self._unsaved, []
+            for file in self._files:
+                file.sync()
+            self._journal.record(batch)
+            if self._files:
+                check_room(self._files, max(self.done, self._journal.nbytes), at_once=self._at_once)
+
+    def let_go(self, file: OutputFile) -> None:
+        """Discard a file whose content is elsewhere for good."""
+        with self._disk:
+            self._files.remove(file)
+            file.discard()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -92,8 +103,9 @@ class Saver:
             with self._wake:
                 self._wake.wait_for(self._has_news, max(0.0, due - time.monotonic()))
                 self._started = self.done
-            for file in () if self._stop.is_set() else self._files:
-                file.start_sync()
+            with self._disk:
+                for file in () if self._stop.is_set() else self._files:
+                    file.start_sync()
             if time.monotonic() >= due and not self._stop.is_set():
                 self.save()
                 due = time.monotonic() + SAVE_SECONDS

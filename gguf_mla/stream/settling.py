@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from gguf_mla.files.output import OutputFile
-    from gguf_mla.stream.journal import Books
+    from gguf_mla.stream.books import Books
 
 
 @contextmanager

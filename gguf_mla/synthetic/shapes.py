@@ -76,6 +76,10 @@ _GLM_DSA = {key: value for key, value in _V32.items() if key != "quantization_co
     "num_key_value_heads": 64, "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "index_n_heads": 32,
     "max_position_embeddings": 202752, "rms_norm_eps": 1e-5, "rope_theta": 1000000, "rope_scaling": None,
 }  # fmt: skip
+_GLM_52 = _GLM_DSA | {
+    "indexer_types": ["full" if layer < 3 or layer % 4 == 2 else "shared" for layer in range(78)],
+    "max_position_embeddings": 1048576,
+}
 _INT4: dict[str, Any] = {
     "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
     "kv_cache_scheme": None,
@@ -126,6 +130,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v3": _V3,
     "deepseek-v3.2": _V32,
     "glm-5": _GLM_DSA,
+    "glm-5.2": _GLM_52,
     "kimi-k2-thinking": _KIMI_K2,
     "deepseek-v4-flash": _V4_FLASH,
     "deepseek-v4-pro": _V4_PRO,
@@ -136,6 +141,7 @@ FAMILIES = {
     "v3": "deepseek-v3",
     "v32": "deepseek-v3.2",
     "glm-dsa": "glm-5",
+    "glm-5.2": "glm-5.2",
     "kimi-k2": "kimi-k2-thinking",
     "v4": "deepseek-v4-flash",
 }
@@ -145,6 +151,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the weights of a model by their names in a checkpoint."""
     checked = Config(config, Path("config.json"))
     family = family_of(checked)
+    checked = checked.with_defaults(family.unsaid)
     return source_shapes(family, checked, family.layers_in(checked, prediction.stated(checked)))
 
 
@@ -158,13 +165,13 @@ def reduced(config: Mapping[str, Any], fraction: float) -> dict[str, Any]:
 
     One dense layer stays; without multi-token prediction.
     """
-    base = dict(config) | {"first_k_dense_replace": 1, "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+    plain = dict(config) | {"first_k_dense_replace": 1, "num_nextn_predict_layers": 0}
     groups, one = config.get("n_group", 1), 3 * config["hidden_size"] * config["moe_intermediate_size"]
-    rest = parameters(base | {"n_routed_experts": groups}) - groups * one
+    rest = parameters(_cut(plain, 2) | {"n_routed_experts": groups}) - groups * one
     experts = max(groups, (fraction * parameters(config) - rest) / one)
     layers = math.ceil(experts / config["n_routed_experts"])
     in_groups = max(1, round(experts / layers / groups)) * groups
-    return base | {"num_hidden_layers": 1 + layers, "n_routed_experts": min(in_groups, config["n_routed_experts"])}
+    return _cut(plain, 1 + layers) | {"n_routed_experts": min(in_groups, config["n_routed_experts"])}
 
 
 def sized(config: Mapping[str, Any], size: int, vocabulary: int) -> dict[str, Any]:
@@ -190,15 +197,20 @@ def sized(config: Mapping[str, Any], size: int, vocabulary: int) -> dict[str, An
 def _small(config: Mapping[str, Any], width: int, expert_rows: int, vocabulary: int) -> dict[str, Any]:
     if "compress_ratios" in config:
         return _small_v4(config, width, expert_rows, vocabulary)
-    grouped = config["n_group"] > 1
     heads = width // 128
-    return dict(config) | {
+    grouped = config["n_group"] > 1
+    return _cut(config, 4) | {
         "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width,
-        "moe_intermediate_size": expert_rows, "num_hidden_layers": 4, "first_k_dense_replace": 1,
-        "num_attention_heads": heads, "num_key_value_heads": heads,
-        "q_lora_rank": config["q_lora_rank"] and width // 2, "n_routed_experts": 16, "num_experts_per_tok": 4,
-        "n_group": 4 if grouped else 1, "topk_group": 2 if grouped else 1,
+        "moe_intermediate_size": expert_rows, "first_k_dense_replace": 1, "num_attention_heads": heads,
+        "num_key_value_heads": heads, "q_lora_rank": config["q_lora_rank"] and width // 2, "n_routed_experts": 16,
+        "num_experts_per_tok": 4, "n_group": 4 if grouped else 1, "topk_group": 2 if grouped else 1,
     }  # fmt: skip
+
+
+def _cut(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Return a configuration of the first layers only."""
+    listed = {"indexer_types": config["indexer_types"][:layers]} if "indexer_types" in config else {}
+    return dict(config) | {"num_hidden_layers": layers} | listed
 
 
 def _small_v4(config: Mapping[str, Any], width: int, expert_rows: int, vocabulary: int) -> dict[str, Any]:

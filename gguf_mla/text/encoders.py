@@ -57,7 +57,7 @@ def _encoder(build: Callable[[], Tokenizer], file: PurePath, *, special: bool) -
     def encode(text: str) -> Sequence[int]:
         if not installed():
             raise InputError(
-                "reading a text needs the package tokenizers", remedy="pip install 'gguf-mla[verify]', or give --tokens"
+                "reading a text needs the package tokenizers", remedy="pip install tokenizers, or give --tokens"
             )
         try:
             tokenizer = once()

@@ -64,6 +64,13 @@ SPLITTINGS = {
         ("gpt-4o", "llama4", "kanana2", "minimax-m2"),
         Splitting((rf"{_UPPER_LOWER}{_CONTRACTIONS}?|{_UPPERS}{_CONTRACTIONS}?" + r"|\p{N}{1,3}" + _PATHS,)),
     ),
+    "youtu": Splitting(
+        (
+            "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+",
+            rf"{_UPPER_LOWER}{_CONTRACTIONS}?|{_UPPERS}{_CONTRACTIONS}?" + r"|\p{N}" + _PATHS,
+        ),
+        whole=True,
+    ),
     "tekken": Splitting((rf"{_UPPER_LOWER}|{_UPPERS}" + r"|\p{N}" + _PATHS,), whole=True),
     "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }

@@ -7,7 +7,7 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli import numbers
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import DEVICE, EITHER, PATH, PREFIX, SET, SMALL, THREADS, WEIGHTS
+from gguf_mla.cli.options import DEVICE, EITHER, PATH, PREFIX, SET, SMALL, SPOOL, THREADS, WEIGHTS
 
 OVERWRITE = Option(["--overwrite"], is_flag=True, help="Replace an output that exists.")
 JSON = Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON.")
@@ -53,6 +53,7 @@ make = Command(
     Option(["--weights"], **WEIGHTS),
     Option(["--prefix"], **PREFIX),
     Option(["--set", "set_keys"], **SET),
+    Option(["--spool"], expose_value=False, **SPOOL),
     Option(["--threads"], **THREADS),
     Option(["--device"], default="cpu", **DEVICE),
     OVERWRITE,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_mla.cli.page import BAD, cell, document, report, section
+from gguf_mla.cli.page import BAD, cell, document, report, safe, section, shade, wide
+from gguf_mla.cli.page import table as html_table
 from gguf_mla.cli.table import table
 from gguf_mla.importance.names import kind_of
 from gguf_mla.layout.names import split_name
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 EXPERTS = ("ffn_down_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps")  # any of a layer tells
 LIMITS = (1, 100, 1000)  # tokens below which an expert counts as not seen, hardly seen, little seen
 SHADES = "·░▒▓█"  # none, below 100, below 1000, below 10000, more
+MEANINGS = ("no token", "below 100", "below 1000", "below 10000", "more")
+HEADER = ("layer", "experts", "none", "< 100", "< 1000", "least", "median", "most")
 WIDE = 128  # experts in a line of the picture
+ROOMY = 32  # experts in a layer whose cells may be large
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,11 @@ def summary(covered: Coverage) -> str:
 
 def text(covered: Coverage) -> str:
     """Return the table and the picture."""
-    header = ("layer", "experts", "none", "< 100", "< 1000", "least", "median", "most")
     rows = [(layer, *row) for layer, row in _rows(covered).items()]
-    meaning = zip(SHADES, ("no token", "below 100", "below 1000", "below 10000", "more"), strict=True)
+    meaning = zip(SHADES, MEANINGS, strict=True)
     legend = "A line for every layer, a sign for every expert: " + ", ".join(f"{sign} {what}" for sign, what in meaning)
     picture = "\n".join(f"{layer:>3} {line}" for layer, line in _lines(covered))
-    return "\n".join([summary(covered), "", table(header, rows, right=",".join(header)), "", legend, picture])
+    return "\n".join([summary(covered), "", table(HEADER, rows, right=",".join(HEADER)), "", legend, picture])
 
 
 def _rows(covered: Coverage) -> dict[int, tuple[int, ...]]:
@@ -125,21 +128,33 @@ def as_data(covered: Coverage) -> dict[str, Any]:
 def write_page(path: Path, covered: Coverage, name: str, inputs: Iterable[Path]) -> None:
     """Write the picture as a page; an older page of this program is replaced, no other file."""
     with report(path, "imatrix", inputs) as write:
-        write(document("imatrix", f"Experts of {name}", _sections(covered)))
+        write(document("imatrix", f"Experts of {name}", _sections(covered, name)))
 
 
-def _sections(covered: Coverage) -> Iterable[str]:
-    yield f'<p class="soft">{summary(covered)}.</p>'
-    rows = []
+def _sections(covered: Coverage, name: str) -> Iterable[str]:
+    yield f'<h1>Experts of {safe(name)}</h1><p class="soft">{summary(covered)}.</p>'
+    yield section("By layer", html_table(HEADER, [(layer, *row) for layer, row in _rows(covered).items()]))
+    rows = ["<tr><th>layer</th></tr>"]
     for layer, counts in covered.layers.items():
         cells = "".join(_cell(layer, expert, int(count)) for expert, count in enumerate(counts))
         rows.append(f"<tr><td>{layer}</td>{cells}</tr>")
-    note = '<p class="soft">A line for every layer, a cell for every expert. The darker, the more tokens it saw.</p>'
-    yield section("Tokens by expert", f'{note}<div class="scroll"><table class="map">{"".join(rows)}</table></div>')
+    note = '<p class="soft">A line for every layer, a cell for every expert; point at one for its tokens.</p>'
+    kind = "map many" if any(counts.size > ROOMY for counts in covered.layers.values()) else "map"
+    yield section("Tokens by expert", note + _key() + wide(f'<table class="{kind}">{"".join(rows)}</table>'))
+
+
+def _key() -> str:
+    """Return which colour is which number of tokens."""
+    return "".join(
+        f'<p class="swatch"><span style="{shade(*_colour(grade))}"></span>{meaning}</p>'
+        for grade, meaning in enumerate(MEANINGS)
+    )
 
 
 def _cell(layer: int, expert: int, count: int) -> str:
     title = f"layer {layer}, expert {expert}: {count} tokens"
-    if count == 0:
-        return cell(title, BAD, 1.0)
-    return cell(title, "var(--c0)", grades(np.array([count], np.float64))[0] / 4)
+    return cell(title, *_colour(grades(np.array([count], np.float64))[0]))
+
+
+def _colour(grade: int) -> tuple[str, float]:
+    return ("var(--c0)", grade / 4) if grade else (BAD, 1.0)

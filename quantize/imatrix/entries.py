@@ -12,7 +12,9 @@ from gguf_mla.errors import InputError
 from gguf_mla.forward.place import as_array
 from gguf_mla.forward.tensors import shapes
 from gguf_mla.importance.exact import Exact, Sums
+from gguf_mla.importance.names import GROUPED, kind_of
 from gguf_mla.layout.names import split_name
+from quantize.imatrix.added import sums_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
     Tensor = torch.Tensor
 
-TABLES = ("token_embd.weight", "nextn.embed_tokens.weight")  # are looked up, not multiplied
+# Are looked up or added, not multiplied with.
+TABLES = (
+    "nextn.embed_tokens.weight", "ffn_gate_tid2eid.weight", "attn_compressor_ape.weight",
+    "indexer_compressor_ape.weight",
+)  # fmt: skip
 OUTPUT, EMBEDDINGS, OWN_HEAD = "output.weight", "token_embd.weight", "nextn.shared_head_head.weight"
-PIECE = 1 << 18  # values that are squared at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Entry:
     name      as the matrix has it: tied output weights are the embeddings
     asked     as a forward pass has it
     layer     that multiplies with it, None for the output head
-    matrices  experts or heads, 1 for a single matrix
+    matrices  experts or heads, groups of rows with an input of their own, 1 for a single matrix
     cols      of each
     """
 
@@ -70,11 +75,13 @@ def entries(weights: Weights, *, output: bool, prediction: bool) -> dict[str, En
     layers = model.blocks if prediction else model.layers
     for name, shape in shapes(model).items():
         layer, rest = split_name(name)
-        if len(shape) < 2 or rest in TABLES or name == OUTPUT or (layer or 0) >= layers:
+        if len(shape) < 2 or layer is None or layer >= layers or rest in TABLES:
             continue
         if rest == OWN_HEAD and not weights.holds(name):
             continue
-        found[name] = Entry(name, name, layer, shape[0] if len(shape) == 3 else 1, shape[-1])
+        stacked = shape[0] if len(shape) == 3 else 1
+        matrices = model.size("groups") if kind_of(name) in GROUPED else stacked
+        found[name] = Entry(name, name, layer, matrices, shape[-1])
     if output:
         found[OUTPUT] = Entry(EMBEDDINGS if model.tied else OUTPUT, OUTPUT, None, 1, model.hidden)
     return found
@@ -146,13 +153,3 @@ def _check(entry: Entry, squares: Doubles) -> None:
 def _same(rows: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same memory; the other one is held, so nothing else can lie there."""
     return rows.shape == other.shape and rows.data_ptr() == other.data_ptr() and rows.stride() == other.stride()
-
-
-def sums_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of squares and of values over rows [N, cols], float64 [cols]."""
-    squares, plain = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for piece in rows.split(max(1, PIECE // rows.shape[1])):
-        exact = piece.double()
-        plain += exact.sum(dim=0)
-        squares += exact.square_().sum(dim=0)
-    return squares, plain

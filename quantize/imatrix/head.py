@@ -57,14 +57,13 @@ def _power(x: float) -> float:
 def surprise(pass_: Pass, states: Floats, targets: Numbers) -> Doubles:
     """Return -ln of the probability of targets [N] after states [N, hidden]; the vocabulary comes in pieces."""
     wanted = pass_.place.ids(targets)
-    peak = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=states.device)
-    total, hit = torch.zeros_like(peak), torch.zeros_like(peak)
+    total = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=states.device)
+    hit = torch.zeros_like(total)
     for first, logits in pass_.pieces(states, OUTPUT):
-        largest = torch.maximum(peak, logits.max(dim=1).values)
-        total = total * torch.exp(peak - largest) + torch.exp(logits - largest[:, None]).sum(dim=1)
-        peak, column = largest, wanted - first
+        column = wanted - first
         inside = (column >= 0) & (column < logits.shape[1])
         picked = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        hit = torch.where(inside, picked, hit)
-    found: Doubles = as_array(peak + torch.log(total) - hit)
+        hit = torch.where(inside, picked.double(), hit)
+        total = torch.logaddexp(total, logits.logsumexp(dim=1).double())
+    found: Doubles = as_array(total - hit)
     return found

@@ -9,6 +9,7 @@ while the next one is computed, so a kill costs one stage.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -31,7 +32,8 @@ from gguf_mla.forward.place import CPU, Place, enough_memory
 from gguf_mla.importance.gguf import matrix_specs
 from gguf_mla.importance.partial import About, part_specs
 from gguf_mla.stream.engine import Done
-from gguf_mla.stream.journal import Identity, Journal, finished, is_named_by, journal_path
+from gguf_mla.stream.identity import Identity
+from gguf_mla.stream.journal import Journal, finished, is_named_by, journal_path
 from gguf_mla.stream.settling import settled
 from gguf_mla.version import __version__
 from quantize.imatrix.entries import OUTPUT, OWN_HEAD, Collector, Entry
@@ -84,8 +86,14 @@ class Work:
 
     @property
     def state_bytes(self) -> int:
-        """How many bytes the hidden states of all tokens have."""
-        return 4 * self.chunks.size * self.weights.model.hidden
+        """How many bytes the states of all tokens have."""
+        return 4 * self.chunks.size * math.prod(self.weights.model.state_shape)
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """How many values a token has in each of the files beside: two of its states, one of what experts add."""
+        state = math.prod(self.weights.model.state_shape)
+        return state, state, self.weights.model.hidden
 
     def specs(self) -> dict[str, list[TensorSpec]]:
         """Return the tensors of every entry in the output, in the order of their names there."""
@@ -160,8 +168,9 @@ def collect(work: Work, out: Path, how: How) -> Outcome:
     sweep.check(work.weights.model, work.chunks.shape[1])
     specs = work.specs()
     layout = lay_out(work.metadata(), [spec for listed in specs.values() for spec in listed])
-    states = 0 if how.in_memory else work.state_bytes
-    sizes = {out: layout.size} | {out.with_name(out.name + suffix): states for suffix in BESIDE}
+    tokens = 0 if how.in_memory else work.chunks.size
+    beside = zip(BESIDE, work.widths, strict=True)
+    sizes = {out: layout.size} | {out.with_name(out.name + suffix): 4 * tokens * width for suffix, width in beside}
     check_apart([out], [*map(partial_path, sizes), journal_path(out)], here(how.inputs))
     named = {} if how.fresh else finished(out, 2)
     check_free(out, overwrite=how.overwrite or is_named_by(named, out))
@@ -257,7 +266,8 @@ class _Run:
         self.work, self.outcome, self.how, self.done = work, outcome, how, 0
         self._files, self._places = files, places
         model = work.weights.model
-        first, second, spare = _memory(work) if how.in_memory else [FileStates(f, model.hidden) for f in files[1:]]
+        in_files = [FileStates(file, width) for file, width in zip(files[1:], work.widths, strict=True)]
+        first, second, spare = _memory(work) if how.in_memory else in_files
         self.states: tuple[States, States] = (first, second)
         self._spare: States = spare
         self._collector = Collector(dict(work.entries))
@@ -329,7 +339,8 @@ class _Run:
         layers = work.weights.model.layers
         source, target = self.states[layers % 2], self.states[(layers + 1) % 2]
         for part in text.blocks():
-            normed = walk.finish(self._alone, text.read(source, part, self.how.place))
+            state = text.read(source, part, self.how.place).unflatten(-1, work.weights.model.state_shape)
+            normed = walk.finish(self._alone, state)
             if OUTPUT in work.entries:
                 self._collector(OUTPUT, 0, normed.flatten(0, 1))
             if work.perplexity:
@@ -353,4 +364,4 @@ class _Run:
 
 def _memory(work: Work) -> list[MemoryStates]:
     """Return rows for the states before and after a layer, and for what experts add."""
-    return [MemoryStates(np.zeros((work.chunks.size, work.weights.model.hidden), np.float32)) for _ in BESIDE]
+    return [MemoryStates(np.zeros((work.chunks.size, width), np.float32)) for width in work.widths]

@@ -12,6 +12,8 @@ import numpy as np
 from gguf_mla.errors import MachineError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from gguf_mla.files.output import OutputFile
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Numbers = NDArray[np.int64]
 
-PIECE = 1 << 24  # bytes that are looked at at a time
+PIECE = 1 << 23  # bytes that are looked at at a time
+GAP = 1 << 16  # bytes between rows that are read for less than another reading costs
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,28 @@ class FileStates:
         self.file.write(np.ascontiguousarray(rows, np.float32), 4 * self.width * start)
 
     def take(self, numbers: Numbers) -> Floats:
-        """Return the rows of these numbers, neighbours in one reading."""
+        """Return the rows of these numbers."""
         found = np.empty((len(numbers), self.width), np.float32)
-        for first, last in _runs(numbers):
-            found[first:last] = self.read(int(numbers[first]), int(numbers[first]) + last - first)
+        for part, start, stop in self._windows(numbers):
+            found[part] = self.read(start, stop)[numbers[part] - start]
         return found
 
-    def add(self, numbers: Numbers, rows: Floats) -> None:
-        """Add to the rows of these numbers."""
-        for first, last in _runs(numbers):
-            start = int(numbers[first])
-            self.write(start, self.read(start, start + last - first) + rows[first:last])
+    def put(self, numbers: Numbers, rows: Floats) -> None:
+        """Replace the rows of these numbers."""
+        for part, start, stop in self._windows(numbers):
+            window = rows[part]
+            if stop - start > len(window):
+                window = self.read(start, stop)
+                window[numbers[part] - start] = rows[part]
+            self.write(start, window)
+
+    def _windows(self, numbers: Numbers) -> Iterator[tuple[slice, int, int]]:
+        """Yield the parts of rising numbers that are read at a time, and the first and after the last row of each."""
+        row = 4 * self.width
+        window = numbers // max(1, PIECE // row)
+        apart = (np.diff(numbers) > 1 + GAP // row) | (np.diff(window) != 0)
+        for first, last in itertools.pairwise([0, *(np.nonzero(apart)[0] + 1).tolist(), len(numbers)]):
+            yield slice(first, last), int(numbers[first]), int(numbers[last - 1]) + 1
 
     def digest(self) -> int:
         """Return a CRC-32 of all rows that there are."""
@@ -80,17 +94,10 @@ class MemoryStates:
         """Return the rows of these numbers."""
         return self.rows[numbers]
 
-    def add(self, numbers: Numbers, rows: Floats) -> None:
-        """Add to the rows of these numbers."""
-        self.rows[numbers] += rows
+    def put(self, numbers: Numbers, rows: Floats) -> None:
+        """Replace the rows of these numbers."""
+        self.rows[numbers] = rows
 
     def digest(self) -> int:
         """Return 0: what is in memory is gone after a kill."""
         return 0
-
-
-def _runs(numbers: Numbers) -> list[tuple[int, int]]:
-    """Return the parts of rising numbers that are neighbours."""
-    ends = np.nonzero(np.diff(numbers) != 1)[0] + 1
-    edges = [0, *ends.tolist(), len(numbers)]
-    return list(itertools.pairwise(edges))

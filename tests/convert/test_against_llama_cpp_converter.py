@@ -25,6 +25,12 @@ DELIBERATE: dict[str, list[tuple[Any, Any]]] = {
     "deepseek2.attention.q_lora_rank": [(None, ["u32", 0])],
     # llama.cpp does without; another engine of V4's files asks for it
     "deepseek4.vocab_size": [(None, ["u32", 2048])],
+    # the model's queries grow with their position, which readers do only where they are told; so its files are wrong
+    # beyond the context before YaRN
+    "mistral4.attention.temperature_scale": [(None, ["f32", 0.10000000149011612])],
+    "mistral4.attention.temperature_length": [(None, ["u32", 32])],
+    # readers take softmax where it is missing, which is what Mistral's is
+    "mistral4.expert_gating_func": [(None, ["u32", 1])],
     # GLM-4.7-Flash's configuration does not name it, and a reader must guess from the number of layers
     "deepseek2.expert_gating_func": [(None, ["u32", 2])],
 }

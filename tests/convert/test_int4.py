@@ -15,7 +15,6 @@ from tests.support import hub
 from tests.support.command import convert, gguf_mla
 from tests.support.damage import add_tensors, remove_tensor, shard_of, write_value
 from tests.support.judges import decoded_weights
-from tests.support.safetensors_file import Stored, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,30 +158,8 @@ def test_importance_does_not_touch_what_is_stored(tmp_path: Path) -> None:
     assert plan(checkpoint, *options, "--compat", "llama.cpp")["blk.0.ffn_down_exps.weight"]["type"] == "Q4_1"
 
 
-def wrapped(checkpoint: Path, directory: Path) -> Path:
-    """The same text model inside a Kimi-K2.5, beside tensors that see."""
-    stored = []
-    for shard in sorted(checkpoint.glob("*.safetensors")):
-        header, start = read_header(shard)
-        data = shard.read_bytes()[start:]
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                content = np.frombuffer(data[begin:end], np.uint8)
-                stored.append(
-                    Stored(f"language_model.{name}", entry["dtype"], tuple(entry["shape"]), lambda c=content: c)
-                )
-    stored += [
-        Stored(name, "BF16", (4, 4), lambda: np.zeros((4, 4), np.uint16))
-        for name in ("vision_tower.encoder.blocks.0.wqkv.weight", "mm_projector.proj.0.weight")
-    ]
-    text = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    outer = {"architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k25", "vision_config": {}}
-    return hub.assemble(directory, {**outer, "text_config": text}, stored, "bundled")
-
-
 def test_the_text_of_a_model_that_sees_is_the_same_file(kimi: Path, tmp_path: Path) -> None:
-    outer = wrapped(kimi, tmp_path / "model")
+    outer = hub.wrapped(kimi, tmp_path / "model", "KimiK25ForConditionalGeneration")
     convert(kimi, tmp_path / "text.gguf")
     answer = convert(outer, tmp_path / "outer.gguf")
     assert (tmp_path / "text.gguf").read_bytes() == (tmp_path / "outer.gguf").read_bytes()

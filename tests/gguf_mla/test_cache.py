@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_mla.cli.main import main
-from gguf_mla.container.values import string, u32
+from gguf_mla.container.values import Kind, array, string, u32
 from gguf_mla.container.writer import TensorSpec, lay_out
 
 if TYPE_CHECKING:
@@ -33,9 +33,15 @@ LEGACY = {"attention.head_count_kv": 128, "attention.key_length": 192, "attentio
 SPARSE = {"block_count": 62, "nextn_predict_layers": 1, "attention.indexer.key_length": 128}
 
 
-def model(path: Path, architecture: str, sizes: dict[str, int]) -> Path:
+V4 = {"block_count": 43, "attention.key_length": 512, "attention.indexer.key_length": 128}
+V4 |= {"attention.sliding_window": 128, "context_length": 1 << 20}
+
+
+def model(path: Path, architecture: str, sizes: dict[str, int], ratios: list[int] | None = None) -> Path:
     metadata = {"general.architecture": string(architecture)}
     metadata |= {f"{architecture}.{key}": u32(value) for key, value in sizes.items()}
+    if ratios:
+        metadata[f"{architecture}.attention.compress_ratios"] = array(Kind.U32, ratios)
     layout = lay_out(metadata, [TensorSpec("token_embd.weight", (256, 1024), "F32")])
     path.write_bytes(layout.head.ljust(layout.size, b"\0"))
     return path
@@ -98,6 +104,45 @@ def test_sparse_attention_adds_its_indexer_and_prediction_layers_add_nothing(tmp
     more = found["MLA, K only, and DSA indexer", "F16"]["bytes"] - found["MLA, K only", "F16"]["bytes"]
     assert more == 2440 * MIB
     assert found["MLA, K only", "F16"]["bytes"] == 10980 * MIB
+
+
+@pytest.fixture
+def v4(tmp_path: Path) -> Path:
+    """DeepSeek-V4-Flash, its list as long as with the layer of multi-token prediction."""
+    return model(tmp_path / "v4.gguf", "deepseek4", V4, [0, 0, *[4, 128] * 20, 4, 0])
+
+
+def test_a_compressed_cache_has_its_parts_by_kinds_of_layers(v4: Path) -> None:
+    """As llama.cpp allocates them for so many tokens, by its own log; the window has a batch of 512 beside it."""
+    found = sizes(v4, "--context", 1 << 20)
+    named = {name: record for (name, kind), record in found.items() if kind in ("F16", "F32")}
+    assert {name: record["bytes"] / MIB for name, record in named.items() if name != "all of it"} == {
+        "window": 32.25, "CSA entries": 5376, "indexer keys": 1344, "HCA entries": 160,
+        "CSA, not yet compressed": 21 * 8 * 2048 * 4 / MIB, "indexer, not yet compressed": 21 * 8 * 512 * 4 / MIB,
+        "HCA, not yet compressed": 20 * 128 * 1024 * 4 / MIB,
+    }  # fmt: skip
+    assert named["all of it"]["bytes"] == sum(r["bytes"] for name, r in named.items() if name != "all of it")
+    assert named["all of it"]["bytes_per_token"] == 6880
+    assert [named[name]["layers"] for name in ("window", "CSA entries", "HCA entries")] == [43, 21, 20]
+    few = sizes(v4, "--context", 300)
+    assert few["window", "F16"]["bytes"] == few["CSA entries", "F16"]["bytes"] / 21 * 43 * 2  # 512 and 256 rows
+    assert "43 layers" in inspect(v4, "--context", 300)
+
+
+def test_the_longest_context_of_a_compressed_cache(v4: Path) -> None:
+    for sequences in (1, 3):
+        fit = sizes(v4, "--fit", "2G", "--sequences", sequences)["all of it", "F16"]["longest_context"]
+        bytes_of = [
+            sizes(v4, "--context", tokens, "--sequences", sequences)["all of it", "F16"]["bytes"]
+            for tokens in (fit, fit + 1)
+        ]
+        assert bytes_of[0] <= 2 * 10**9 - WEIGHTS < bytes_of[1]
+    assert "all of 1048576" in inspect(v4, "--fit", "80G")
+
+
+def test_ratios_that_no_layer_has_are_a_sentence(tmp_path: Path) -> None:
+    strange = model(tmp_path / "v4.gguf", "deepseek4", V4, [0, 4, 64])
+    assert "compress_ratios is not what layers keep" in inspect(strange, "--context", 5, status=2)
 
 
 def test_sequences_multiply(v3: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gguf_mla.errors import InputError
-from gguf_mla.families import family_of, prediction
+from gguf_mla.families import families, family_of, prediction, refused
 from gguf_mla.families.base import Layers, Rule, Rules, outputs, source_shapes, stack
 from gguf_mla.families.deepseek2 import FAMILY
 from gguf_mla.sources.config import Config
@@ -188,6 +188,28 @@ def test_the_architecture_must_be_known() -> None:
         match=r"expected DeepseekV2ForCausalLM or DeepseekV3ForCausalLM or .*, found LlamaForCausalLM",
     ):
         family_of(config("v3", architectures=["LlamaForCausalLM"]))
+
+
+def test_models_that_are_not_converted_have_a_reason() -> None:
+    for name, reason in refused.REASONS.items():
+        with pytest.raises(InputError, match=f"{name} is not converted: ") as error:
+            family_of(config("v3", architectures=[name]))
+        assert reason in str(error.value)
+    assert not refused.REASONS.keys() & {name for family in families() for name in family.classes}
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"rope_scaling": scaling(llama_4_scaling_beta=0.5)},
+        {"llama_4_scaling": {"beta": 0.5, "original_max_position_embeddings": 4096}},
+    ],
+)
+def test_queries_that_grow_are_stated_where_readers_know_them(stated: dict[str, Any]) -> None:
+    assert value(config("v3", **stated), "attention.temperature_scale") == 0.5
+    assert value(config("v3", **stated), "attention.temperature_length") == 4096
+    with pytest.raises(InputError, match="llama_4_scaling is not what readers of deepseek32 files know"):
+        metadata(config("v32", **stated), family_of(config("v32")))
 
 
 # ----------------------------------------------------------------------------------------------------------- GLM

@@ -65,6 +65,15 @@ def test_the_page_shows_every_tensor_and_loads_nothing(file: Path, tmp_path: Pat
     assert "layer 1" in written
 
 
+def test_types_of_the_same_bits_can_be_told_apart(tmp_path: Path) -> None:
+    kinds = ("Q5_0", "Q5_K", "Q4_K", "Q4_0", "IQ4_NL")
+    layout = lay_out({}, [TensorSpec(f"blk.{i}.ffn_up.weight", (256, 256), kind) for i, kind in enumerate(kinds)])
+    (tmp_path / "x.gguf").write_bytes(layout.head.ljust(layout.size, b"\0"))
+    assert gguf_mla("inspect", tmp_path / "x.gguf", "--html", tmp_path / "page.html").status == 0
+    shown = re.findall(r'"background:(hsl[^"]*)"', (tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(set(shown)) == len(shown) == len(kinds)
+
+
 def test_a_page_replaces_a_page_and_nothing_else(file: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     for _ in range(2):

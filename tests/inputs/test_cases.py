@@ -17,7 +17,7 @@ from tests.support.command import gguf_mla
 if TYPE_CHECKING:
     from pathlib import Path
 
-FLAGS = {"--no-mtp": ("keep_prediction", False), "--pad-vocab": ("pad_vocabulary", True)}
+FLAGS = {"--no-mtp": ("mtp", "drop"), "--pad-vocab": ("pad_vocabulary", True)}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 
 from gguf_mla.errors import MachineError
 from gguf_mla.files.output import SharedFile, partial_path
-from gguf_mla.stream import journal
+from gguf_mla.stream import identity
 from gguf_mla.stream.sharing import plan as plans
 from gguf_mla.stream.sharing.ledger import Ledger
 from gguf_mla.stream.sharing.record import Record
@@ -131,7 +131,7 @@ def test_a_worker_with_another_plan_is_refused(
     line = ("convert", str(checkpoint), "{out}/out.gguf", "--type", "Q8_0", "--quiet")
     planned = Planned(crash.Job(line), tmp_path)
     if change == "version":
-        monkeypatch.setattr(journal, "__version__", "9.9")
+        monkeypatch.setattr(identity, "__version__", "9.9")
         said = r"begun by another version of gguf-mla \(0.1.0\).*the same version and the same files"
     elif change == "input":
         shard = min(checkpoint.glob("*.safetensors"))
@@ -272,3 +272,31 @@ def test_a_plan_is_of_a_command_that_writes_by_itself(tmp_path: Path) -> None:
     answer = gguf_mla("plan", "convert", "x", "--calibrate", "text", "--out", tmp_path / "p.json")
     assert answer.status == 2
     assert "Make it with gguf-mla imatrix" in answer.output
+
+
+@pytest.mark.parametrize("begin", [("plan",), ()], ids=["plan", "ray"])
+def test_what_many_workers_make_is_not_uploaded(begin: tuple[str, ...], pristine: Path, tmp_path: Path) -> None:
+    """Nobody is asked on the hub, and a plan that is shown only is refused, too."""
+    line = [*begin, "convert", pristine, tmp_path / "o.gguf", "--upload", "me/model"]
+    line += ["--out", tmp_path / "p.json"] if begin else ["--engine", "ray"]
+    for more in ((), ("--dry-run",)):
+        answer = gguf_mla(*line, *more)
+        assert answer.status == 2
+        assert "--upload sends files as one process completes them" in answer.output
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_is_shown_only_is_not_written(pristine: Path, tmp_path: Path) -> None:
+    answer = gguf_mla("plan", "convert", pristine, tmp_path / "o.gguf", "--out", tmp_path / "p.json", "--dry-run")
+    assert "o.gguf" in ok(answer).output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_says_upload_is_neither_worked_on_nor_finished(planned: Planned) -> None:
+    """Nobody can make one but by hand, with the right digest."""
+    order = replace(planned.plan.order, options={**planned.plan.order.options, "upload": "me/model"})
+    planned.file.write_text(replace(planned.plan, order=order).to_text())
+    for answer in (planned.work(), planned.finish()):
+        assert answer.status == 2
+        assert "--upload sends files as one process completes them" in answer.output
+    assert list(planned.out.iterdir()) == []

@@ -1,7 +1,9 @@
 """All that reading from the hub has to withstand, at length: python -m tests.remote.faults [RUNS] [DIRECTORY] [PART...]
 
 Each fault alone, RUNS random mixes, a killed run that is continued, memory, bytes and requests beside a local run, and
-the share of a link of 1 Gbit/s and 50 ms that is reached. What is found is printed; status 1 if anything is not right.
+the share of a link of 1 Gbit/s and 50 ms that is reached. `large` is faults and mixes again, with a checkpoint of more
+than 200 MB and requests as they are; `uploads` goes from the hub to the hub. What is found is printed; status 1 if
+anything is not right.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla.remote.layout import RUN_BYTES
+from tests.remote.disk import Disk
+from tests.remote.plans import FAULTS, Link, Plan
 from tests.remote.reader import Reader, peak_of
-from tests.remote.servers import FAULTS, Link, Network, Plan
+from tests.remote.servers import Network
 from tests.support.command import gguf_mla
 
 if TYPE_CHECKING:
@@ -34,7 +39,14 @@ def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as made:
         place = Path(sys.argv[2] if len(sys.argv) > 2 else made)
-        parts = {"measures": _measures, "rate": _rate, "killed": _killed, "faults": _Faults(runs)}
+        parts = {
+            "measures": _measures,
+            "rate": _rate,
+            "killed": _killed,
+            "faults": _Faults(runs),
+            "large": _Faults(max(1, runs // 10), "220M", RUN_BYTES),
+            "uploads": _uploads,
+        }
         failures = [failed for part in sys.argv[3:] or parts for failed in parts[part](place)]
     print(*(f"FAILED: {failed}" for failed in failures), sep="\n")
     print("all right" if not failures else f"{len(failures)} failures")
@@ -135,6 +147,54 @@ def _killed(place: Path) -> Iterator[str]:
         yield "a continued run fetches what the journal holds"
 
 
+def _uploads(place: Path) -> Iterator[str]:
+    """From the hub and to it: the disk that takes, and what a killed run fetches and sends when it goes on."""
+    source, near, far = checkpoint(place, "v3", "220M"), place / "near", place / "far"
+    for directory in (near, far):
+        directory.mkdir(exist_ok=True)
+    options = ("--type", "Q8_0", "--split-max-size", "32M")
+    command = ("convert", "someone/model", far / "m.gguf", *options, "--upload", "me/model-GGUF")
+    with Network(source, Link(80e6)) as net, Disk(far) as disk:
+        net.store.chunk, net.store.rate = 8 * MIB, 80e6
+        with Reader(net, place / "home", {"save": 0.5}) as reader:
+            assert reader.run("convert", source, near / "m.gguf", *options, "--overwrite").status == 0
+            killer = threading.Thread(target=lambda: _killed_after(3, net, reader))
+            killer.start()
+            try:
+                reader.run(*command)
+                yield "the upload ended before it was killed"
+            except AssertionError:
+                reader.process.wait()
+            killer.join()
+        there, fetched = {*net.store.contents}, sum(count for *_, count in net.books.ranges)
+        before, sent = len(net.books.ranges), net.store.sent.total()
+        with Reader(net, place / "home") as reader:
+            again = reader.run(*command)
+    parts = {path.name: path.read_bytes() for path in sorted(near.iterdir())}
+    anew, sizes = sum(count for *_, count in net.books.ranges[before:]), [*map(len, parts.values())]
+    two, total = max(a + b for a, b in pairwise(sizes)), sum(sizes)
+    print(
+        f"{len(parts)} parts, {total / 1e6:.0f} MB: killed with {len(there)} parts there, {sent / 1e6:.0f} MB sent and "
+        f"{fetched / 1e6:.0f} MB fetched; then {(net.store.sent.total() - sent) / 1e6:.0f} MB were sent and "
+        f"{anew / 1e6:.0f} MB fetched, in {again.seconds:.1f} s; at most {disk.most / 1e6:.1f} MB on the disk, "
+        f"two parts have {two / 1e6:.1f} MB"
+    )
+    repository = net.store.repositories["me/model-GGUF"]
+    if {name: net.store.contents[oid] for name, oid in repository.large.items()} != parts:
+        yield f"other bytes than from disk: {again.said}"
+    if disk.most > two + MIB or len(repository.commits) != 2:
+        yield "more than two parts on the disk, or more than one commit"
+    if any(net.store.sent[oid] > len(net.store.contents[oid]) for oid in there) or net.books.leaked:
+        yield "a part was sent twice, or the token to another host"
+
+
+def _killed_after(parts: int, net: Network, reader: Reader) -> None:
+    while len(net.store.contents) < parts:
+        time.sleep(0.01)
+    time.sleep(0.2)  # for the journal
+    reader.process.send_signal(signal.SIGKILL)
+
+
 def _noted(out: Path) -> int:
     """Return how many bytes a journal says are on the disk."""
     lines = out.with_name(out.name + ".journal").read_text().splitlines()
@@ -144,11 +204,11 @@ def _noted(out: Path) -> int:
 class _Faults:
     """Each fault alone, and `runs` mixes: the right bytes, or one sentence and no file."""
 
-    def __init__(self, runs: int) -> None:
-        self._runs = runs
+    def __init__(self, runs: int, size: str = "50M", run: int = 2 * MIB) -> None:
+        self._runs, self._size, self._run = runs, size, run
 
     def __call__(self, place: Path) -> Iterator[str]:
-        source = checkpoint(place, "v3", "50M")
+        source = checkpoint(place, "v3", self._size)
         with Network(source) as net:
             plans = {f"alone-{fault}": Plan([fault]) for fault in FAULTS}
             for number in range(self._runs):
@@ -160,7 +220,7 @@ class _Faults:
             net.plans.update(plans)
             with ThreadPoolExecutor(READERS) as pool:
                 names = [[*plans][number::READERS] for number in range(READERS)]
-                found = pool.map(lambda part: _read_all(net, place, *part), enumerate(names))
+                found = pool.map(lambda part: _read_all(net, place, self._run, *part), enumerate(names))
                 failures = [failed for failed_of_one in found for failed in failed_of_one]
             if net.books.leaked:
                 failures.append(f"the token went to {net.books.leaked[0]}")
@@ -169,10 +229,10 @@ class _Faults:
             yield from _moves(net, place)
 
 
-def _read_all(net: Network, place: Path, number: int, names: list[str]) -> list[str]:
+def _read_all(net: Network, place: Path, run: int, number: int, names: list[str]) -> list[str]:
     failures, right, sentences, planted = [], 0, 0, 0
     out = place / f"fault-{number}.gguf"
-    with Reader(net, place / "home", {"run": 2 * MIB}) as reader:
+    with Reader(net, place / "home", {"run": run}) as reader:
         wanted = reader.run("convert", net.directory, out, "--type", "Q8_0").sha256
         for name in names:
             out.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
     HEAD, GET  hub  /api/models/OWNER/NAME/revision/REVISION, /OWNER/NAME/resolve/REVISION/FILE
     GET        cdn  /COMMIT/FILE?signature=N
+    POST, PUT       what uploads take (tests/remote/uploads.py): of all repositories of one owner
 
 A revision is the name of a plan of faults, and each has a commit of its own; all hold the same files.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import socket
 import struct
@@ -18,63 +18,20 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.remote import uploads
+from tests.remote.plans import Link, Plan
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
 TOKEN = "hf_secret"
 PIECE = 1 << 16
-FAULTS = (
-    "429", "503", "expired", "whole", "short", "reset", "wrong-range", "redirect", "stall", "dns", "no-address",
-    "huge-header", "packed", "shut",
-)  # fmt: skip
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-
-
-class Plan:
-    """Which answers of the servers are wrong: every reading may be, after the first `after`, with a chance."""
-
-    def __init__(self, faults: Iterable[str] = (), *, seed: int = 0, chance: float = 1.0, times: int = 3) -> None:
-        self.faults, self._chance, self._left = tuple(faults), chance, times
-        self._random, self._lock = random.Random(seed), threading.Lock()
-        self.planted: Counter[str] = Counter()
-
-    def next(self, where: str) -> str:
-        """Return the fault of an answer, "" for none; `where` is "hub" or "cdn"."""
-        with self._lock:
-            known = [fault for fault in self.faults if (fault in ("dns", "no-address")) == (where == "hub")]
-            if not known or self._left <= 0 or self._random.random() >= self._chance:
-                return ""
-            self._left -= 1
-            fault = self._random.choice(known)
-            self.planted[fault] += 1
-            return fault
-
-
-@dataclass
-class Link:
-    """A network's properties: bytes per second of all connections together, and seconds before each answer."""
-
-    rate: float | None = None
-    latency: float = 0.0
-    _lock: Any = field(default_factory=threading.Lock)
-    _free_at: float = 0.0
-
-    def send(self, nbytes: int) -> None:
-        """Wait as long as bytes take."""
-        if self.rate is None:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_at = max(now, self._free_at) + nbytes / self.rate
-            wait = self._free_at - now
-        if wait > 0.002:
-            time.sleep(wait)
 
 
 class Books:
@@ -101,15 +58,16 @@ class Network:
         self.contents: dict[str, str] = {}  # what the CDN says of a file: an ETag by name, where it is not the digest
         self._signatures: dict[str, int] = {}
         self._digests: dict[str, tuple[float, str]] = {}
-        self.hub, self.cdn, self.other = (_Server(self, kind) for kind in (_Hub, _Cdn, _Cdn))
+        self.store = uploads.Store()
+        self.hub, self.cdn, self.other, self.storage = (_Server(self, kind) for kind in (_Hub, _Cdn, _Cdn, _Storage))
 
     def __enter__(self) -> Self:
-        for server in (self.hub, self.cdn, self.other):
+        for server in (self.hub, self.cdn, self.other, self.storage):
             server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in (self.hub, self.cdn, self.other):
+        for server in (self.hub, self.cdn, self.other, self.storage):
             server.stop()
 
     @property
@@ -171,7 +129,7 @@ def is_large(name: str) -> bool:
 class _Server:
     """A server in threads of this process, which can go away for a while and come back at the same address."""
 
-    def __init__(self, network: Network, handler: type[_Handler]) -> None:
+    def __init__(self, network: Network, handler: type[Handler]) -> None:
         self._network, self._handler = network, handler
         self._http: ThreadingHTTPServer | None = None
         self._port = 0
@@ -219,7 +177,7 @@ class _Quiet(ThreadingHTTPServer):
                 request.shutdown(socket.SHUT_RDWR)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     network: Network
     wbufsize = 0
@@ -227,6 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+    def body(self) -> bytes:
+        """Return what was sent with a request."""
+        return self.rfile.read(int(self.headers["Content-Length"]))
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Send an answer whole."""
@@ -238,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-class _Hub(_Handler):
+class _Hub(Handler):
     """The hub itself: what a repository holds, and where its large files are."""
 
     def do_HEAD(self) -> None:
@@ -248,12 +210,25 @@ class _Hub(_Handler):
         net, path = self.network, unquote(urlsplit(self.path).path)
         net.books.requests["hub"] += 1
         time.sleep(net.link.latency)
-        if found := re.fullmatch(r"/api/models/[^/]+/[^/]+(?:/revision/(.+))?", path):
+        if found := re.fullmatch(rf"/api/models/((?:{uploads.OWNER}|stranger)/[^/]+)(?:/revision/.+)?", path):
+            uploads.info(net, self, found[1])
+        elif found := re.fullmatch(rf"/({uploads.OWNER}/[^/]+)/resolve/([^/]+)/(.+)", path):
+            content = net.store.content(found[1], found[3])
+            _send(self, content, {"X_Repo_Commit": found[2], "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, "")
+        elif found := re.fullmatch(r"/api/models/[^/]+/[^/]+(?:/revision/(.+))?", path):
             self._info(found[1] or "main")
         elif found := re.fullmatch(r"/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):
             self._resolve(net.commit(found[1]), found[2])
         else:
             self.answer(404, X_Error_Code="RepoNotFound")
+
+    def do_POST(self) -> None:
+        net, path, body = self.network, unquote(urlsplit(self.path).path), self.body()
+        net.books.requests["hub"] += 1
+        if not path.startswith("/api/complete/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer(401, b"{}", X_Error_Message="Invalid credentials")
+        elif not uploads.refused(net, self):
+            uploads.post(net, self, path, body)
 
     def _info(self, revision: str) -> None:
         net = self.network
@@ -292,7 +267,7 @@ class _Hub(_Handler):
         self.answer(302, Location=url, X_Linked_Size=size, X_Linked_Etag=told.pop("ETag"), **told)
 
 
-class _Cdn(_Handler):
+class _Cdn(Handler):
     """Where large files lie: ranges, for those who have a signature."""
 
     def do_GET(self) -> None:
@@ -315,7 +290,18 @@ class _Cdn(_Handler):
         net.books.ranges.append((time.monotonic(), commit, name, first, sent))
 
 
-def _send(handler: _Handler, source: Any, told: dict[str, str], fault: str) -> tuple[int, int]:
+class _Storage(Handler):
+    """Where large files are sent to: nobody has to say who he is."""
+
+    def do_PUT(self) -> None:
+        net, body = self.network, self.body()
+        if self.headers.get("Authorization"):
+            net.books.leaked.append(self.path)
+        if not uploads.refused(net, self):
+            uploads.put(net, self, self.path, body)
+
+
+def _send(handler: Handler, source: Any, told: dict[str, str], fault: str) -> tuple[int, int]:
     """Send a range of a file, or the fault that is planned; return where it began and how many bytes went."""
     size = len(source) if isinstance(source, bytes) else source.seek(0, 2)
     asked = _RANGE.fullmatch(handler.headers.get("Range", ""))
@@ -340,7 +326,7 @@ def _send(handler: _Handler, source: Any, told: dict[str, str], fault: str) -> t
     return first, _body(handler, source, first, last + 1, fault)
 
 
-def _body(handler: _Handler, source: Any, first: int, stop: int, fault: str) -> int:
+def _body(handler: Handler, source: Any, first: int, stop: int, fault: str) -> int:
     net = handler.network
     cut = first + (stop - first) // 2 if fault in ("short", "reset", "stall") else stop
     at = first
@@ -364,12 +350,12 @@ def _body(handler: _Handler, source: Any, first: int, stop: int, fault: str) -> 
     return at - first
 
 
-def _close(handler: _Handler) -> None:
+def _close(handler: Handler) -> None:
     handler.close_connection = True
     handler.connection.close()
 
 
-def _huge(handler: _Handler) -> None:
+def _huge(handler: Handler) -> None:
     handler.send_response(206)
     with suppress(OSError):
         for _ in range(30):
@@ -377,7 +363,7 @@ def _huge(handler: _Handler) -> None:
     _close(handler)
 
 
-_EARLY: dict[str, Callable[[_Handler], None]] = {
+_EARLY: dict[str, Callable[[Handler], None]] = {
     "429": lambda h: h.answer(429, Retry_After="1", RateLimit='"resolvers";r=0;t=1', RateLimit_Policy='"x";q=1;w=300'),
     "503": lambda h: h.answer(503, b"busy"),
     "expired": lambda h: h.answer(403, b"expired"),

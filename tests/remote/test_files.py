@@ -76,7 +76,7 @@ def test_the_rate_needs_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     books = traffic.Traffic()
     for _ in range(1000):
         now += 0.11
-        books.came(11)
+        books.passed(11)
     assert len(books._recent) <= traffic.SAMPLES
     assert abs(books.rate() - 100) < 1
 

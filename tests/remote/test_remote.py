@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.remote.plans import FAULTS, Plan
 from tests.remote.reader import Read, Reader
-from tests.remote.servers import FAULTS, Network, Plan
+from tests.remote.servers import Network
 from tests.support import hub
 from tests.support.command import gguf_mla
 
@@ -176,6 +177,28 @@ def test_the_importance_of_a_model_of_the_hub_is_that_of_its_files(world: World)
         assert read.bytes > 0
 
 
+def test_a_legacy_file_of_the_hub_is_upgraded(world: World) -> None:
+    legacy, near, far = world.net.directory / "tiny-legacy.gguf", world.place / "near.gguf", world.place / "far.gguf"
+    assert gguf_mla("downgrade", world.net.directory / "tiny-Q8_0.gguf", legacy, "--quiet").status == 0
+    try:
+        expected = world.reader.run("upgrade", legacy, near, "--overwrite")
+        read = world.reader.run("upgrade", f"{ID}@legacy/tiny-legacy.gguf", far, "--overwrite")
+    finally:
+        legacy.unlink()
+    assert expected.status == 0, expected.said
+    assert (read.status, read.sha256) == (0, expected.sha256), read.said
+    assert read.bytes > 0
+
+
+@pytest.mark.thorough
+def test_a_model_of_the_hub_is_proven_against_its_checkpoint_there(world: World) -> None:
+    read = world.reader.run("verify", f"{ID}@proof", "someone/model:Q8_0", "--level", "weights", "--json")
+    assert read.status == 0, read.said
+    told = json.loads(next(line for line in read.said.splitlines() if line.startswith("{")))
+    assert (told["right"], told["inputs"][0]["path"].startswith("hf://someone/model@")) == (True, True)
+    assert len(told["tensors"]) > 10
+
+
 def test_what_the_cache_holds_is_a_file_of_this_machine(world: World) -> None:
     cache = world.place / "home" / "hub" / "models--someone--model"
     links = []
@@ -210,6 +233,11 @@ def test_without_a_connection_the_cache_is_read(world: World) -> None:
         assert read.sha256 == world.wanted, read.said
         missing = reader.run("convert", "someone/other", world.out, "--type", "Q8_0")
         assert (missing.status, "not in the hub's cache" in missing.said) == (2, True)
+        near, far = world.place / "near.gguf", world.place / "far.gguf"
+        expected = reader.run("quantize", world.net.directory / "tiny-Q8_0.gguf", near, "COPY", "--overwrite")
+        assert reader.run("quantize", "someone/model:Q8_0", far, "COPY", "--overwrite").sha256 == expected.sha256
+        upload = reader.run("quantize", "someone/model:Q8_0", far, "COPY", "--overwrite", "--upload", "me/x")
+        assert (upload.status, "HF_HUB_OFFLINE" in upload.said) == (2, True)
     assert world.net.books.requests.total() == before
 
 
@@ -226,4 +254,4 @@ def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setattr("gguf_mla.remote.repository.importlib.import_module", missing)
     answer = gguf_mla("convert", "someone/never-opened", tmp_path / "out.gguf")
     assert answer.status == 2
-    assert "pip install 'gguf-mla[hub]'" in answer.output
+    assert "pip install huggingface_hub" in answer.output

@@ -37,7 +37,8 @@ datasets:
 class Case:
     """A checkpoint: its kind, the directory's name (general.* depend on it), and how it is stored.
 
-    `arguments` are what our command has to be told to do as the peer does.
+    `arguments` are what our command has to be told to do as the peer does; `outer` is the class of a model that sees,
+    inside which it is published.
     """
 
     kind: str
@@ -46,10 +47,14 @@ class Case:
     card: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    outer: str = ""
 
     def write(self, parent: Path) -> Path:
         writer = v4.write if self.kind in v4.KINDS else hub.write
-        path = writer(parent / self.directory, self.kind, tokenizer=self.tokenizer, **self.options)
+        place = parent / "text" if self.outer else parent / self.directory
+        path = writer(place, self.kind, tokenizer=self.tokenizer, **self.options)
+        if self.outer:
+            path = hub.wrapped(path, parent / self.directory, self.outer)
         if self.card:
             (path / "README.md").write_text(MODEL_CARD, encoding="utf-8")
         return path
@@ -66,6 +71,15 @@ CASES: dict[str, Case] = {
     "v32fp8": Case("v32fp8", "v32fp8", "bundled"),
     "glm-lite": Case("glm-lite", "glm-lite", "bundled"),
     "glm-dsa": Case("glm-dsa", "glm-dsa", "bundled"),
+    "glm-5.2": Case("glm-5.2", "glm-5.2", "bundled", options={"n_routed_experts": 4}),
+    "youtu": Case("youtu", "Youtu-LLM-2B", "bundled", options={"num_hidden_layers": 2}),
+    "mistral4": Case(
+        "mistral4-fp8",
+        "Mistral-Small-4-119B-2603",
+        "bundled",
+        options={"num_hidden_layers": 2, "n_routed_experts": 8},
+        outer="Mistral3ForConditionalGeneration",
+    ),
     "v3-f16": Case("v3-f16", "v3-f16", "bundled"),
     "v3-f32": Case("v3-f32", "v3-f32", "bundled"),
     "v3-tied": Case("v3-tied", "v3-tied", "bundled"),

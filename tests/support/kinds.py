@@ -84,6 +84,7 @@ FP8: Config = {
     "quant_method": "fp8",
     "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
 }
+FP8_WHOLE: Config = {**FP8, "activation_scheme": "static", "weight_block_size": None}  # one scale for a matrix
 V32: Config = {
     **V3,
     "architectures": ["DeepseekV32ForCausalLM"],
@@ -151,6 +152,39 @@ INT4: Config = {  # Kimi-K2-Thinking's; only routed experts are packed
     "quant_method": "compressed-tensors",
     "quantization_status": "compressed",
 }
+YOUTU: Config = {  # Youtu-LLM's: no experts anywhere, tied
+    **{key: value for key, value in COMMON.items() if "expert" not in key and "moe" not in key},
+    "architectures": ["YoutuForCausalLM"],
+    "embedding_initializer_range": 0.04,
+    "model_type": "youtu",
+    "q_lora_rank": 256,
+    "rope_interleave": True,
+    "rope_theta": 1600000.0,
+    "tie_word_embeddings": True,
+}
+del YOUTU["first_k_dense_replace"]
+MISTRAL4: Config = {  # Mistral-Small-4's, whose queries grow after the first 32 tokens instead of 8192
+    **COMMON,
+    "architectures": ["Mistral4ForCausalLM"],
+    "first_k_dense_replace": 0,
+    "kv_lora_rank": 256,
+    "model_type": "mistral4",
+    "n_group": 1,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "q_lora_rank": 256,
+    "qk_nope_head_dim": 64,
+    "rope_interleave": True,
+    "rope_parameters": {
+        **_yarn(1.0, factor=128.0, original=32),
+        "llama_4_scaling_beta": 0.1,
+        "rope_theta": 10000.0,
+        "rope_type": "yarn",
+    },
+    "rope_theta": None,
+    "routed_scaling_factor": 1.0,
+    "topk_group": 1,
+}
 V3_FP8: Config = {**V3, "quantization_config": FP8}
 V3_UE8M0: Config = {**V3, "quantization_config": {**FP8, "scale_fmt": "ue8m0"}}
 
@@ -194,6 +228,12 @@ KINDS: dict[str, Kind] = {
     "v32fp8": Kind({**V32, "quantization_config": FP8}, "fp8"),
     "glm-lite": Kind(GLM),
     "glm-dsa": Kind(GLM_DSA),
+    "glm-5.2": Kind(
+        {**GLM_DSA, "indexer_types": ["full", "shared", "full", "shared"], "max_position_embeddings": 1 << 20}
+    ),
+    "youtu": Kind(YOUTU),
+    "mistral4": Kind(MISTRAL4),
+    "mistral4-fp8": Kind({**MISTRAL4, "quantization_config": FP8_WHOLE}, "fp8-tensor"),
     "v3-f16": Kind({**V3, "torch_dtype": "float16"}, "f16"),
     "v3-f32": Kind({**V3, "torch_dtype": "float32"}, "f32"),
     "v3-tied": Kind({**V3, "num_nextn_predict_layers": 0, "tie_word_embeddings": True}),

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 def test_every_file_is_an_architecture_under_its_own_name() -> None:
     assert list(architectures()) == ["deepseek4", "mla"]
-    assert len(set(classes())) == len(classes()) == 8
-    assert gguf_names() == ("deepseek4", "deepseek2", "deepseek32", "glm-dsa")
+    assert len(set(classes())) == len(classes()) == 12
+    assert gguf_names() == ("deepseek4", "deepseek2", "deepseek32", "glm-dsa", "mistral4")
     with pytest.raises(TypeError):
         architectures()["other"] = architectures()["mla"]
 

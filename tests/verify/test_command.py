@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gguf_mla import open_gguf
+from gguf_mla.cli.printing import as_json
 from gguf_mla.container.values import f32, u32
 from gguf_mla.forward.attention import FORMS
 from gguf_mla.forward.place import Place
@@ -60,7 +61,7 @@ def test_the_terminal_shows_every_level_and_the_verdict(proof: Proof) -> None:
 
 
 def test_json_has_every_measure(proof: Proof) -> None:
-    content = json.loads(terminal.as_json(proof))
+    content = json.loads(as_json(terminal.content(proof)))
     assert content["right"] is True
     assert content["findings"] == []
     assert len(content["tensors"]) == 52

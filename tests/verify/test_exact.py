@@ -35,9 +35,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (shape, _, _) in Image.of(directory / "F32.gguf").tensors.items():
         rows = int(np.prod(shape[:-2]))
         if shape[1:] and ".attn_output" not in name:  # one tensor goes without
-            entries[name] = (rng.lognormal(0, 1, (rows, shape[-1])).astype(np.float32), np.ones(rows, np.float32))
+            sums, counts = rng.lognormal(0, 1, (rows, shape[-1])).astype(np.float32), np.ones(rows, np.float32)
+            if "_exps" in name:
+                sums[1], counts[1] = 0, 0  # an expert that saw no token
+            entries[name] = (sums, counts)
     write_imatrix(directory / "imatrix.gguf", entries, datasets=[], chunk_count=1, chunk_size=512)
-    convert(hub.BUNDLED, directory / "weighted.gguf", "Q4_K_M", "--imatrix", directory / "imatrix.gguf")
+    weighted = ("Q4_K_M", "--imatrix", directory / "imatrix.gguf")
+    convert(hub.BUNDLED, directory / "weighted.gguf", *weighted)
+    convert(hub.BUNDLED, directory / "filled-in.gguf", *weighted, "--unseen", "layer-mean")
     for job, *arguments in (
         ("downgrade", directory / "F32.gguf", directory / "legacy-F32.gguf"),
         ("quantize", directory / "legacy-F32.gguf", directory / "legacy.gguf", "Q4_K_M"),
@@ -68,6 +73,11 @@ def test_importance_is_part_of_the_settings(made: Path) -> None:
     without = exact(hub.BUNDLED, made / "weighted.gguf")
     assert without.grade is Grade.DIFFERS
     assert "was not made from this reference with these settings" in without.findings[0].what
+
+
+def test_experts_that_saw_no_token_are_encoded_as_the_file_says(made: Path) -> None:
+    proof = exact(hub.BUNDLED, made / "filled-in.gguf", made / "imatrix.gguf")
+    assert same(proof) == len(proof.exact)
 
 
 def low_bit_flipped(image: Image, name: str, position: int) -> None:

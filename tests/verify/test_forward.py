@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "v3-tied": ("v3-tied", {"num_hidden_layers": 2}),
     "v3fp8": ("v3fp8", {}),
     "bundled": ("bundled", {}),
+    "mistral4, queries growing after 32 tokens": ("mistral4", SHORT),
     "v32, 16 of up to 168 tokens": ("v32", {}),
     "v32, all tokens": ("v32", SHORT | {"index_topk": 200}),
     "v32fp8": ("v32fp8", SHORT),
@@ -59,6 +60,18 @@ def test_a_file_without_loss_computes_what_its_checkpoint_does(kind: str, tmp_pa
     (prompt,) = prompts(2048, [40])
     reference, candidate = checkpoint_weights(directory), gguf_weights(tmp_path / "out.gguf")
     np.testing.assert_array_equal(logits(candidate, prompt), logits(reference, prompt))
+
+
+@pytest.mark.parametrize("kind", ["v3", "v32", "mistral4"])
+def test_a_file_says_the_scales_of_its_checkpoints_positions(kind: str, tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 40, "mscale": 0.5, "mscale_all_dim": 0.8}
+    stated = {"rope_parameters" if kind == "mistral4" else "rope_scaling": scaling}
+    directory = hub.write(tmp_path / kind, kind, num_hidden_layers=1, n_routed_experts=4, **stated)
+    convert(directory, tmp_path / "out.gguf", "Q8_0")
+    expected, found = checkpoint_weights(directory).model.yarn, gguf_weights(tmp_path / "out.gguf").model.yarn
+    assert expected is not None
+    assert found is not None
+    assert (found.rotated, found.softmax) == pytest.approx((expected.rotated, expected.softmax), rel=1e-6)
 
 
 def test_a_large_matrix_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gguf_mla.cli.printing import as_json
 from gguf_mla.errors import InputError
 from tests.support import hub
 from tests.support.command import convert
@@ -69,12 +70,12 @@ def printed(value: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
 
 
 def test_every_field_is_documented_and_every_documented_field_is_there(proof: Proof) -> None:
-    content = json.loads(terminal.as_json(proof))
+    content = json.loads(as_json(terminal.content(proof)))
     assert dict(printed(content)) == documented()
 
 
 def test_what_a_program_relies_on(proof: Proof) -> None:
-    content = json.loads(terminal.as_json(proof))
+    content = json.loads(as_json(terminal.content(proof)))
     assert (content["schema"], content["grade"], content["right"]) == (1, "wrong", False)
     assert content["request"]["level"] == "logits"
     assert list(content["seconds"]) == ["structure", "weights", "attention", "logits"]

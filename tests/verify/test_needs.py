@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gguf_mla.cli.printing import as_json
 from gguf_mla.errors import InputError, MachineError
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
@@ -276,7 +277,7 @@ def test_a_report_shows_what_is_not_a_number(worst: float, q8: Path) -> None:
         parser.feed(page(proof))
         assert parser.open == []
         assert terminal.text(proof)
-        assert terminal.as_json(proof)
+        assert as_json(terminal.content(proof))
 
 
 def test_the_second_opinion_takes_the_same_nan_for_the_same() -> None:

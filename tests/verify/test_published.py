@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIGURATIONS: list[tuple[str, dict[str, Any], int]] = [
-    *((kind, {}, {"v2": 1, "glm-lite": 1, "glm-dsa": 1, "kimi": 1, "kimi-int4": 1}.get(kind, 0)) for kind in KINDS),
+    *(
+        (kind, {}, {"v2": 1, "glm-lite": 1, "glm-dsa": 1, "glm-5.2": 1, "kimi": 1, "kimi-int4": 1}.get(kind, 0))
+        for kind in KINDS
+    ),
     ("v3", {"num_hidden_layers": 26}, 1),
     ("v3", {"num_hidden_layers": 27, "rms_norm_eps": 1e-5}, 2),
     ("v2", {"topk_group": 4}, 0),
@@ -41,7 +44,7 @@ def test_no_class_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         family_of(Config({"architectures": ["Other"]}, tmp_path))
     assert set(str(error.value.expected).split(" or ")) == set(CLASSES)
-    assert ARCHITECTURES == ("deepseek2", "deepseek32", "glm-dsa", "deepseek4")
+    assert ARCHITECTURES == ("deepseek2", "deepseek32", "glm-dsa", "mistral4", "deepseek4")
 
 
 @pytest.mark.parametrize(("kind", "changes", "count"), CONFIGURATIONS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from gguf_mla.cli.printing import as_json
 from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import input as files
 from gguf_mla.files.records import Records
@@ -50,7 +51,7 @@ def q4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(proof: Proof) -> dict[str, Any]:
     """What a proof says, but for times."""
-    content: dict[str, Any] = json.loads(terminal.as_json(proof))
+    content: dict[str, Any] = json.loads(as_json(terminal.content(proof)))
     return content | {"seconds": list(content["seconds"])}
 
 

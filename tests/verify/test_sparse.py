@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gguf_mla.cli.printing import as_json
 from gguf_mla.forward.of_config import model_of_config
 from gguf_mla.sources.config import Config
 from tests.support.command import Answer, convert, gguf_mla
@@ -62,7 +63,7 @@ def test_choices_and_predictions_are_reported(proof: Proof) -> None:
     shown = terminal.text(proof)
     for words in ("choice of layer  choices  the same", "prediction 2 tokens ahead", "right, as far as"):
         assert words in shown
-    content = json.loads(terminal.as_json(proof))
+    content = json.loads(as_json(terminal.content(proof)))
     choice = content["layers"][1]["choice"]
     assert choice["sets"] == 64 - TOP_K
     assert 0 < choice["same"] <= choice["sets"]

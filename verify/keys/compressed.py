@@ -11,7 +11,7 @@ from verify.findings import Grade
 from verify.keys.expected import Expected
 
 if TYPE_CHECKING:
-    from gguf_mla.forward.deepseek4 import V4Model
+    from gguf_mla.forward.deepseek4_model import V4Model
 
 Keys = dict[str, Expected]
 

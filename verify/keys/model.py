@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gguf_mla.forward.deepseek4 import GATE, SCORE, V4Model
+from gguf_mla.forward.deepseek4_model import GATE, SCORE, V4Model
 from gguf_mla.forward.model import MlaModel
-from gguf_mla.forward.of_gguf import GATES
+from gguf_mla.forward.of_gguf import GATES, MLA_SCALED
 from gguf_mla.layout.detect import attention_layout
 from verify.findings import Grade
 from verify.keys.compressed import of_compressed
@@ -19,23 +19,26 @@ from verify.keys.expected import REQUIRED, Expected
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gguf_mla.forward.model import Linear, Model, Routing, Yarn
+    from gguf_mla.forward.model import Linear, Model, Routing, Temperature, Yarn
 
 Keys = dict[str, Expected]
 TYPES_KEY = "attention.indexer.types"
 NOTHING = 1e-9  # what is left of a multiplier of 0
 
 
-def of_model(reference: Model, candidate: Model, names: Iterable[str], ratios: object = None) -> Keys:
+def of_model(
+    reference: Model, candidate: Model, architecture: str, names: Iterable[str], ratios: object = None
+) -> Keys:
     """Return what each key, without the architecture's prefix, must say in a file of these tensors.
 
     `candidate` is the model that the file is read as: it holds what readers take for the keys that the file lacks.
     `ratios` is what it says of compression.
     """
-    is_sparse = candidate.indexer is not None
-    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference, is_sparse=is_sparse)
+    takes_one = architecture not in MLA_SCALED
+    keys = _sizes(reference) | _experts(reference, candidate) | _rope(reference, takes_one=takes_one)
     keys |= _indexer(reference, candidate)
     if isinstance(reference, MlaModel):
+        keys |= _temperature(reference.temperature)
         keys |= _legacy(reference) if attention_layout(names) == "legacy" else _latent(reference)
     if isinstance(reference, V4Model):
         keys |= of_compressed(reference, ratios)
@@ -135,11 +138,21 @@ def _all_groups(routing: Routing) -> bool:
     return routing.groups <= 1 or routing.groups_used >= routing.groups
 
 
-def _rope(model: Model, *, is_sparse: bool) -> Keys:
+def _temperature(temperature: Temperature | None) -> Keys:
+    """Return the keys of queries that grow with their position; where they do not, neither key may be there."""
+    if temperature is None:
+        return {}
+    return {
+        "attention.temperature_scale": Expected(temperature.scale, 0.0),
+        "attention.temperature_length": Expected(temperature.length),
+    }
+
+
+def _rope(model: Model, *, takes_one: bool) -> Keys:
     keys = {"rope.dimension_count": Expected(model.rope), "rope.freq_base": Expected(model.theta, 10000.0)}
     if model.linear is not None:
         return keys | _linear(model.linear)
-    return keys | (_straight() if model.yarn is None else _yarn(model.yarn, takes_one=is_sparse))
+    return keys | (_straight() if model.yarn is None else _yarn(model.yarn, takes_one=takes_one))
 
 
 def _yarn(yarn: Yarn, *, takes_one: bool) -> Keys:

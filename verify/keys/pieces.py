@@ -35,7 +35,7 @@ def compare(files: TokenizerFiles, name: Any) -> Iterator[Finding]:
         yield Finding(LEVEL, KEY, what, "the name of a pre-tokenizer", "nothing")
         return
     if not encoders.installed():
-        yield _untold("was not compared", name, "pip install 'gguf-mla[verify]' would tell")
+        yield _untold("was not compared", name, "pip install tokenizers would tell")
         return
     if has_lost_it(files.tokenizer):
         why = "the reference's tokenizer.json has lost its pre_tokenizer: it cuts no text into bytes"

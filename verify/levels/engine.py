@@ -61,7 +61,7 @@ def require(candidate: AnyPath) -> None:
     if not isinstance(candidate, Path):
         raise InputError("--engine needs a file on this machine", file=candidate, remedy="Download it")
     if importlib.util.find_spec("xllamacpp") is None:
-        raise InputError("--engine needs llama.cpp", remedy="pip install 'gguf-mla[engine]'")
+        raise InputError("--engine needs llama.cpp", remedy="pip install xllamacpp")
 
 
 class Ours:

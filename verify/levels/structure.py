@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from gguf_mla.forward.tensors import Weights
 
 LEVEL = "structure"
-FUSING = ("deepseek2",)  # the architectures in which llama.cpp looks for gate and up of the experts in one tensor
+FUSING = (
+    "deepseek2",
+    "mistral4",
+)  # the architectures in which llama.cpp looks for gate and up of the experts in one tensor
 
 
 def check_tensors(file: GgufFile, reference: Weights) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla import units
 from gguf_mla.cli import page as pages
-from gguf_mla.cli.page import BAD, cell, document, safe, section, table
+from gguf_mla.cli.page import BAD, cell, document, facts, safe, section, table, wide
 from gguf_mla.layout.names import split_name
 from gguf_mla.quoting import TEXT
 from gguf_mla.version import __version__
@@ -42,7 +42,13 @@ TITLES = {
     Grade.CANNOT_TELL: "What cannot be told",
     Grade.DIFFERS: "What differs, and changes nothing",
 }
-KINDS = {Grade.WRONG: "bad", Grade.CANNOT_TELL: "bad", Grade.DIFFERS: "good", Grade.RIGHT: "good"}  # how it is coloured
+KINDS = {
+    Grade.WRONG: "bad",
+    Grade.CANNOT_TELL: "open",
+    Grade.DIFFERS: "good",
+    Grade.RIGHT: "good",
+}  # how it is coloured
+FEW = 12  # layers whose numbers all have room above their columns
 WORDS = {Grade.CANNOT_TELL: "not proven", Grade.DIFFERS: "right"}  # where the grade's own does not suit a heading
 
 
@@ -84,9 +90,9 @@ def _sections(proof: Proof) -> Iterator[str]:
         yield section("What the indexers choose", table(CHOICE_HEADER, choices))
     if proof.scores is not None:
         histogram = plots.histogram(proof.scores.kld.tolist(), "KL divergence of a token, nats")
-        yield section("Predictions", histogram + table(("", "value"), score_rows(proof.scores)))
+        yield section("Predictions", histogram + facts(score_rows(proof.scores)))
     for distance, scores in enumerate(proof.predicted, 2):
-        yield section(predicted_title(distance).capitalize(), table(("", "value"), score_rows(scores)))
+        yield section(predicted_title(distance).capitalize(), facts(score_rows(scores)))
     yield from _others(proof)
 
 
@@ -131,15 +137,19 @@ def _map(proof: Proof) -> str:
         other = cells.get(layer)  # the other half of a legacy attn_kv_b
         cells[layer] = tensor if other is None or not other.rms > tensor.rms else other
     layers = sorted({layer for cells in groups.values() for layer in cells if layer is not None})
-    head = "".join(f"<th>{layer if layer % 5 == 0 else ''}</th>" for layer in layers)
+    step = 1 if len(layers) <= FEW else 5
+    head = "".join(f"<th>{layer if layer % step == 0 else ''}</th>" for layer in layers)
     rows = [
         f"<tr><td>{safe(group)}</td>"
         + "".join(_cell(cells.get(layer), proof) for layer in (layers if None not in cells else [None]))
         + "</tr>"
         for group, cells in groups.items()
     ]
-    shown = f'<div class="scroll"><table class="map"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-    note = '<p class="soft">A column per layer. The darker, the more of its type\'s limit the RMS error takes.</p>'
+    shown = wide(f'<table class="map"><tr><th>layer</th>{head}</tr>{"".join(rows)}</table>')
+    note = (
+        '<p class="soft">A column per layer; what belongs to none has one cell. '
+        "The stronger the colour, the more of its type's limit the RMS error takes.</p>"
+    )
     return section("Error by tensor", note + shown)
 
 

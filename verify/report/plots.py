@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from gguf_mla.cli.page import wide
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -125,4 +127,4 @@ def _y(place: float) -> float:
 
 
 def _svg(parts: Sequence[str], height: int) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+    return wide(f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>')

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla import units
-from gguf_mla.cli import printing
 from gguf_mla.cli.table import table
 from gguf_mla.quoting import TEXT, quoted
 from gguf_mla.version import __version__
@@ -160,13 +159,8 @@ def engine_rows(results: Iterable[EngineAgreement]) -> list[tuple[object, ...]]:
     return [(r.length, f"{r.difference:.3g}", f"{r.kld:.3g}", "yes" if r.same_top else "no") for r in results]
 
 
-def as_json(proof: Proof) -> str:
-    """Return everything as JSON; docs/verification.md lists every field."""
-    return printing.as_json(content(proof))
-
-
 def content(proof: Proof) -> dict[str, Any]:
-    """Return everything as JSON-ready data."""
+    """Return everything as JSON-ready data; docs/verification.md lists every field."""
     request = proof.request
     found: dict[str, Any] = {
         "schema": SCHEMA,

@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
 
 # The tables `grid_tables` makes, by number.
-POINT_OF, STARTS, CODES, POINTS, CODE_OF, MAGNITUDES = range(6)
+POINT_OF, LISTS, NEIGHBOURS, MAGNITUDES = range(4)
 
-# Rows of scratch: of one sub-block the weights, their roots, magnitudes and levels; two tables of candidates' errors;
-# the points of its groups and whether they are the rounded levels themselves; what the whole block collects.
-WEIGHTS, ROOTS, VALUES, LEVELS, TABLE = range(0, 160, 32)
-TRIAL, TRIAL_ON, CHOSEN, CHOSEN_ON = range(160, 192, 8)
-SCALES, WORDS = 192, 208
-SCRATCH = WORDS + 40
+# Rows of scratch: of one sub-block the weights, their roots, magnitudes, levels, weights times magnitudes; two tables
+# of candidates' errors; the numbers of its groups and whether they are the rounded levels themselves; what the whole
+# block collects; the scale that is tried.
+WEIGHTS, ROOTS, VALUES, LEVELS, PRODUCTS, TABLE = range(0, 192, 32)
+TRIAL, TRIAL_ON, CHOSEN, CHOSEN_ON = range(192, 224, 8)
+SCALES, WORDS, TRIED = 224, 240, 248
+SCRATCH = TRIED + 32
 LARGEST = 3.4028234663852886e38  # float32's
+SURELY = 0.4999  # how far a value may be from the level it is rounded to, that no rounding error makes that another's
 
-# What `variant` gives: values per group and levels per value, over which kernels unroll; which groups are chosen again;
-# whether (1.0 or 0.0) a sub-block where no candidate explains anything counts as on the grid.
-GROUP, TOP, redo, BEGIN_ON_GRID = map(unbound, ("GROUP", "TOP", "redo", "BEGIN_ON_GRID"))
+# What `variant` gives: values per group, bits of a level in its number and levels per value, over which kernels unroll;
+# how a group's point is chosen; which groups are chosen again; whether (1.0 or 0.0) a sub-block where no candidate
+# explains anything counts as on the grid.
+GROUP, BITS, TOP, choose_point = map(unbound, ("GROUP", "BITS", "TOP", "choose_point"))
+redo, BEGIN_ON_GRID = map(unbound, ("redo", "BEGIN_ON_GRID"))
 
 
 def redo_off_grid(on_grid: Lanes, all_on_grid: Lanes) -> Lanes:
@@ -47,80 +51,119 @@ def redo_always(on_grid: Lanes, all_on_grid: Lanes) -> Lanes:
     return on_grid | all_on_grid | ~on_grid
 
 
-def rounded_point(scratch: Lanes, at: int, inverse: Lanes) -> Lanes:
-    """I: the levels of one group, rounded, as a number: level i above bit 2 i or 3 i."""
-    number = lanes.full_int(0)
+def rounded_number(scratch: Lanes, at: int, inverse: Lanes) -> tuple[Lanes, Lanes]:
+    """I: the rounded levels of a group as a number, the first in its lowest bits; M: whether all are surely nearest."""
+    number, farthest = lanes.full_int(0), lanes.full(0.0)
     for i in range(GROUP):
-        level = clamp(nearest((inverse * lanes.load(scratch, VALUES + at + i) - 1.0) * 0.5), 0, TOP - 1)
-        number = number | level << (2 if GROUP == 8 else 3) * i
-    return number
+        place = (inverse * lanes.load(scratch, VALUES + at + i) - 1.0) * 0.5
+        level = clamp(nearest(place), 0, TOP - 1)
+        number = number | level << BITS * i
+        place = lanes.where(place < TOP - 1.0, place, TOP - 1.0)
+        off = lanes.fabs(lanes.where(place > 0.0, place, 0.0) - lanes.to_float(level))
+        farthest = lanes.where(off > farthest, off, farthest)
+    return number, farthest < SURELY
 
 
 def tabulate_errors(scratch: Lanes, at: int, scale: Lanes) -> None:
-    """Weighted squared error of every level of every value in a group: 4 or 8 rows per value, from TABLE on."""
-    for i in range(GROUP):
+    """Weighted squared error of every level of every value in a group of 8: 4 rows per value, from TABLE on."""
+    for i in range(8):
         value, weight = lanes.load(scratch, VALUES + at + i), lanes.load(scratch, ROOTS + at + i)
         for level in range(TOP):
             off = scale * (2.0 * level + 1.0) - value
-            lanes.store(scratch, TABLE + 32 // GROUP * i + level, weight * off * off)
+            lanes.store(scratch, TABLE + 4 * i + level, weight * off * off)
     lanes.transpose_table(scratch, TABLE)
     lanes.transpose_table(scratch, TABLE + 16)
 
 
-def error_of(scratch: Lanes, lane: int, i: int, code: Lanes) -> Lanes:
-    """Error of the level that a neighbour has for value i of one lane's group."""
-    if GROUP == 8:
-        return lanes.pick4(scratch, TABLE + 4 * i, lane, code >> 4 * i)
-    return lanes.pick8(scratch, TABLE + 8 * i, lane, code >> 4 * i)
-
-
-def best_neighbour(scratch: Lanes, lane: int, codes: Lanes, start: int, stop: int) -> int:
+def best_of_eight(scratch: Lanes, lane: int, neighbours: Lanes, start: int, stop: int) -> int:
     """Position, in start … stop, of the neighbour with the least error for one lane; here lanes are neighbours."""
     best, at = lanes.full(LARGEST), lanes.full_int(start)
     for k in range(start, stop, lanes.WIDTH):
-        code, position = lanes.run32(codes, k), lanes.numbers() + k
-        error = error_of(scratch, lane, 0, code)
-        for i in range(1, GROUP):
-            error = error + error_of(scratch, lane, i, code)
-        better = (error < best) & (position < stop)
-        best, at = lanes.where(better, error, best), lanes.where(better, position, at)
+        number = lanes.run32(neighbours, k)
+        error = lanes.pick4(scratch, TABLE, lane, number)
+        for i in range(1, 8):
+            error = error + lanes.pick4(scratch, TABLE + 4 * i, lane, number >> 2 * i)
+        better = error < best
+        best, at = lanes.where(better, error, best), lanes.where(better, lanes.numbers() + k, at)
     if stop - start <= lanes.WIDTH:
         return start + int(lanes.least_lane(best))
     return int(lanes.first_least(best, at))
 
 
-def _choose_neighbours(scratch: Lanes, tables: tuple[Lanes, ...], k: int) -> None:
+def choose_neighbours(scratch: Lanes, tables: tuple[Lanes, ...], k: int) -> None:
     """Replace each list of neighbours in row TRIAL + k by the best of them, by the errors in TABLE."""
     for lane in range(lanes.WIDTH):
-        found = int(lanes.item(scratch, TRIAL + k, lane))
-        if found < 0:
-            start, stop = tables[STARTS][-1 - found], tables[STARTS][-found]
-            position = best_neighbour(scratch, lane, tables[CODES], start, stop)
-            lanes.set_item(scratch, TRIAL + k, lane, float(tables[POINTS][position]))
+        place = -int(lanes.item(scratch, TRIAL + k, lane))
+        if place > 0:
+            start, stop = tables[LISTS][place], tables[LISTS][place + 1]
+            position = best_of_eight(scratch, lane, tables[NEIGHBOURS], start, stop)
+            lanes.set_item(scratch, TRIAL + k, lane, float(tables[NEIGHBOURS][position]))
 
 
-def choose_point(scratch: Lanes, tables: tuple[Lanes, ...], k: int, inverse: Lanes, scale: Lanes) -> None:
+def _choose_eight(scratch: Lanes, tables: tuple[Lanes, ...], k: int, inverse: Lanes, scale: Lanes) -> None:
     """Rows TRIAL + k, TRIAL_ON + k: the grid point for group k by one scale, and whether rounding hit it."""
-    point = lanes.lookup(tables[POINT_OF], rounded_point(scratch, GROUP * k, inverse))
+    number, surely = rounded_number(scratch, 8 * k, inverse)
+    point = lanes.lookup(tables[POINT_OF], number)
     off_grid = point < 0
-    lanes.store(scratch, TRIAL + k, lanes.to_float(point))
+    found = lanes.where(off_grid, lanes.where(surely, point, point - 2), number)
+    lanes.store(scratch, TRIAL + k, lanes.to_float(found))
     lanes.store(scratch, TRIAL_ON + k, lanes.where(off_grid, 0.0, lanes.full(1.0)))
     if lanes.any_lane(off_grid):
-        tabulate_errors(scratch, GROUP * k, scale)
-        _choose_neighbours(scratch, tables, k)
+        tabulate_errors(scratch, 8 * k, scale)
+        choose_neighbours(scratch, tables, k)
 
 
-def point_sums(scratch: Lanes, tables: tuple[Lanes, ...], row: int, size: int) -> tuple[Lanes, Lanes]:
-    """Σ w x q and Σ w q² of a sub-block whose groups take the points in rows row …; q = 2 l + 1."""
+def errors_of_four(scratch: Lanes, at: int, lane: int, number: Lanes) -> Lanes:
+    """Weighted squared error of neighbours for a pair of lanes, by the scale in row TRIED."""
+    scale, total = lanes.pair_item(scratch, TRIED, lane), lanes.full(0.0)
+    for i in range(4):
+        value, weight = lanes.pair_item(scratch, VALUES + at + i, lane), lanes.pair_item(scratch, ROOTS + at + i, lane)
+        off = scale * lanes.odd8(number >> 3 * i) - value
+        total = total + weight * off * off
+    return total
+
+
+def choose_pair(scratch: Lanes, tables: tuple[Lanes, ...], k: int, lane: int) -> None:
+    """Replace the lists of neighbours that two lanes have in row TRIAL + k by the best of them."""
+    neighbours, last = tables[NEIGHBOURS], -lanes.HALF
+    a, b = int(lanes.item(scratch, TRIAL + k, lane)), int(lanes.item(scratch, TRIAL + k, lane + 1))
+    a, a_stop, b, b_stop = tables[LISTS][a], tables[LISTS][a + 1], tables[LISTS][b], tables[LISTS][b + 1]
+    longest = max(a_stop - a, b_stop - b)
+    best, at = lanes.full(LARGEST), lanes.full_int(0)
+    for offset in range(0, longest, lanes.HALF):
+        number = lanes.pair_run32(neighbours, min(a + offset, a_stop - 1 & last), min(b + offset, b_stop - 1 & last))
+        error = errors_of_four(scratch, 4 * k, lane, number)
+        better = error < best
+        best, at = (
+            lanes.where(better, error, best),
+            lanes.where(better, (lanes.numbers() & lanes.HALF - 1) + offset, at),
+        )
+    first, second = lanes.pair_least(best) if longest <= lanes.HALF else lanes.pair_first_least(best, at)
+    lanes.set_item(scratch, TRIAL + k, lane, float(neighbours[a + first]))
+    lanes.set_item(scratch, TRIAL + k, lane + 1, float(neighbours[b + second]))
+
+
+def _choose_four(scratch: Lanes, tables: tuple[Lanes, ...], k: int, inverse: Lanes, scale: Lanes) -> None:
+    """Rows TRIAL + k, TRIAL_ON + k: the grid point for group k by one scale, and whether rounding hit it."""
+    number, surely = rounded_number(scratch, 4 * k, inverse)
+    lanes.store(scratch, TRIED, scale)
+    lanes.store(scratch, TRIAL + k, lanes.to_float(number * 4 + lanes.where(surely, 4, lanes.full_int(6))))
+    for lane in range(0, lanes.WIDTH, 2):
+        choose_pair(scratch, tables, k, lane)
+    hit = lanes.load(scratch, TRIAL + k) == lanes.to_float(number)
+    lanes.store(scratch, TRIAL_ON + k, lanes.where(hit, 1.0, lanes.full(0.0)))
+
+
+def point_sums(scratch: Lanes, row: int, size: int) -> tuple[Lanes, Lanes]:
+    """Σ w x q and Σ w q² of a sub-block whose groups have the numbers in rows row …; q = 2 l + 1."""
     sum_xq = sum_q2 = lanes.full(0.0)
     for k in range(size // GROUP):
-        code = lanes.lookup(tables[CODE_OF], lanes.to_int(lanes.load(scratch, row + k)))
+        number = lanes.to_int(lanes.load(scratch, row + k))
         for i in range(GROUP):
-            level = code >> 4 * i & 32 // GROUP - 1
+            level = number >> BITS * i & (1 << BITS) - 1
             q = lanes.to_float(level + level + 1)
-            weight = lanes.load(scratch, WEIGHTS + GROUP * k + i)
-            sum_xq = sum_xq + weight * lanes.load(scratch, VALUES + GROUP * k + i) * q
-            sum_q2 = sum_q2 + weight * q * q
+            sum_xq = sum_xq + lanes.load(scratch, PRODUCTS + GROUP * k + i) * q
+            sum_q2 = sum_q2 + lanes.load(scratch, WEIGHTS + GROUP * k + i) * q * q
     return sum_xq, sum_q2
 
 
@@ -130,7 +173,7 @@ def try_scale(
     """Points of a whole sub-block by one scale, in rows TRIAL …; their sums."""
     for k in range(size // GROUP):
         choose_point(scratch, tables, k, inverse, scale)
-    return point_sums(scratch, tables, TRIAL, size)
+    return point_sums(scratch, TRIAL, size)
 
 
 def keep_trial(scratch: Lanes, groups: int, better: Lanes) -> None:
@@ -146,12 +189,14 @@ def _fit_grid(
 ) -> Lanes:
     """Scale of a sub-block, the best of 2 steps + 1 that map `reach` to about 2 TOP - 1, then refitted.
 
-    `scale` stands if no candidate explains anything. The points end up in rows CHOSEN ….
+    `scale` stands if no candidate explains anything. The points' numbers end up in rows CHOSEN ….
     """
     groups = size // GROUP
     for k in range(groups):
-        lanes.store(scratch, CHOSEN + k, lanes.to_float(lanes.lookup(tables[POINT_OF], lanes.full_int(0))))
+        lanes.store(scratch, CHOSEN + k, lanes.full(0.0))
         lanes.store(scratch, CHOSEN_ON + k, lanes.full(BEGIN_ON_GRID))
+    for i in range(size):
+        lanes.store(scratch, PRODUCTS + i, lanes.load(scratch, WEIGHTS + i) * lanes.load(scratch, VALUES + i))
     best = lanes.full(0.0)
     for index in range(-steps, steps + 1):
         inverse = (lanes.full(index) * step + (2.0 * TOP - 1.0)) / reach
@@ -176,15 +221,18 @@ def refit(scratch: Lanes, tables: tuple[Lanes, ...], size: int, scale: Lanes) ->
         changed = changed | again
         point = lanes.where(again, lanes.load(scratch, TRIAL + k), lanes.load(scratch, CHOSEN + k))
         lanes.store(scratch, CHOSEN + k, point)
-    sum_xq, sum_q2 = point_sums(scratch, tables, CHOSEN, size)
+    sum_xq, sum_q2 = point_sums(scratch, CHOSEN, size)
     return lanes.where(changed & (sum_q2 > 0.0), sum_xq / sum_q2, scale)
 
 
-fit_grid = variant(_fit_grid, GROUP=8, TOP=3, redo=redo_off_grid, BEGIN_ON_GRID=1.0)
-fit_iq2_xxs = variant(_fit_grid, GROUP=8, TOP=3, redo=redo_always, BEGIN_ON_GRID=1.0)
-fit_iq3_xxs = variant(_fit_grid, GROUP=4, TOP=8, redo=redo_off_grid, BEGIN_ON_GRID=1.0)
-fit_iq3_s = variant(_fit_grid, GROUP=4, TOP=8, redo=redo_all, BEGIN_ON_GRID=0.0)
-choose_neighbours = variant(_choose_neighbours, GROUP=8)
+choose_eight = variant(_choose_eight, GROUP=8, BITS=2, TOP=3)
+choose_four = variant(_choose_four, GROUP=4, BITS=3, TOP=8)
+fit_grid = variant(_fit_grid, GROUP=8, BITS=2, TOP=3, choose_point=choose_eight, redo=redo_off_grid, BEGIN_ON_GRID=1.0)
+fit_iq2_xxs = variant(_fit_grid, GROUP=8, BITS=2, TOP=3, choose_point=choose_eight, redo=redo_always, BEGIN_ON_GRID=1.0)
+fit_iq3_xxs = variant(
+    _fit_grid, GROUP=4, BITS=3, TOP=8, choose_point=choose_four, redo=redo_off_grid, BEGIN_ON_GRID=1.0
+)
+fit_iq3_s = variant(_fit_grid, GROUP=4, BITS=3, TOP=8, choose_point=choose_four, redo=redo_all, BEGIN_ON_GRID=0.0)
 
 
 def store_magnitudes(x: Lanes, at: int, size: int, scratch: Lanes) -> Lanes:
@@ -252,9 +300,14 @@ def odd_level(inverse: Lanes, value: Lanes, top: int) -> Lanes:
     return clamp(nearest((inverse * value - 1.0) * 0.5), 0, top)
 
 
-def chosen_point(scratch: Lanes, k: int, empty: Lanes) -> Lanes:
+def point_at(scratch: Lanes, tables: tuple[Lanes, ...], row: int) -> Lanes:
+    """I: the grid point whose number a row holds."""
+    return lanes.lookup(tables[POINT_OF], lanes.to_int(lanes.load(scratch, row)))
+
+
+def chosen_point(scratch: Lanes, tables: tuple[Lanes, ...], k: int, empty: Lanes) -> Lanes:
     """I: the grid point of group k; 0 in an empty sub-block."""
-    return lanes.where(empty, 0, lanes.to_int(lanes.load(scratch, CHOSEN + k)))
+    return lanes.where(empty, 0, point_at(scratch, tables, CHOSEN + k))
 
 
 def sign_of(signs: Lanes, bit: Lanes) -> Lanes:

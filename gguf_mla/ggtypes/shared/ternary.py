@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gguf_mla import lanes
-from gguf_mla.ggtypes.shared.grid import CODE_OF, POINT_OF, SCRATCH, TABLE, TRIAL, WEIGHTS, choose_neighbours
+from gguf_mla.ggtypes.shared.grid import POINT_OF, SCRATCH, TABLE, TRIAL, WEIGHTS, choose_neighbours
 
 if TYPE_CHECKING:
     from gguf_mla.lanes import Lanes
@@ -78,12 +78,12 @@ def shifted(level: Lanes, plus: Lanes) -> Lanes:
 def choose_point(
     x: Lanes, at: int, k: int, scratch: Lanes, tables: tuple[Lanes, ...], scale: Lanes, plus: Lanes
 ) -> Lanes:
-    """Row TRIAL + k: the grid point for the levels of group k, or the best neighbour; the mask of those on the grid."""
+    """Row TRIAL + k: the number of group k's levels, or of the best neighbour; the mask of those on the grid."""
     number = lanes.full_int(0)
     for i in range(8):
         number = number | lanes.to_int(lanes.load(scratch, PLACES + 8 * k + i)) << 2 * i
     point = lanes.lookup(tables[POINT_OF], number)
-    lanes.store(scratch, TRIAL + k, lanes.to_float(point))
+    lanes.store(scratch, TRIAL + k, lanes.to_float(lanes.where(point < 0, point, number)))
     if lanes.any_lane(point < 0):
         for i in range(8):
             value, weight = lanes.load(x, at + 8 * k + i), lanes.load(scratch, WEIGHTS + 8 * k + i)
@@ -97,14 +97,13 @@ def choose_point(
 
 
 def group_sums(
-    x: Lanes, at: int, k: int, scratch: Lanes, tables: tuple[Lanes, ...], factor: Lanes, plus: Lanes,
-    sum_xq: Lanes, sum_q2: Lanes,
-) -> tuple[Lanes, Lanes]:  # fmt: skip
+    x: Lanes, at: int, k: int, scratch: Lanes, factor: Lanes, plus: Lanes, sum_xq: Lanes, sum_q2: Lanes
+) -> tuple[Lanes, Lanes]:
     """Σ w q x and Σ w q² of group k added on, q being `factor` times what its point's levels stand for."""
-    code = lanes.lookup(tables[CODE_OF], lanes.to_int(lanes.load(scratch, TRIAL + k)))
+    number = lanes.to_int(lanes.load(scratch, TRIAL + k))
     for i in range(8):
         weight = lanes.load(scratch, WEIGHTS + 8 * k + i)
-        q = shifted(lanes.to_float(code >> 4 * i & 3), plus) * factor
+        q = shifted(lanes.to_float(number >> 2 * i & 3), plus) * factor
         weighted = weight * q
         sum_xq = sum_xq + weighted * lanes.load(x, at + 8 * k + i)
         sum_q2 = sum_q2 + weighted * q

@@ -67,7 +67,7 @@ def found(stored: Mapping[str, StoredTensor], _quantization: Mapping[str, Any]) 
     tensors: dict[str, AwqTensor] = {}
     used: set[str] = set()
     for base in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
-        name, parts = base + ".weight", columns.parts_of(base, dict(stored))
+        name, parts = base + ".weight", columns.parts_of(base, stored)
         outputs = parts.scales.shape[1]
         if parts.integers.shape[1] == outputs:
             continue  # packed along the inputs: GPTQ

@@ -90,7 +90,7 @@ def found(stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any]) -
     tensors: dict[str, GptqTensor] = {}
     used: set[str] = set()
     for base in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
-        name, parts = base + ".weight", columns.parts_of(base, dict(stored))
+        name, parts = base + ".weight", columns.parts_of(base, stored)
         tensors[name] = GptqTensor(name, parts, _bits(name, parts), _added(quantization))
         used |= {base + suffix for suffix in (".qweight", ".qzeros", ".scales", ".g_idx")}
     return Found(tensors, frozenset(used))

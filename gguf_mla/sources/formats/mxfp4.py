@@ -16,7 +16,7 @@ from gguf_mla.sources.formats import Found
 from gguf_mla.sources.formats.shared.e2m1 import PACKED_DTYPES, PackedTensor, check_packed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -46,15 +46,15 @@ def found(stored: Mapping[str, StoredTensor], _quantization: Mapping[str, Any]) 
     for codes, scale, name in _pairs(stored):
         check_packed(name, codes, scale, Mxfp4Tensor.group)
         tensors[name] = Mxfp4Tensor(name, codes, scale)
-        used |= {codes.name, scale.name, name + "_shape"}
+        used.update((codes.name, scale.name, name + "_shape"))
     return Found(tensors, frozenset(used))
 
 
-def _pairs(stored: Mapping[str, StoredTensor]) -> list[tuple[StoredTensor, StoredTensor, str]]:
-    return [
-        (tensor, scale, name.removesuffix(codes) + ".weight")
-        for codes, scales in _NAMES
-        for name, tensor in stored.items()
-        if name.endswith(codes) and tensor.dtype in PACKED_DTYPES
-        if (scale := stored.get(name.removesuffix(codes) + scales)) is not None and scale.dtype in _SCALE_DTYPES
-    ]
+def _pairs(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[StoredTensor, StoredTensor, str]]:
+    packed = [(name, tensor) for name, tensor in stored.items() if tensor.dtype in PACKED_DTYPES]
+    for codes, scales in _NAMES:
+        for name, tensor in packed:
+            if name.endswith(codes):
+                base = name.removesuffix(codes)
+                if (scale := stored.get(base + scales)) is not None and scale.dtype in _SCALE_DTYPES:
+                    yield tensor, scale, base + ".weight"

@@ -15,7 +15,7 @@ LEFTOVERS = (
     (r"(?:.+\.)?self_attn\.(?:masked_bias|bias)", COMPUTED),
     (r"(?:.+\.)?self_attn\.(?:[kqv]_scale|attn\.[kqv]_scale|kv_scale|prob_scale|[kv]_proj\.output_scale)",
      "a scale of the cache, which an engine quantizes its own way"),
-    (r"(?:.+\.)?experts\.(?:w13|w2|gate_up_proj|down_proj)_input_scale",
+    (r"(?:.+\.)?experts\.(?:w13|w2|gate_up_proj|down_proj)_(?:input|activation)_scale",
      "a scale of activations, which ggml rounds by itself"),
     (r"(?:.+\.)?_extra_state", "the state of Transformer Engine, not weights"),
     (r"(?:optimizer|opt_state|exp_avg|exp_avg_sq|master_weights?)\..+|.+\.(?:exp_avg|exp_avg_sq|momentum_buffer)",

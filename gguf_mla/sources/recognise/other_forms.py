@@ -41,6 +41,18 @@ FORMS = (
 )
 
 
+def check(folder: Folder, names: list[str]) -> None:
+    """Raise InputError for a directory in Mistral's own form, which has its configuration under another name."""
+    if "params.json" in names and "config.json" not in names:
+        raise InputError(
+            "is in Mistral's own form, whose configuration, tensors and tokenizer have other names",
+            file=folder.path,
+            expected="config.json",
+            found="params.json",
+            remedy="Take the edition in transformers' form; llama.cpp's converter reads this one with --mistral-format",
+        )
+
+
 def no_weights(folder: Folder, names: list[str]) -> InputError:
     """Return the error for a folder without a safetensors file."""
     for patterns, what, remedy in FORMS:

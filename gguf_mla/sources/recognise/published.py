@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.sources.recognise.reading import Reading
 
-# Published name → transformers', in the model, in a layer, and in one of its experts. {} stands for the layer's number.
-_LAYER = "model.layers.{}."
+# Published name → transformers', in the model, in a layer, and in one of its experts.
 _ATTENTION, _COMPRESSOR, _INDEXER = "self_attn.", "self_attn.compressor.", "self_attn.compressor.indexer."
 MODEL = {
     "embed.weight": "model.embed_tokens.weight",
@@ -86,4 +85,4 @@ def _standard(name: str) -> str | None:
         return MODEL.get(name.removeprefix("model."))
     layer, expert, rest = place.groups()
     part = LAYER.get(rest) if expert is None else EXPERT.get(rest)
-    return None if part is None else f"{_LAYER.format(layer)}{'mlp.' + expert if expert else ''}{part}"
+    return None if part is None else f"model.layers.{layer}.{'mlp.' + expert if expert else ''}{part}"

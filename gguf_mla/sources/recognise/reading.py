@@ -63,7 +63,7 @@ class Reading:
     @functools.cached_property
     def kinds(self) -> frozenset[str]:
         """The names of all tensors with every number between dots as 0: some fifty, where there are 200,000 names."""
-        return frozenset(_NUMBER.sub(".0", name) for name in (*self.stored, *self.absent))
+        return frozenset(_NUMBER.sub(".0", "\n".join((*self.stored, *self.absent))).split("\n"))
 
     def named(self, pattern: re.Pattern[str]) -> list[str]:
         """Return the names of stored tensors that a pattern is found in; it must not tell one number from another."""
@@ -91,18 +91,17 @@ class Reading:
     def renamed(self, rename: Callable[[str], str]) -> Reading:
         """Return the reading with other names; InputError where two tensors would have the same."""
         names = {name: rename(name) for name in (*self.stored, *self.absent)}
-        owners: dict[str, str] = {}
-        for name, new in names.items():
-            if (other := owners.setdefault(new, name)) != name:
-                what = f"is also there as {other}"
-                raise InputError(what, file=self.folder.path, tensor=name, expected="one copy", found="two")
-        stored = {names[name]: _called(tensor, names[name]) for name, tensor in self.stored.items()}
+        if len({*names.values()}) != len(names):
+            raise self._twice(names)
+        stored = {names[name]: tensor.called(names[name]) for name, tensor in self.stored.items()}
         absent = {names[name]: shard for name, shard in self.absent.items()}
         return replace(self, stored=stored, absent=absent)
 
-
-def _called(tensor: StoredTensor, name: str) -> StoredTensor:
-    return tensor if tensor.name == name else replace(tensor, name=name)
+    def _twice(self, names: Mapping[str, str]) -> InputError:
+        owners: dict[str, str] = {}
+        name = next(name for name, new in names.items() if owners.setdefault(new, name) != name)
+        what = f"is also there as {owners[names[name]]}"
+        return InputError(what, file=self.folder.path, tensor=name, expected="one copy", found="two")
 
 
 def examples(names: Iterable[str]) -> str:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
+from gguf_mla.stream.books import Claims, NoJournal
 from gguf_mla.stream.execute import Result, execute
-from gguf_mla.stream.journal import Claims, NoJournal, is_named_by, take_back
+from gguf_mla.stream.journal import is_named_by, take_back
 from gguf_mla.stream.sharing.ledger import me
 from gguf_mla.stream.sharing.record import DIGITS
 

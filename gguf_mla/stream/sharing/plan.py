@@ -20,7 +20,7 @@ from gguf_mla.files.input import read_small
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.stream.chunks import placed
 from gguf_mla.stream.goal import Goal
-from gguf_mla.stream.journal import Identity, difference, identity
+from gguf_mla.stream.identity import Identity, difference, identity
 from gguf_mla.stream.sharing.cut import SharedJob, cut, job_bytes
 
 if TYPE_CHECKING:

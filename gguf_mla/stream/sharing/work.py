@@ -19,10 +19,11 @@ from gguf_mla.files import platform
 from gguf_mla.files.output import DiskFullError, SharedFile, check_room, no_room
 from gguf_mla.files.stamp import Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
+from gguf_mla.stream.books import Claims, NoJournal
 from gguf_mla.stream.chunks import parts, placed
+from gguf_mla.stream.delivery import Staying
 from gguf_mla.stream.execute import RunInterrupted, claimed, run
 from gguf_mla.stream.goal import Goal
-from gguf_mla.stream.journal import Claims, NoJournal
 from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
 from gguf_mla.stream.sharing.cut import parts_of, within
@@ -91,7 +92,7 @@ def work(
             check_room(files, 0)
             selected = parts_of(parts(placed(outputs, goal.layouts)), mine)
             queue = books.heard(claimed(within(arranged(selected, job.sources, tape), mine), books))
-            run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, progress)
+            run(engine_of(count), announced(queue, tape, worker.expect), worker, saver, Staying(), progress)
             watch.check()
             saver.save()
     stages, numbers = dict(saver.seconds), tuple(each.number for each in mine)

@@ -13,7 +13,7 @@ from gguf_mla.text import encoders
 from gguf_mla.text.calibration import Cut, Reader
 from quantize.imatrix.model import name_of, reader_of
 from tests.support import hub
-from tests.support.command import convert, gguf_mla
+from tests.support.command import convert
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,14 +65,3 @@ def test_a_matrix_is_called_as_its_model_is(tmp_path: Path) -> None:
     (tmp_path / "V3").mkdir()
     names = ("V3", "V3-Q4_K.gguf", "V3-Q4_K-00001-of-00005.gguf")
     assert [name_of(tmp_path / name) for name in names] == ["V3", "V3-Q4_K", "V3-Q4_K"]
-
-
-def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    assert gguf_mla("demo", "--family", "v4", "--size", "10M", tmp_path / "v4").status == 0
-    np.save(tmp_path / "ids.npy", np.arange(5, 69))
-    answer = gguf_mla(
-        "imatrix", tmp_path / "v4", tmp_path / "m.gguf", "--tokens", tmp_path / "ids.npy", "--context", 16
-    )
-    assert answer.status == 2
-    assert "cannot be computed layer by layer over a text yet (found that of DeepseekV4ForCausalLM)" in answer.output
-    assert not (tmp_path / "m.gguf").exists()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from gguf_mla.container import reader
 from gguf_mla.errors import InputError
 from gguf_mla.importance.exact import Exact
 from gguf_mla.importance.gguf import write_imatrix, write_matrix
@@ -158,7 +159,17 @@ def test_what_is_shown(made: Callable[..., bytes], tmp_path: Path) -> None:
     squares, counts = read_imatrix([tmp_path / "m.gguf"]).sums("blk.0.attn_q_a.weight")
     assert energy["blk.0.attn_q_a.weight"] == pytest.approx(float(squares.sum() / counts[0, 0]), rel=1e-6)
     assert (tmp_path / "m.html").read_text().count("<td style=") == 2 * 8
-    assert "importance matrix" in done("inspect", tmp_path / "m.gguf")
+
+
+def test_inspect_reads_the_head_of_a_matrix_once(
+    made: Callable[..., bytes], parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("m.gguf")
+    parsed, parse = [], reader._Parser.parse
+    monkeypatch.setattr(reader._Parser, "parse", lambda parser: parsed.append(parser) or parse(parser))
+    assert "m.gguf: importance matrix" in done("inspect", tmp_path / "m.gguf")
+    assert f"{parts[0].name}: part of an importance matrix" in done("inspect", parts[0])
+    assert len(parsed) == 2
 
 
 def test_coverage_counts_what_is_little_seen() -> None:

@@ -15,7 +15,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.sources.formats.shared.coded import decoded_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -109,7 +109,7 @@ class Parts:
                 raise self.refuse(name, f"{tensor.name} is not what it should be", expected, found)
 
 
-def parts_of(base: str, stored: dict[str, StoredTensor]) -> Parts:
+def parts_of(base: str, stored: Mapping[str, StoredTensor]) -> Parts:
     """Return the tensors BASE.qweight, .qzeros, .scales and .g_idx; InputError where one but the last is missing."""
     for suffix in (".qzeros", ".scales"):
         if base + suffix not in stored:

@@ -1,0 +1,248 @@
+"""A repository of the hub as a place for finished files: each is sent when it is complete, one commit shows all.
+
+A file that was sent and not committed is seen by nobody. The hub knows files by their SHA-256, so what it has already
+is not sent again, whoever sent it. huggingface_hub speaks the protocol; what it is handed are file objects, so it
+sends by plain HTTP and not by xet, whatever HF_HUB_DISABLE_XET says.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gguf_mla import units
+from gguf_mla.errors import GgufMlaError, InputError, MachineError
+from gguf_mla.remote import refusals
+from gguf_mla.remote.location import SCHEME, owner_and_name
+from gguf_mla.remote.outgoing import SENT, Absent, Content, Journey, Outgoing, StoppedError, content
+from gguf_mla.remote.repository import LIBRARY, TIMEOUT, http, hub_library
+from gguf_mla.remote.troubles import FIRST_PATIENCE, Patience
+from gguf_mla.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    Read = Callable[[str], str | None]  # a small file of the repository, by name; None where there is none
+    Describe = Callable[[Mapping[str, Mapping[str, Any]], Read], Mapping[str, str]]
+
+BATCH = 256  # files that the hub is asked about at a time
+
+
+@dataclass
+class Published:
+    """What has become of an upload.
+
+    commit  that shows the files, and `url` its page
+    files   that were taken, and their bytes together
+    sent    bytes that went over the network: those of files that the hub had already did not
+    """
+
+    repository: str
+    url: str = ""
+    commit: str = ""
+    files: int = 0
+    bytes: int = 0
+    sent: int = 0
+
+
+class Upload:
+    """A sink for the files of a run (gguf_mla.stream.delivery.Sink).
+
+    repository  OWNER/NAME
+    names       what each output is called there
+    describe    makes the small files that are committed with the others, from all receipts and from what is there
+    private     whether a new repository is to be private
+    keeps       whether files stay on this machine, too
+
+    published   what has become of it
+    sums        the SHA-256 of outputs
+    """
+
+    def __init__(
+        self, repository: str, names: Mapping[Path, str], describe: Describe, *, private: bool, keeps: bool
+    ) -> None:
+        self.repository = owner_and_name(repository)
+        self.keeps, self._names, self._describe, self._private = keeps, names, describe, private
+        self.hub = hub_library("an upload", SCHEME + self.repository, "Install it")
+        self.api = self.hub.HfApi(library_name=LIBRARY, library_version=__version__)
+        self.published = Published(self.repository)
+        self.sums: dict[Path, str] = {}
+        self._journey = Journey()
+        self._error: type[GgufMlaError] = InputError  # nothing has been made yet that could be kept
+
+    @property
+    def called(self) -> str:
+        """The repository as errors name it."""
+        return SCHEME + self.repository
+
+    def open(self, *, create: bool) -> None:
+        """Raise InputError where nothing can be uploaded; `create` the repository if it is missing."""
+        if self.hub.constants.is_offline_mode():
+            raise InputError("the hub may not be asked (HF_HUB_OFFLINE)", file=self.called, remedy="Unset it to upload")
+        if self.hub.get_token() is None:
+            raise InputError("an upload takes a token that may write", file=self.called, remedy=refusals.TOKEN)
+        found = self._asked(self._found, FIRST_PATIENCE)
+        if found is None and create:
+            self._asked(
+                lambda: self.api.create_repo(self.repository, private=self._private or None, exist_ok=True),
+                FIRST_PATIENCE,
+            )
+        if found is not None and self._private and not found.private:
+            what, remedy = "is there, and is public", "Leave --private out, or name another repository"
+            raise InputError(what, file=self.called, remedy=remedy)
+        if found is not None or create:
+            self._asked(self._may_write, FIRST_PATIENCE)
+        self._error = MachineError
+
+    def takes(self, path: Path) -> bool:
+        """Whether an output goes to the repository; notes about others do not."""
+        return path in self._names
+
+    def name(self, path: Path) -> str:
+        """Return the name of an output in the repository."""
+        return self._names[path]
+
+    def has(self, receipts: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """Return which files of an earlier run the hub still has, committed or not."""
+        there: set[str] = set()
+        names = [*receipts]
+        for start in range(0, len(names), BATCH):
+            batch = {receipts[name]["sha256"]: name for name in names[start : start + BATCH]}
+            infos = [self._info(receipts[name]) for name in batch.values()]
+            for entry in self._asked(functools.partial(self._looked_up, infos)):
+                if "actions" not in entry and entry["oid"] in batch:
+                    there.add(batch[entry["oid"]])
+        return there
+
+    def take(self, path: Path, built: Path) -> dict[str, Any]:
+        """Send a file, unless the hub has it, and return what `has` and `publish` need; MachineError where it fails."""
+        name = self.name(path)
+        try:
+            self._journey.begin(name, built.stat().st_size, sending=False)
+            found = content(built, self._journey)
+            receipt = found._asdict() | {"sample": base64.b64encode(found.sample).decode()}
+            self._journey.begin(name, found.size, sending=True)
+            with Outgoing(built, self._journey) as file:
+                self._asked(lambda: self._send(name, receipt, file))
+                self._count(found, file.sent)
+        finally:
+            self._journey.name = ""
+        return receipt
+
+    def stop(self) -> None:
+        """End what is on its way."""
+        self._journey.stopped.set()
+
+    def publish(self, receipts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Commit all files, and what describes them, at once; MachineError where that fails, which loses nothing."""
+        self.published.files = len(receipts)
+        self.published.bytes = sum(receipt["size"] for receipt in receipts.values())
+        self.sums = {path: receipts[name]["sha256"] for path, name in self._names.items() if name in receipts}
+        made = self._asked(lambda: self._commit(receipts))
+        self.published.commit, self.published.url = str(made.oid), str(made.commit_url)
+
+    def state(self) -> str:
+        """Return how far the file is that is on its way, in words; "" where none is."""
+        journey = self._journey
+        if not journey.name:
+            return ""
+        share = f"{journey.at / max(1, journey.size):.0%}"
+        if not journey.sending:
+            return f"upload of {journey.name}: hashed {share}"
+        return f"upload of {journey.name}: {share}, {units.size(SENT.rate())}/s"
+
+    def _count(self, found: Content, sent: int) -> None:
+        self.published.sent += min(sent, found.size)
+
+    def _found(self) -> Any:
+        try:
+            return self.api.model_info(self.repository, timeout=TIMEOUT)
+        except self.hub.errors.RepositoryNotFoundError as error:
+            if refusals.status(error) == 401:  # this says that the token is none
+                raise
+            return None
+
+    def _may_write(self) -> None:
+        """Ask how a small file would be stored, which only those are told who may write."""
+        self.api.preupload_lfs_files(self.repository, additions=[self._small("README.md", "#")])
+
+    def _looked_up(self, infos: list[Any]) -> list[dict[str, Any]]:
+        """Return what the hub says of contents: `actions` where it wants them to be sent."""
+        ask = self.hub.lfs.post_lfs_batch_info
+        entries = ask(
+            upload_infos=infos, token=None, repo_type="model", repo_id=self.repository, revision="main",
+            endpoint=self.api.endpoint,
+        )[0]  # fmt: skip
+        return [*entries]
+
+    def _send(self, name: str, receipt: Mapping[str, Any], file: Outgoing) -> None:
+        file.seek(0)  # the library goes on from where an attempt that failed has left it
+        operation = self._large(name, receipt, file)
+        self.api.preupload_lfs_files(self.repository, additions=[operation], num_threads=1)
+        if operation.path_or_fileobj is file:
+            what = "would not be stored as a large file there"
+            raise MachineError(what, file=f"{self.called}/{name}", remedy="Look at its .gitattributes and .gitignore")
+
+    def _commit(self, receipts: Mapping[str, Mapping[str, Any]]) -> Any:
+        head = self.api.model_info(self.repository, timeout=TIMEOUT)
+        there = {entry.rfilename for entry in head.siblings or ()}
+
+        def read(name: str) -> str | None:
+            if name not in there:
+                return None
+            path = self.hub.hf_hub_download(self.repository, name, revision=head.sha)
+            return open(path, encoding="utf-8", errors="replace").read()  # noqa: PTH123 - a cache's file
+
+        small = self._describe(receipts, read)
+        operations = [self._large(name, receipt, Absent()) for name, receipt in receipts.items()]
+        operations += [self._small(name, text) for name, text in small.items()]
+        title = f"Add {next(iter(receipts))}" + (f" and {len(receipts) - 1} more" if receipts else "")
+        return self.api.create_commit(
+            self.repository, operations, commit_message=f"{title} (gguf-mla {__version__})", parent_commit=head.sha
+        )
+
+    def _small(self, name: str, text: str) -> Any:
+        return self.hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode())
+
+    def _large(self, name: str, receipt: Mapping[str, Any], file: io.BufferedIOBase) -> Any:
+        """Return the operation that adds a file whose content is known, which saves reading it once more."""
+        operation = self.hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=io.BytesIO())
+        operation.upload_info, operation.path_or_fileobj = self._info(receipt), file
+        return operation
+
+    def _info(self, receipt: Mapping[str, Any]) -> Any:
+        sample, sha256 = base64.b64decode(receipt["sample"]), bytes.fromhex(receipt["sha256"])
+        return self.hub.lfs.UploadInfo(sha256=sha256, size=receipt["size"], sample=sample)
+
+    def _asked(self, question: Callable[[], Any], seconds: float | None = None) -> Any:
+        """Return an answer of the hub, asked again where that may help; a sentence for any error."""
+        patience = Patience(self.called, seconds, "the upload failed")
+        while True:
+            try:
+                with self._quietly():
+                    return question()
+            except (GgufMlaError, StoppedError):
+                raise
+            except (OSError, ValueError, RuntimeError, http().HTTPError, http().InvalidURL) as error:
+                self._journey.check()
+                patience.wait(refusals.trouble(error, self.called, self.api.endpoint, self._error))
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Let the library say nothing of attempts and of how it sends, and draw no bars: we have our own words."""
+        utils = self.hub.utils
+        before, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+        utils.logging.set_verbosity_error()
+        if bars:
+            utils.disable_progress_bars()
+        try:
+            yield
+        finally:
+            utils.logging.set_verbosity(before)
+            if bars:
+                utils.enable_progress_bars()
