@@ -61,6 +61,7 @@ EXHAUSTIVE = (
     "test_status.py::test_when_no_more_files_may_be_open",
     *(f"plan/test_on_ray.py::TestRay::test_the_bytes_are_those_of_one_thread[{kind}]" for kind in ALIKE),
     "plan/test_on_ray.py::test_the_driver_is_killed",
+    "plan/test_slurm.py",
     "verify/test_command.py::test_peak_memory",
     "verify/test_cuda.py::test_real_sizes_compile",
     *(f"gguf_mla/test_device.py::test_the_known_rows_survive_every_type[{name}]" for name in RARE),
