@@ -29,7 +29,7 @@ from gguf_mla.synthetic import checkpoints, shapes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BUFFERS = 3  # of states: before a layer, after it, and what experts add
+BUFFERS = 3  # of states at most: before a layer, after it, and what experts add
 READING = 1e9  # bytes a second of a disk, for the projection
 
 
@@ -70,7 +70,7 @@ def met(config: Mapping[str, Any]) -> tuple[float, float]:
 
 def runnable(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration whose groups have enough experts for all that a token chooses."""
-    least = -(-config["num_experts_per_tok"] // config["topk_group"]) * config["n_group"]
+    least = -(-config["num_experts_per_tok"] // config.get("topk_group", 1)) * config.get("n_group", 1)
     return config | {"n_routed_experts": max(config["n_routed_experts"], least)}
 
 
@@ -107,7 +107,7 @@ def rehearse(directory: Path, shape: str, fraction: float, tokens: int, threads:
         seconds=ran.seconds, peak=ran.peak, spill=BUFFERS * ran.output["matrix"]["state_bytes"], stages=stages,
         sgemm=sgemm(hidden, threads), rate=2 * of_fraction * count / computing,
         experts=2 * of_experts * count / stages["experts"], whole_seconds=computing * of_whole / of_fraction,
-        whole_spill=BUFFERS * 4 * hidden * count,
+        whole_spill=BUFFERS * 4 * hidden * config.get("hc_mult", 1) * count,
         whole_reading=sum(tensor.nbytes for tensor in checkpoints.tensors(config)) / READING,
     )  # fmt: skip
 

@@ -133,8 +133,10 @@ def _gguf_routing(keys: Keys, layers: int) -> Routing:
 
 def _gguf_temperature(keys: Keys) -> Temperature | None:
     """Return how queries grow; llama.cpp ends where a file states the scale without the length."""
-    scale = keys.number("attention.temperature_scale", 0.0)
-    return Temperature(scale, keys.integer("attention.temperature_length")) if scale else None
+    scale, length = keys.number("attention.temperature_scale", 0.0), keys.whole("attention.temperature_length")
+    if scale and not length:
+        raise keys.refuse("attention.temperature_scale", "temperature_length beside it", scale)
+    return Temperature(scale, length) if scale else None
 
 
 def _gguf_linear(keys: Keys) -> Linear | None:

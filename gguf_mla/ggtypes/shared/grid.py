@@ -128,10 +128,12 @@ def choose_pair(scratch: Lanes, tables: tuple[Lanes, ...], k: int, lane: int) ->
     neighbours, last = tables[NEIGHBOURS], -lanes.HALF
     a, b = int(lanes.item(scratch, TRIAL + k, lane)), int(lanes.item(scratch, TRIAL + k, lane + 1))
     a, a_stop, b, b_stop = tables[LISTS][a], tables[LISTS][a + 1], tables[LISTS][b], tables[LISTS][b + 1]
-    longest = max(a_stop - a, b_stop - b)
+    longest = a_stop - a if a_stop - a > b_stop - b else b_stop - b  # noqa: FURB136 - as below
     best, at = lanes.full(LARGEST), lanes.full_int(0)
     for offset in range(0, longest, lanes.HALF):
-        number = lanes.pair_run32(neighbours, min(a + offset, a_stop - 1 & last), min(b + offset, b_stop - 1 & last))
+        a_at = a + offset if a + offset < a_stop else a_stop - 1 & last  # no `min`: numba's is not for CUDA
+        b_at = b + offset if b + offset < b_stop else b_stop - 1 & last
+        number = lanes.pair_run32(neighbours, a_at, b_at)
         error = errors_of_four(scratch, 4 * k, lane, number)
         better = error < best
         best, at = (

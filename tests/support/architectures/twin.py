@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from gguf_mla.forward.architecture import Architecture
+from gguf_mla.forward.architecture import Architecture, Experts
 from gguf_mla.forward.layers import Pass, lookup, mixed, rms_norm
 from gguf_mla.forward.mla import FIRST_ROLES, LAST_ROLES, LAYER_ROLES
 from gguf_mla.forward.model import Model
@@ -62,12 +62,25 @@ def attend(pass_: Pass, number: int, state: torch.Tensor, tokens: torch.Tensor) 
 
 
 def feed(pass_: Pass, number: int, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    at, routing = f"blk.{number}.", pass_.model.routing
-    first, mean = state.unbind(2)
-    x = rms_norm(mean, pass_.vector(at + "ffn_norm.weight"), pass_.model.eps)
-    rows, chosen = x.reshape(-1, x.shape[-1]), tokens.reshape(-1, 1) % routing.experts
-    added = mixed(pass_, at, rows, chosen, torch.ones(chosen.shape)).reshape(x.shape)
-    return torch.stack([first + added, mean], dim=2)
+    flat = state.flatten(0, 1)
+    rows = enter(pass_, number, flat)
+    chosen, shares = route(pass_, number, rows, tokens.reshape(-1))
+    added = mixed(pass_, f"blk.{number}.", rows, chosen, shares)
+    return leave(pass_, number, flat, added).reshape(state.shape)
+
+
+def enter(pass_: Pass, number: int, state: torch.Tensor) -> torch.Tensor:
+    return rms_norm(state[:, 1], pass_.vector(f"blk.{number}.ffn_norm.weight"), pass_.model.eps)
+
+
+def route(pass_: Pass, _number: int, _rows: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = tokens[:, None] % pass_.model.routing.experts
+    return chosen, torch.ones(chosen.shape)
+
+
+def leave(_pass: Pass, _number: int, state: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    first, mean = state.unbind(1)
+    return torch.stack([first + added, mean], dim=1)
 
 
 def finish(pass_: Pass, state: torch.Tensor) -> torch.Tensor:
@@ -87,4 +100,5 @@ ARCHITECTURE = Architecture(
     feed=feed,
     finish=finish,
     attention=attention,
+    experts=Experts(enter, route, leave),
 )
