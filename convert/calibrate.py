@@ -27,14 +27,14 @@ def calibrated(
     checkpoint: AnyPath,
     named: Path,
     texts: Sequence[Path],
-    how: Iterable[tuple[str, str | None]],
+    how: Iterable[tuple[str, str | bool | None]],
     types: TypeOptions,
     options: RunOptions,
 ) -> TypeOptions:
     """Run a checkpoint over texts, and return the options of its conversion with the matrix that comes of it.
 
     named  what an output would be called; the matrix is NAME.imatrix.gguf beside it
-    how    options of the checkpoint, by their flags
+    how    options of the checkpoint, by their flags; True for a flag that takes no value
 
     A matrix that is there already is used, if it was made from texts of these names; InputError for any other file.
     """
@@ -56,7 +56,8 @@ def _run(words: Sequence[object], settings: Iterable[tuple[str, object]], option
     if options.dry_run:
         raise InputError("--dry-run would have to make the importance matrix first", remedy="Give it with --imatrix")
     name, *arguments = map(str, words)
-    given = [word for flag, value in settings if value is not None for word in (flag, str(value))]
+    there = ((flag, value) for flag, value in settings if value not in (None, False))
+    given = [word for flag, value in there for word in ((flag,) if value is True else (flag, str(value)))]
     given += ["--device", options.device]
     given += [] if options.threads is None else ["--threads", str(options.threads)]
     given += [] if options.spool is None else ["--spool", options.spool]

@@ -73,10 +73,7 @@ def plan_conversion(
 
     Raises InputError for a checkpoint that does not match its configuration, or that GGUF cannot express.
     """
-    config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
-    family = _light(family_of(config), config) if light else family_of(config)
-    config = config.with_defaults(family.unsaid)
-    layers = prediction.chosen(family, config, checkpoint.names, mtp)
+    config, family, layers = layers_of(checkpoint, light=light, mtp=mtp)
     if pad_vocabulary:
         config = vocabulary.padded(config, checkpoint, layers)
     vocabulary.check(config, checkpoint)
@@ -88,6 +85,14 @@ def plan_conversion(
     plans = [plan_for(described, wish, overrides, imatrix, measure) for wish in wishes]
     fixed = family.fixed if overrides.compat else {}
     return [(_settled(_scaled(_fixed(plan, got, fixed), checkpoint), stated), got) for plan, got in plans]
+
+
+def layers_of(checkpoint: Checkpoint, *, light: bool, mtp: str | None) -> tuple[Config, Family, Layers]:
+    """Return what a checkpoint is, and the layers of its files; `light` and `mtp` as in `plan_conversion`."""
+    config = Config(checkpoint.config, checkpoint.folder.path / "config.json")
+    family = _light(family_of(config), config) if light else family_of(config)
+    config = config.with_defaults(family.unsaid)
+    return config, family, prediction.chosen(family, config, checkpoint.names, mtp)
 
 
 def _fixed(plan: Plan, got: FileType, fixed: Mapping[str, str]) -> Plan:

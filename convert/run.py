@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convert.calibrate import MATRIX, calibrated
-from convert.plan import plan_conversion
+from convert.plan import layers_of, plan_conversion
 from convert.stated import Stated
 from gguf_mla.cli import resolve
 from gguf_mla.cli.launch import launch
@@ -61,7 +61,13 @@ def convert(
     name = hub_cache.model_name(source.folder.path)
     name = f"mtp-{name}" if mtp == prediction.ONLY else name  # as llama.cpp calls the file of a draft
     if calibrate:
-        how = [("--weights", weights), ("--prefix", prefix), *(("--set", setting) for setting in set_keys)]
+        _, _, layers = layers_of(source, light=light, mtp=mtp)
+        how: list[tuple[str, str | bool | None]] = [
+            ("--weights", weights),
+            ("--prefix", prefix),
+            ("--mtp", layers.predicting > 0),
+        ]
+        how += [("--set", setting) for setting in set_keys]
         types = calibrated(checkpoint, place(out, name, MATRIX), calibrate, how, types, options)
     imatrix = resolve.importance(types)
     names = (*type_names, *types.budgets) or ("auto",)

@@ -29,7 +29,6 @@ from gguf_mla.synthetic import checkpoints, shapes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BUFFERS = 3  # of states at most: before a layer, after it, and what experts add
 READING = 1e9  # bytes a second of a disk, for the projection
 
 
@@ -74,6 +73,12 @@ def runnable(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"n_routed_experts": max(config["n_routed_experts"], least)}
 
 
+def spilled(config: Mapping[str, Any], tokens: int) -> int:
+    """Return the bytes of the files beside a run: states before a layer and after it, and what experts add."""
+    hidden, streams = int(config["hidden_size"]), int(config.get("hc_mult", 1))
+    return 4 * tokens * hidden * (2 * streams + 1)
+
+
 def sgemm(hidden: int, threads: int) -> float:
     """Return this machine's rate in a product of float32 matrices."""
     import torch  # noqa: PLC0415 - only this measurement needs it
@@ -104,10 +109,10 @@ def rehearse(directory: Path, shape: str, fraction: float, tokens: int, threads:
     hidden, computing = config["hidden_size"], sum(stages.values())
     return Rehearsal(
         parameters=shapes.parameters(config), fraction_parameters=shapes.parameters(small), tokens=count,
-        seconds=ran.seconds, peak=ran.peak, spill=BUFFERS * ran.output["matrix"]["state_bytes"], stages=stages,
+        seconds=ran.seconds, peak=ran.peak, spill=spilled(small, count), stages=stages,
         sgemm=sgemm(hidden, threads), rate=2 * of_fraction * count / computing,
         experts=2 * of_experts * count / stages["experts"], whole_seconds=computing * of_whole / of_fraction,
-        whole_spill=BUFFERS * 4 * hidden * config.get("hc_mult", 1) * count,
+        whole_spill=spilled(config, count),
         whole_reading=sum(tensor.nbytes for tensor in checkpoints.tensors(config)) / READING,
     )  # fmt: skip
 

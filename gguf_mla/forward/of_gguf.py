@@ -22,6 +22,7 @@ from gguf_mla.forward.model import (
     Yarn,
     growth,
 )
+from gguf_mla.layout.names import lacks_first_layer
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -222,7 +223,7 @@ class Keys:
     @property
     def alone(self) -> bool:
         """Whether the file holds multi-token prediction without the model's own layers."""
-        return self.count("nextn_predict_layers", 0) > 0 and "blk.0.attn_norm.weight" not in self.names
+        return self.count("nextn_predict_layers", 0) > 0 and lacks_first_layer(self.names)
 
     def blocks(self) -> int:
         """Return how many layers there are, refused before lists of that length are made: each has some tensors."""

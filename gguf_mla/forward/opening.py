@@ -70,7 +70,7 @@ def gguf_weights(file: GgufParts) -> GgufWeights:
         raise InputError(
             "holds multi-token prediction alone, without the layers that it follows",
             file=file.path,
-            expected="blk.0.attn_norm.weight",
+            expected="tensors of blk.0",
             found="nothing",
             remedy="Give the model's own file, or its checkpoint",
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gguf_mla.errors import InputError
 from gguf_mla.layout.heads import MLA_KEY, count
+from gguf_mla.layout.names import lacks_first_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,7 +64,7 @@ def layers(file: GgufFile) -> range:
         )
     total = count(file, "block_count")
     own = total - count(file, "nextn_predict_layers", 0)
-    alone = 0 < own < total and "blk.0.attn_norm.weight" not in file.tensors  # multi-token prediction without a model
+    alone = 0 < own < total and lacks_first_layer(file.tensors)  # multi-token prediction without a model
     found = range(own if alone else 0, total)
     for layer in found:
         kv_b, k_b, v_b = (name.format(layer=layer) in file.tensors for name in (KV_B, K_B, V_B))

@@ -95,6 +95,11 @@ class Work:
         state = math.prod(self.weights.model.state_shape)
         return state, state, self.weights.model.hidden
 
+    @property
+    def beside_bytes(self) -> int:
+        """How many bytes these files have, all of them together."""
+        return 4 * self.chunks.size * sum(self.widths)
+
     def specs(self) -> dict[str, list[TensorSpec]]:
         """Return the tensors of every entry in the output, in the order of their names there."""
         of = part_specs if self.partial else matrix_specs

@@ -96,7 +96,7 @@ def make(
     work = work_of(opened, found, asked, names, split_work)
     given = [path for path in expanded((*texts, *more_text)) if path != STDIN and path.is_file()]
     read = [*given, *([tokens] if tokens and tokens.is_file() else [])]
-    in_memory = memory is not None and 3 * work.state_bytes <= units.parse_size(memory)
+    in_memory = memory is not None and work.beside_bytes <= units.parse_size(memory)
     how = How([*files_of(opened), *read], place, attend, in_memory, no_resume, overwrite)
     path = out or Path(f"{name_of(model)}.imatrix.{form}")
     if wanted is None and form == "gguf":

@@ -13,6 +13,8 @@ from convert import calibrate
 from gguf_mla.cli.options import RunOptions, TypeOptions
 from gguf_mla.errors import InputError
 from gguf_mla.importance.gguf import write_imatrix
+from tests.support import hub
+from tests.support.command import gguf_mla
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -22,6 +24,19 @@ def test_no_resume_is_handed_on(fresh: bool, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(calibrate.discovery, "plugins", lambda *_: [SimpleNamespace(load=lambda: command)])
     calibrated(tmp_path, tmp_path / "t.txt", RunOptions(no_resume=fresh))
     assert ("--no-resume" in given) == fresh
+
+
+@pytest.mark.parametrize("wish", ["keep", "drop"])
+def test_prediction_layers_that_are_kept_are_run(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their matrices of two bits need importance as all others do."""
+    given: list[str] = []
+    command = SimpleNamespace(main=lambda words, *_, **__: given.extend(words))
+    found = SimpleNamespace(plugins=lambda *_: [SimpleNamespace(load=lambda: command)])
+    monkeypatch.setattr(calibrate, "discovery", found)
+    model = hub.write(tmp_path / "model", "v3", num_hidden_layers=1, n_routed_experts=8, num_experts_per_tok=2)
+    answer = gguf_mla("convert", model, tmp_path / "m.gguf", "--mtp", wish, "--calibrate", tmp_path / "t.txt")
+    assert answer.status == 2  # as there is no matrix
+    assert ("--mtp" in given) == (wish == "keep")
 
 
 def test_a_matrix_is_known_by_its_texts_and_standard_input_is_one(tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ def test_a_v3_keeps_it_where_that_is_wanted(v3: Path, tmp_path: Path) -> None:
     assert [kept.metadata.get(f"deepseek2.{key}") for key in KEYS] == [3, 1]
     assert [left.metadata.get(f"deepseek2.{key}") for key in KEYS] == [2, None]
     assert {name for name in kept.tensors if name not in left.tensors} == {n for n in kept.tensors if "blk.2." in n}
+    torn = Plant(tmp_path / "keep.gguf").write(tmp_path / "torn.gguf", tensors={"blk.0.attn_norm.weight": None})
+    [finding] = structure(v3, torn).findings
+    assert (finding.subject, finding.what) == ("blk.0.attn_norm.weight", "is missing")
     parts = ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head_norm", "shared_head_head")
     assert {name.rpartition("nextn.")[2] for name in kept.tensors if "nextn" in name} == {f"{p}.weight" for p in parts}
 

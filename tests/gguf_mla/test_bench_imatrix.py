@@ -29,6 +29,12 @@ def test_a_small_fraction_has_the_experts_that_a_token_chooses() -> None:
     assert calibration.runnable(shapes.reduced(V3, 1 / 4000))["n_routed_experts"] == 16
 
 
+def test_a_model_of_several_streams_keeps_them_twice_and_what_experts_add_once() -> None:
+    v4 = shapes.SHAPES["deepseek-v4-flash"]
+    assert calibration.spilled(V3, 10) == 3 * 4 * 7168 * 10
+    assert calibration.spilled(v4, 10) == (4 + 4 + 1) * 4 * v4["hidden_size"] * 10
+
+
 @pytest.mark.thorough
 def test_a_fraction_is_run_and_the_whole_projected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "small", SMALL)

@@ -58,6 +58,7 @@ def test_the_sums_are_those_of_llama_imatrix(made: Path) -> None:
 def test_what_is_kept_elsewhere_between_the_layers_changes_no_more_than_rounding(made: Path, tmp_path: Path) -> None:
     weights, tokens = open_weights(made / "v4-flash"), np.random.default_rng(3).integers(5, 2000, (2, 40))
     work = work_of(weights, tokens, Wanted(output=True, prediction=False, perplexity=False), [])
+    assert work.beside_bytes == (4 + 4 + 1) * 4 * weights.model.hidden * tokens.size
     collector = Collector(dict(work.entries))
     pass_ = Pass(weights, FORMS["absorbed"], observe=collector)
     pass_.linear(walk.hidden_states(pass_, tokens), "output.weight")
