@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gguf_mla.cli import launch
+from gguf_mla.errors import MachineError
+from gguf_mla.stream.delivery import Delivery
+from gguf_mla.stream.worker import TensorWorker
 from tests.support import hub
 from tests.support.command import Answer, gguf_mla
 from tests.support.uploading import Shelf
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from gguf_mla.stream.engine import Done, Task
 
 SIZE = "1500K"  # of a part: seven of them
 BLOCK = 4096  # of the disk, that the beginnings of files take which nothing else was written to
@@ -100,6 +107,38 @@ def test_a_part_without_tensors_and_a_matrix_go_too(tmp_path: Path, shelf: Shelf
     assert convert(tmp_path / "here", "--type", "Q8_0", "--no-tensor-first-split").status == 0
     assert len(shelf.taken) == len({*shelf.taken}) == len(shelf.shown)
     assert any("00001-of" in name for name in shelf.taken)
+
+
+def test_what_has_failed_is_said_and_not_what_that_stopped(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker fails while a part is on its way; that ends the part's delivery before the worker's error is heard."""
+    fails, stopped = threading.Event(), threading.Event()
+    take, do, note = shelf.take, TensorWorker.do, Delivery.note
+
+    def taken(path: Path, built: Path) -> dict[str, Any]:
+        fails.set()
+        if stopped.wait(5):
+            raise RuntimeError("this was stopped")
+        return take(path, built)
+
+    def done(worker: TensorWorker, task: Task) -> Done:
+        if fails.is_set():
+            raise MachineError("the worker has failed")
+        return do(worker, task)
+
+    def noted(delivery: Delivery, done: Done) -> None:
+        if fails.wait(0.05):
+            stopped.wait(5)
+            time.sleep(0.2)  # until the delivery has ended
+        note(delivery, done)
+
+    monkeypatch.setattr(shelf, "take", taken)
+    monkeypatch.setattr(shelf, "stop", stopped.set)
+    monkeypatch.setattr(TensorWorker, "do", done)
+    monkeypatch.setattr(Delivery, "note", noted)
+    answer = convert(tmp_path / "here", "--type", "Q8_0", "--threads", 2)
+    assert (answer.status, "the worker has failed" in answer.output) == (3, True), answer.output
 
 
 def test_room_is_needed_for_two_parts_only(
