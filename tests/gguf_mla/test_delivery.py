@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from gguf_mla.cli import launch
 from gguf_mla.errors import MachineError
 from gguf_mla.stream.delivery import Delivery
-from gguf_mla.stream.worker import TensorWorker
+from gguf_mla.stream.journal import NoJournal
 from tests.support import hub
 from tests.support.command import Answer, gguf_mla
 from tests.support.uploading import Shelf
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from gguf_mla.stream.engine import Done, Task
 
 SIZE = "1500K"  # of a part: seven of them
 BLOCK = 4096  # of the disk, that the beginnings of files take which nothing else was written to
@@ -109,36 +107,28 @@ def test_a_part_without_tensors_and_a_matrix_go_too(tmp_path: Path, shelf: Shelf
     assert any("00001-of" in name for name in shelf.taken)
 
 
-def test_what_has_failed_is_said_and_not_what_that_stopped(
+def test_what_is_stopped_with_a_worker_does_not_hide_its_error(
     tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker fails while a part is on its way; that ends the part's delivery before the worker's error is heard."""
-    fails, stopped = threading.Event(), threading.Event()
-    take, do, note = shelf.take, TensorWorker.do, Delivery.note
+    """A part on its way ends before the error is heard of that has ended it."""
+    stopped = threading.Event()
 
-    def taken(path: Path, built: Path) -> dict[str, Any]:
-        fails.set()
-        if stopped.wait(5):
-            raise RuntimeError("this was stopped")
-        return take(path, built)
-
-    def done(worker: TensorWorker, task: Task) -> Done:
-        if fails.is_set():
-            raise MachineError("the worker has failed")
-        return do(worker, task)
-
-    def noted(delivery: Delivery, done: Done) -> None:
-        if fails.wait(0.05):
-            stopped.wait(5)
-            time.sleep(0.2)  # until the delivery has ended
-        note(delivery, done)
+    def taken(_path: Path, _built: Path) -> NoReturn:
+        stopped.wait(5)
+        raise RuntimeError("what is on its way is stopped")
 
     monkeypatch.setattr(shelf, "take", taken)
     monkeypatch.setattr(shelf, "stop", stopped.set)
-    monkeypatch.setattr(TensorWorker, "do", done)
-    monkeypatch.setattr(Delivery, "note", noted)
-    answer = convert(tmp_path / "here", "--type", "Q8_0", "--threads", 2)
-    assert (answer.status, "the worker has failed" in answer.output) == (3, True), answer.output
+    path = tmp_path / "m.gguf"
+    goal: Any = SimpleNamespace(planned=[SimpleNamespace(path=path, tensors=())], places=[0])
+    file: Any = SimpleNamespace(final=path, path=path, finish=lambda: None)
+    saver: Any = SimpleNamespace(save=lambda: None)
+    delivery = Delivery(goal, [file], saver, NoJournal(), shelf)
+    with pytest.raises(MachineError, match="the worker has failed"), delivery:
+        delivery.stop()
+        delivery._thread.join(5)
+        delivery.wait()
+        raise MachineError("the worker has failed")
 
 
 def test_room_is_needed_for_two_parts_only(
