@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gguf_mla import units
+from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.files.locked import open_locked
 from gguf_mla.remote.traffic import TRAFFIC
@@ -197,10 +198,20 @@ USE = _Use()
 
 
 def use(size: str | None) -> None:
-    """Keep at most so much from now on, or nothing; InputError where another process has the directory."""
-    if USE.spool is not None:
-        USE.spool.close()
-    USE.spool = None if size is None else Spool(directory(), units.parse_size(size))
+    """Keep at most so much from now on, or nothing; InputError where it cannot be, or another process has it."""
+    before, USE.spool = USE.spool, None
+    if before is not None:
+        before.close()
+    if size is None:
+        return
+    try:
+        USE.spool = Spool(directory(), units.parse_size(size))
+    except OSError as error:
+        what, remedy = (
+            f"no spool can be there ({error.strerror})",
+            f"Name another place by {PLACE}, or leave --spool out",
+        )
+        raise InputError(what, file=directory(), remedy=remedy) from None
 
 
 def directory() -> Path:

@@ -124,11 +124,17 @@ def test_what_is_stopped_with_a_worker_does_not_hide_its_error(
     file: Any = SimpleNamespace(final=path, path=path, finish=lambda: None)
     saver: Any = SimpleNamespace(save=lambda: None)
     delivery = Delivery(goal, [file], saver, NoJournal(), shelf)
-    with pytest.raises(MachineError, match="the worker has failed"), delivery:
+    with pytest.raises(MachineError, match="the worker has failed"):
+        _end_by(delivery, MachineError("the worker has failed"))
+
+
+def _end_by(delivery: Delivery, error: Exception) -> NoReturn:
+    with delivery:
         delivery.stop()
         delivery._thread.join(5)
         delivery.wait()
-        raise MachineError("the worker has failed")
+        raise error
+    raise AssertionError("it was swallowed")
 
 
 def test_room_is_needed_for_two_parts_only(

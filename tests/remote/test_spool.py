@@ -133,3 +133,13 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (tmp_path / "other" / "lock").is_file()
     spool.use(None)
     assert spool.USE.spool is None
+
+
+def test_a_place_that_cannot_be_one_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spool.use(None)
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("GGUF_MLA_SPOOL", str(tmp_path / place))
+        with pytest.raises(InputError, match=r"no spool can be there .*GGUF_MLA_SPOOL"):
+            spool.use("2G")
+        assert spool.USE.spool is None
