@@ -207,10 +207,8 @@ def use(size: str | None) -> None:
     try:
         USE.spool = Spool(directory(), units.parse_size(size))
     except OSError as error:
-        what, remedy = (
-            f"no spool can be there ({error.strerror})",
-            f"Name another place by {PLACE}, or leave --spool out",
-        )
+        what = f"no spool can be there ({error.strerror})"
+        remedy = f"Name another place by {PLACE}, or leave --spool out"
         raise InputError(what, file=directory(), remedy=remedy) from None
 
 

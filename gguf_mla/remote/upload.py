@@ -196,7 +196,8 @@ class Upload:
             if name not in there:
                 return None
             path = self.hub.hf_hub_download(self.repository, name, revision=head.sha)
-            return open(path, encoding="utf-8", errors="replace").read()  # noqa: PTH123 - a cache's file
+            with open(path, "rb") as file:  # noqa: PTH123 - a cache's file
+                return str(file.read(), "utf-8", "surrogateescape")  # every byte goes back as it came
 
         small = self._describe(receipts, read)
         operations = [self._large(name, receipt, Absent()) for name, receipt in receipts.items()]
@@ -207,7 +208,7 @@ class Upload:
         )
 
     def _small(self, name: str, text: str) -> Any:
-        return self.hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode())
+        return self.hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode(errors="surrogateescape"))
 
     def _large(self, name: str, receipt: Mapping[str, Any], file: io.BufferedIOBase) -> Any:
         """Return the operation that adds a file whose content is known, which saves reading it once more."""

@@ -244,6 +244,10 @@ def test_a_page_of_somebody_else_stays(desk: Desk) -> None:
     found = desk.net.store.repositories[ID]
     assert found.small["README.md"] == b"# Mine\n\nRead this.\n"
     assert b"## m\n" in found.small["m.md"]
+    words = b"Words of mine\r\nin Latin-1: \xe4\r\n"
+    found.small["m.md"] = words + found.small["m.md"] + words
+    assert desk.convert("--model-name", "Another").status == 0
+    assert (found.small["m.md"].count(words), b"--model-name Another" in found.small["m.md"]) == (2, True)
 
 
 def test_the_proof_of_the_same_bytes_is_told_on_the_page(desk: Desk) -> None:
