@@ -41,6 +41,7 @@ THOROUGH = (
 )  # fmt: skip
 # What takes long and seldom finds more than the rest does: run by hand (make exhaustive) when its subject has changed.
 RARE = ("IQ1_M", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "Q2_K", "Q3_K", "Q5_K", "TQ1_0", "TQ2_0")
+ALIKE = ("convert", "copy", "repack", "upgrade")  # what Ray does with them is what it does with "split"
 EXHAUSTIVE = (
     "convert/test_demo.py::test_a_small_model_of_each_family_is_converted_proven_and_runs[glm-dsa",
     "convert/test_from_memory.py::test_a_checkpoint_in_memory_becomes_the_same_bytes[v2-bundled-Q4_K_M",
@@ -58,6 +59,9 @@ EXHAUSTIVE = (
     "guard/test_small_files.py::test_an_upgrade_with_its_matrix_is_killed",
     "test_status.py::test_a_right_file_is_right_without",
     "test_status.py::test_when_no_more_files_may_be_open",
+    *(f"plan/test_on_ray.py::TestRay::test_the_bytes_are_those_of_one_thread[{kind}]" for kind in ALIKE),
+    "plan/test_on_ray.py::test_the_driver_is_killed",
+    "plan/test_slurm.py",
     "verify/test_command.py::test_peak_memory",
     "verify/test_cuda.py::test_real_sizes_compile",
     *(f"gguf_mla/test_device.py::test_the_known_rows_survive_every_type[{name}]" for name in RARE),

@@ -107,6 +107,14 @@ def test_a_plan_and_what_is_written_have_the_same_shape() -> None:
     assert written["elapsed"] >= sum(written["stages"].values()) - 0.01
 
 
+def test_shared_work_has_the_schema_too() -> None:
+    printed("plan", "convert", hub.BUNDLED, "o.gguf", "--out", "p.json")
+    shown = printed("plan", "show", "p.json", "--workers", "1,2-3")
+    assert [row["workers"] for row in shown["workers"]] == [1, 2, 3]
+    assert printed("work", "p.json")["share"]["jobs"] == list(range(shown["plan"]["jobs"]))
+    assert printed("finish", "p.json").keys() == printed("convert", hub.BUNDLED, "p.gguf").keys()
+
+
 def test_a_removed_part_is_named(files: Path) -> None:
     printed("split", files / "bf16.gguf", "s", "--split-max-tensors", "30")
     merged = printed("merge", "s-00001-of-00002.gguf", "m.gguf", "--delete-splits")

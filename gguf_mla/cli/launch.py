@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import network, sending, speech
+from gguf_mla.cli import handover, network, sending, speech
 from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.describe import job_text, noteworthy, plan_json, result_json, result_text, timings
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.options import RAY
 from gguf_mla.cli.printing import log, warn
 from gguf_mla.cli.progress import progress
 from gguf_mla.codec import compiling, trial
@@ -21,23 +22,23 @@ from gguf_mla.codec.device import open_device
 from gguf_mla.container.splits import model_name
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.files import checksums, platform
-from gguf_mla.files.guard import check_apart, check_free, partial_path
+from gguf_mla.files.guard import check_apart, check_free, mark_of, partial_path
 from gguf_mla.files.readable import Elsewhere, here
 from gguf_mla.plan.jobs import NO_IMPORTANCE
 from gguf_mla.remote.traffic import TRAFFIC
 from gguf_mla.sources import hub_cache
-from gguf_mla.stream import execute as executor
 from gguf_mla.stream import needs, uses
-from gguf_mla.stream.execute import Resumption, execute
+from gguf_mla.stream.execute import Resumption, RunInterrupted, execute
 from gguf_mla.stream.journal import finished, is_named_by, journal_path
 from gguf_mla.stream.rehearse import rehearse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gguf_mla.cli.options import RunOptions
     from gguf_mla.cli.progress import Progress
+    from gguf_mla.files.guard import Mark
     from gguf_mla.plan.outputs import Output
     from gguf_mla.remote.upload import Upload
     from gguf_mla.stream.execute import Result
@@ -45,30 +46,54 @@ if TYPE_CHECKING:
 
 
 def launch(job: Job, options: RunOptions) -> None:
-    """Check the outputs, then write them, or show what would be written and whether it would be refused."""
+    """Check the outputs, then write them, or show what would be written and whether it would be refused.
+
+    Where a command was called to be planned only, its job is handed over instead.
+    """
+    sending.check(options)
+    if handover.taken(job, options):
+        return
     network.limit(options)
     if options.dry_run:
-        _rehearse(job, options)
+        show(job, options)
+        return
+    if options.engine == RAY:
+        from gguf_mla.cli import distributed  # noqa: PLC0415 - it launches what others plan
+
+        distributed.launch_on_ray(job, options)
         return
     planned = time.monotonic()
-    _check_names(job, options)
+    check_names(job, options)
     sink = sending.sink(job, options)
+    say_warnings(job)
+    prepare(job, options)
+    if options.verify_source:
+        verify_source(job, options)
+    result = _run(job, options, sink)
+    report(job, result, options, planned - speech.current().begin, sink)
+
+
+def say_warnings(job: Job) -> None:
+    """Print the warnings of all plans, each once."""
     for warning in dict.fromkeys(warning for plan, _ in job.outputs for warning in plan.warnings):
         warn(warning)
+
+
+def prepare(job: Job, options: RunOptions) -> None:
+    """Have the kernels compiled that a run needs, and its device tried."""
     plans, importance = [plan for plan, _ in job.outputs], job.importance or NO_IMPORTANCE
     compile_ahead(needs.of_plans(plans, job.sources, importance), options)
     _try_device(job, options)
-    if options.verify_source:
-        _verify_source(job, options)
-    result = _run(job, options, sink)
+
+
+def report(job: Job, result: Result, options: RunOptions, planning: float, sink: Upload | None = None) -> None:
+    """Say what was written; `planning` is how many seconds were spent before, measuring included.
+
+    Inputs that were to go are deleted: everything that was made of them is on the disk, or where `sink` has sent it.
+    """
     _remove(job.consumed)
     for remark in job.remarks(result.remarks):
         warn(remark)
-    _report(job, result, options, planned - speech.current().begin, sink)
-
-
-def _report(job: Job, result: Result, options: RunOptions, planning: float, sink: Upload | None) -> None:
-    """Say what was written; `planning` is how many seconds were spent before, measuring included."""
     if options.as_json:
         answer(**result_json(job, result, planning, sink, checked=_are_noted(options)))
         return
@@ -80,15 +105,15 @@ def _report(job: Job, result: Result, options: RunOptions, planning: float, sink
         click.echo(timings(result, planning))
 
 
-def _rehearse(job: Job, options: RunOptions) -> None:
+def show(job: Job, options: RunOptions) -> None:
     """Show the plan, and end as the run would: what it would be refused for is raised after the plan is shown."""
     refused: GgufMlaError | None = None
     lacking: list[str] = []
     sink: Upload | None = None
     try:
-        _check_names(job, options)
+        check_names(job, options)
         sink = sending.sink(job, options)
-        lacking = rehearse([output for _, output in job.outputs], **_circumstances(job, options, sink))
+        lacking = rehearse([output for _, output in job.outputs], **circumstances(job, options, sink))
     except GgufMlaError as error:
         refused = error
     threads = options.threads or platform.cores()
@@ -105,7 +130,7 @@ def _are_noted(options: RunOptions) -> bool:
     return options.checksums and (options.upload is None or options.keep)
 
 
-def _circumstances(job: Job, options: RunOptions, sink: Upload | None) -> dict[str, Any]:
+def circumstances(job: Job, options: RunOptions, sink: Upload | None = None) -> dict[str, Any]:
     """Return what a run depends on beside its outputs and sources, as `execute` and `rehearse` take it."""
     paths = _paths(job)
     return {
@@ -122,8 +147,11 @@ def _paths(job: Job) -> list[Path]:
     return [planned.path for _, output in job.outputs for planned in output]
 
 
-def _check_names(job: Job, options: RunOptions) -> None:
-    """Know every name that the run may create, replace or remove, and refuse what may not be there."""
+def check_names(job: Job, options: RunOptions, mine: Mapping[str, Mark] | None = None) -> None:
+    """Know every name that the run may create, replace or remove, and refuse what may not be there.
+
+    `mine` are the marks of files that shared work has finished, by path: they are ours.
+    """
     paths = _paths(job)
     finals = [*paths, *(extra.path for extra in job.extras)]
     for directory in dict.fromkeys(path.parent for path in finals):
@@ -135,13 +163,14 @@ def _check_names(job: Job, options: RunOptions) -> None:
     check_apart(finals, (*notes, *unfinished, journal_path(paths[0])), here((*job.inputs, *job.protected)))
     named = {} if options.no_resume else finished(paths[0], len(job.outputs))
     for path in finals:
-        check_free(path, overwrite=options.overwrite or is_named_by(named, path))
+        ours = is_named_by(named, path) or (mine or {}).get(str(path), []) == mark_of(path)
+        check_free(path, overwrite=options.overwrite or ours)
     for note in notes:
         if not is_named_by(named, note):
             checksums.check_note(note)
 
 
-def _verify_source(job: Job, options: RunOptions) -> None:
+def verify_source(job: Job, options: RunOptions) -> None:
     """Compare the inputs with what the hub states: those on this machine now, others as they come."""
     for path in job.inputs:
         if isinstance(path, Elsewhere):
@@ -167,9 +196,9 @@ def _run(job: Job, options: RunOptions, sink: Upload | None) -> Result:
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:
         with (
-            _created(job.directories),
-            progress(_title(outputs), total, quiet=options.quiet, note=network.note(job, sink)) as bar,
-            _heard_by(bar),
+            created(job.directories),
+            progress(title(outputs), total, quiet=options.quiet, note=network.note(job, sink)) as bar,
+            heard_by(bar),
         ):
             return execute(
                 outputs,
@@ -177,21 +206,21 @@ def _run(job: Job, options: RunOptions, sink: Upload | None) -> Result:
                 threads=options.threads,
                 device=open_device(options.device),
                 progress=bar.update,
-                **_circumstances(job, options, sink),
+                **circumstances(job, options, sink),
             )
-    except executor.RunInterrupted as stop:
-        raise Interrupted(*_interrupted(stop.done, stop.total, options)) from None
+    except RunInterrupted as stop:
+        raise interrupted(stop, options) from None
 
 
 @contextmanager
-def _heard_by(bar: Progress) -> Iterator[None]:
+def heard_by(bar: Progress) -> Iterator[None]:
     """Print above the bar what a user waits for: kernels, and a server that asks to wait."""
     with compiling.heard_by(bar.aside), TRAFFIC.heard_by(bar.aside):
         yield
 
 
 @contextmanager
-def _created(directories: Sequence[Path]) -> Iterator[None]:
+def created(directories: Sequence[Path]) -> Iterator[None]:
     """Create directories of outputs; one that stays empty because the run fails goes again."""
     missing = [directory for directory in directories if not directory.is_dir()]
     for directory in missing:
@@ -212,7 +241,7 @@ def _remove(paths: Sequence[Path]) -> None:
         checksums.remove(checksums.beside(path))
 
 
-def _title(outputs: Sequence[Output]) -> str:
+def title(outputs: Sequence[Output]) -> str:
     """Return what a run is called: its output, or how many there are."""
     first = outputs[0][0].path
     if len(outputs) > 1:
@@ -220,9 +249,10 @@ def _title(outputs: Sequence[Output]) -> str:
     return first.name if len(outputs[0]) == 1 else f"{model_name(first)}, {len(outputs[0])} parts"
 
 
-def _interrupted(done: int, total: int, options: RunOptions) -> tuple[str, ...]:
-    """Return what is done and how to go on; nothing where the command would start over."""
-    if not done:
-        return ()
+def interrupted(stop: RunInterrupted, options: RunOptions) -> Interrupted:
+    """Return what to end with: what is done and how to go on, or that the command would start over."""
+    if not stop.done:
+        return Interrupted()
     again = "Run the same command again, without --no-resume," if options.no_resume else "Run the same command again"
-    return f"{units.size(done)} of {units.size(total)} are on the disk", f"{again} to go on from there"
+    done = f"{units.size(stop.done)} of {units.size(stop.total)} are on the disk"
+    return Interrupted(done, f"{again} to go on from there")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 GROUP = "gguf_mla.commands"
-OPTIONAL = ("torch",)  # packages that not every command needs, called as what installs them
+OPTIONAL = ("torch", "ray")  # packages that not every command needs, called as what installs them
 
 
 class Command(click.Command):
@@ -36,7 +36,7 @@ class Command(click.Command):
     def __init__(self, run: str, about: str, *params: click.Parameter, **groups: type[Any]) -> None:
         shared = [*(option for group in groups.values() for option in click_options(group)), speech.option()]
         name = run.partition(":")[2]
-        super().__init__(name, params=[*params, *shared], help=about, callback=self._call)
+        super().__init__(name, params=[*params, *shared], help=about, callback=self.call)
         self.run, self.groups = run, groups
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -44,7 +44,8 @@ class Command(click.Command):
         speech.note(ctx, self, args)
         return super().parse_args(ctx, args)
 
-    def _call(self, **arguments: Any) -> None:
+    def call(self, **arguments: Any) -> None:
+        """Do the work, with the value of every parameter."""
         for name, group in self.groups.items():
             arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
         self._loaded()(**arguments)
@@ -54,11 +55,15 @@ class Command(click.Command):
         try:
             run: Callable[..., object] = pkgutil.resolve_name(self.run)
         except ModuleNotFoundError as error:
-            if (package := str(error.name)) not in OPTIONAL:
-                raise
-            what = f"{self.name} needs the package {package}, which is not installed"
-            raise InputError(what, remedy=f"pip install {package}") from None
+            raise lacking(error, str(self.name)) from None
         return run
+
+
+def lacking(error: ModuleNotFoundError, user: str) -> InputError:
+    """Return how to say that what `user` needs is not installed; raises the error where no command can do without."""
+    if (package := str(error.name)) not in OPTIONAL:
+        raise error
+    return InputError(f"{user} needs the package {package}, which is not installed", remedy=f"pip install {package}")
 
 
 def instead(flag: str, run: str, about: str) -> click.Option:

@@ -9,7 +9,7 @@ from gguf_mla.files.readable import Elsewhere
 from gguf_mla.remote.outgoing import SENT
 from gguf_mla.remote.tape import MEMORY
 from gguf_mla.remote.traffic import TRAFFIC
-from gguf_mla.stream.chunks import placed
+from gguf_mla.stream.chunks import parts, placed
 from gguf_mla.stream.goal import Goal
 from gguf_mla.stream.order import arranged, tape_of
 
@@ -50,7 +50,7 @@ def needs(job: Job) -> Needs | None:
     tensors = placed(outputs, Goal.of(outputs).layouts)
 
     def says() -> Iterator[Callable[[], object]]:
-        for task in arranged(tensors, job.sources, tape):
+        for task in arranged(parts(tensors), job.sources, tape):
             yield _wanting(job.sources[task.part.source], task)
 
     nbytes, requests = tape.measure(says())
@@ -77,7 +77,7 @@ def needs_text(job: Job) -> list[str]:
     return [f"network: {units.size(found.bytes)} in about {found.requests} requests, {memory}"]
 
 
-def note(job: Job, sink: Upload | None) -> Callable[[], str] | None:
+def note(job: Job, sink: Upload | None = None) -> Callable[[], str] | None:
     """Return what says how fast files come and go over the network at a moment; None where none do."""
     says = [*([_state] if is_remote(job) else []), *([sink.state] if sink else [])]
     return (lambda: ", ".join(filter(None, (say() for say in says)))) if says else None

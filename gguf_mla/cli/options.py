@@ -44,6 +44,9 @@ SET: dict[str, Any] = {
 }
 
 
+THREADS_ENGINE, RAY = "threads", "ray"
+
+
 def _spool(_ctx: click.Context, _param: click.Parameter, size: str | None) -> str | None:
     from gguf_mla.remote import spool  # noqa: PLC0415 - help needs none of it
 
@@ -184,6 +187,14 @@ class RunOptions:
     bandwidth: str | None = option(
         None, "--bandwidth", type=numbers.Size(), metavar="SIZE",
         help="Read from the hub, and send to it, at most SIZE a second (50M).",
+    )  # fmt: skip
+    engine: str = option(
+        THREADS_ENGINE, "--engine", type=click.Choice([THREADS_ENGINE, RAY]), show_default=True,
+        help="Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
+    )  # fmt: skip
+    address: str | None = option(
+        None, "--address", metavar="ADDRESS",
+        help="With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
     )  # fmt: skip
     spool: str | None = option(None, "--spool", **SPOOL)
     upload: str | None = option(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_mla import units
+from gguf_mla.cli import handover
 from gguf_mla.cli.ahead import compile_ahead
 from gguf_mla.cli.progress import progress
 from gguf_mla.container import splits
@@ -81,7 +82,7 @@ def measure(sources: Mapping[str, SourceTensor], imatrix: Imatrix | None, option
                 yield measured_errors
                 bar.update(1)
 
-    return measured
+    return handover.measured(measured)
 
 
 def files(plan: Plan, path: Path, options: RunOptions, groups: Sequence[slice] | None = None) -> Output:

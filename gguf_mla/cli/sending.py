@@ -11,8 +11,10 @@ import click
 from click.core import ParameterSource
 
 from gguf_mla import units
+from gguf_mla.cli import handover
 from gguf_mla.cli.card import Section, pages
 from gguf_mla.cli.input_path import InputPath
+from gguf_mla.cli.options import RAY
 from gguf_mla.cli.printing import warn
 from gguf_mla.container.splits import model_name
 from gguf_mla.errors import InputError
@@ -36,17 +38,28 @@ if TYPE_CHECKING:
 # Options that decide no byte: a command that makes the same goes without them.
 INDIFFERENT = frozenset((
     "upload", "private", "keep", "verdicts", "threads", "device", "overwrite", "no_resume", "checksums",
-    "delete_splits", "verify_source", "allow_unverified", "bandwidth", "spool", "timings", "dry_run", "quiet",
-    "as_json",
+    "delete_splits", "verify_source", "allow_unverified", "bandwidth", "engine", "address", "spool", "timings",
+    "dry_run", "quiet", "as_json",
 ))  # fmt: skip
+
+
+def check(options: RunOptions) -> None:
+    """Raise InputError for an upload that cannot be: what says something of none, and one of work that many do."""
+    if options.upload is None:
+        given = [flag for flag, on in (("--private", options.private), ("--keep", options.keep)) if on]
+        if given or options.verdicts:
+            raise InputError(f"{' '.join(given) or '--verdict'} says something of an upload", remedy="Give --upload")
+        return
+    if options.engine == RAY or handover.current() is not None:
+        raise InputError(
+            "--upload sends files as one process completes them, and many workers share this work",
+            remedy="Leave out --upload, and send the files when they are finished, or let one process do all",
+        )
 
 
 def sink(job: Job, options: RunOptions) -> Upload | None:
     """Return where a run's outputs go besides, None for nowhere; InputError where nothing can be uploaded."""
     if options.upload is None:
-        given = [flag for flag, on in (("--private", options.private), ("--keep", options.keep)) if on]
-        if given or options.verdicts:
-            raise InputError(f"{' '.join(given) or '--verdict'} says something of an upload", remedy="Give --upload")
         return None
     from gguf_mla.remote.upload import Upload  # noqa: PLC0415 - it is an extra
 

@@ -11,14 +11,16 @@ from gguf_mla.errors import InputError, MachineError
 from gguf_mla.files import platform
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
-def open_locked(path: Path) -> int:
+def open_locked(path: Path, lock: Callable[[int], bool] | None = None) -> int:
     """Create a file, or open the one that is there with what it holds, and lock it until it is closed.
 
-    InputError, with nothing changed, when it cannot be created, is not a regular file, belongs to another user, or
-    another process has locked it.
+    `lock` is `platform.lock`, or `platform.lock_shared` for a file that several processes write. InputError, with
+    nothing changed, when it cannot be created, is not a regular file, belongs to another user, or another process has
+    locked it.
     """
     while True:
         try:
@@ -32,7 +34,7 @@ def open_locked(path: Path) -> int:
                 remedy = "Allow more open files (ulimit -n), and run again"
                 raise MachineError(f"cannot be opened ({error.strerror})", file=path, remedy=remedy) from None
             raise impossible(path, str(error.strerror)) from None
-        if not platform.lock(fd):
+        if not (lock or platform.lock)(fd):
             os.close(fd)
             raise InputError("another process is writing this file", file=path, remedy="Wait for it or stop it")
         if is_named(fd, path):

@@ -49,7 +49,7 @@ class OutputFile:
         self.final, self.path, self.size, self.overwrite = path, partial_path(path), size, overwrite
         self._closed: Mark = []  # what the file was like when it was closed to be named
         POOL.make_room()
-        number = open_locked(self.path)
+        number = open_locked(self.path, self.lock)
         status = os.fstat(number)
         self._inode, self._gone, self._named = status.st_ino, False, False
         self._descriptor = Descriptor(number, self._reopened)
@@ -59,6 +59,11 @@ class OutputFile:
         except InputError:
             self._close()
             raise
+
+    @staticmethod
+    def lock(fd: int) -> bool:
+        """Lock the open file; False if it cannot be had."""
+        return platform.lock(fd)
 
     @property
     def missing(self) -> int:
@@ -212,7 +217,7 @@ class OutputFile:
             number = platform.reopen(path)
         except FileNotFoundError:
             raise self._taken_away() from None
-        if not same(os.fstat(number), seen) or not platform.lock(number):
+        if not same(os.fstat(number), seen) or not self.lock(number):
             os.close(number)
             raise self._taken_away()
         return number
@@ -220,6 +225,21 @@ class OutputFile:
     def _taken_away(self) -> TakenAwayError:
         remedy = "Run the command again, and leave the files alone that it writes"
         return TakenAwayError("the file that was written was taken away", file=self.path, remedy=remedy)
+
+
+class SharedFile(OutputFile):
+    """A file that several processes build together, each writing what no other does; whoever is last names it.
+
+    None of them removes it. While one has it open, nobody can open it as an OutputFile.
+    """
+
+    @staticmethod
+    def lock(fd: int) -> bool:
+        """Lock the open file against whoever wants it alone; False if somebody has it alone."""
+        return platform.lock_shared(fd)
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
 
 def check_known(path: Path, status: platform.Status, inode: int | None) -> None:

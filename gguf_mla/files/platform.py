@@ -308,10 +308,19 @@ def lock(fd: int) -> bool:
 
     Portable, and on file systems without locks: always True, so two processes may write the same file at once.
     """
+    return _locked(fd, "LOCK_EX")
+
+
+def lock_shared(fd: int) -> bool:
+    """Lock a file against those who `lock` it, and not against others like this; otherwise as `lock`."""
+    return _locked(fd, "LOCK_SH")
+
+
+def _locked(fd: int, kind: str) -> bool:
     fcntl = _module("fcntl")
     try:
         if fcntl:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, getattr(fcntl, kind) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

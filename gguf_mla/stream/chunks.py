@@ -64,14 +64,21 @@ class PlacedPart:
             yield Task(number, job.name, job.shape, part, self.index, start, stop, targets)
             row += rows
 
+    def whole(self) -> tuple[Target, ...]:
+        """Return where the whole part goes, in each output."""
+        return tuple(_target(tensor, self.row, self.part.rows) for tensor in self.each)
+
     def _pieces(self) -> Iterator[tuple[int, int, int]]:
         job = self.each[0].job
         return _moved(self.part) if job.foreign else _pieces(self.part, job.shape[-1])
 
     def end(self) -> tuple[int, int]:
         """Return the row and the task that come after the part."""
-        pieces = [rows for _, _, rows in self._pieces()]
-        return self.row + sum(pieces), self.first + len(pieces)
+        part, job = self.part, self.each[0].job
+        if part.transposed:
+            return self.row + part.rows, self.first + 1
+        step = 1 if job.foreign else _step(job.shape[-1])
+        return self.row + part.rows, self.first - (part.start - part.stop) // step
 
 
 def tasks(tensors: Iterable[Sequence[PlacedTensor]]) -> Iterator[Task]:
@@ -99,10 +106,15 @@ def _pieces(part: Part, columns: int) -> Iterator[tuple[int, int, int]]:
     if part.transposed:
         yield part.start, part.stop, part.rows
         return
-    step = max(1, CHUNK_VALUES // columns)
+    step = _step(columns)
     for start in range(part.start, part.stop, step):
         stop = min(start + step, part.stop)
         yield start, stop, stop - start
+
+
+def _step(columns: int) -> int:
+    """Return how many rows a task has."""
+    return max(1, CHUNK_VALUES // columns)
 
 
 def _moved(part: Part) -> Iterator[tuple[int, int, int]]:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.files.output import OutputFile
+    from gguf_mla.stream.books import Books
     from gguf_mla.stream.chunks import PlacedPart
     from gguf_mla.stream.engine import Target, Task, Worker
     from gguf_mla.stream.goal import Goal
-    from gguf_mla.stream.journal import Journal, NoJournal
     from gguf_mla.stream.saving import Saver
 
 Receipt = Mapping[str, Any]  # what a sink says of a file that it has taken: JSON-ready data
@@ -98,9 +98,7 @@ class Delivery:
     stay  whether they stay on this machine, too
     """
 
-    def __init__(
-        self, goal: Goal, files: Sequence[OutputFile], saver: Saver, journal: Journal | NoJournal, sink: Sink
-    ) -> None:
+    def __init__(self, goal: Goal, files: Sequence[OutputFile], saver: Saver, journal: Books, sink: Sink) -> None:
         self.stay, self._sink = sink.keeps, sink
         self._files, self._saver, self._journal = files, saver, journal
         self._left = [sum(job.spec.nbytes for job in file.tensors) for file in goal.planned]

@@ -21,15 +21,17 @@ from gguf_mla.files.guard import check_free, is_known, partial_path
 from gguf_mla.files.output import OutputFile, check_room
 from gguf_mla.files.stamp import Watch
 from gguf_mla.plan.jobs import NO_IMPORTANCE
-from gguf_mla.stream.chunks import placed
+from gguf_mla.stream.books import NoJournal
+from gguf_mla.stream.chunks import parts, placed
 from gguf_mla.stream.delivery import Delivery, Staying
 from gguf_mla.stream.goal import Goal
-from gguf_mla.stream.journal import Journal, NoJournal, identity, journal_room
+from gguf_mla.stream.identity import identity
+from gguf_mla.stream.journal import Journal, journal_room
 from gguf_mla.stream.order import announced, arranged, tape_of
 from gguf_mla.stream.saving import Saver
 from gguf_mla.stream.settling import settled
 from gguf_mla.stream.threads import engine_of
-from gguf_mla.stream.worker import TensorWorker
+from gguf_mla.stream.worker import TensorWorker, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from gguf_mla.plan.jobs import Importance
     from gguf_mla.plan.outputs import Output
     from gguf_mla.sources.tensor import SourceTensor
+    from gguf_mla.stream.books import Books
     from gguf_mla.stream.delivery import Sink
     from gguf_mla.stream.engine import Engine, Task, Worker
 
@@ -100,6 +103,7 @@ def execute(
     device: Device = CPU,
     progress: Progress = lambda _: None,
     resumption: Resumption | None = None,
+    books: Books | None = None,
     overwrite: bool = False,
     extras: Sequence[Extra] = (),
     outdated: Sequence[Path] = (),
@@ -112,8 +116,9 @@ def execute(
     done since its last call, always from the calling thread. `extras` are written when the outputs are complete, and
     named with them; `outdated` names notes about older outputs, which are removed just before. Only with `overwrite` is
     an older file of the same name replaced. With `resumption`, what a failing machine or an interrupt leaves is kept,
-    and the next call goes on from there; without, nothing is left. A `sink` takes each file as it is complete, and
-    publishes all in the end; those that it does not keep here get no name.
+    and the next call goes on from there; without, nothing is left. `books`, where they are given, say what is there
+    already, in the place of a journal. A `sink` takes each file as it is complete, and publishes all in the end; those
+    that it does not keep here get no name.
 
     Raises InputError for unusable weights, an unfinished run of something else and files in the way, MachineError for a
     full or failing disk, a file that was taken away and an input that has changed meanwhile, RunInterrupted.
@@ -123,19 +128,20 @@ def execute(
     with ExitStack() as stack:
         inputs = resumption.inputs if resumption else ()
         watch, tape = Watch(inputs), tape_of(inputs)
-        journal = _journal(goal, len(outputs), resumption, importance)
+        journal = books or _journal(goal, len(outputs), resumption, importance)
         stack.push(journal)
         files = _locked(goal, journal, stack)
         saver = Saver(files, journal, goal.at_once)
         delivery = Staying() if sink is None else Delivery(goal, files, saver, journal, sink)
         forgetting = goal.nbytes > platform.physical_memory() // 4
-        worker = delivery.worker(TensorWorker(sources, importance, files, device, forgetting=forgetting))
+        kind = Witness if books else TensorWorker
+        worker = delivery.worker(kind(sources, importance, files, device, forgetting=forgetting))
         with settled(files, journal, lambda: RunInterrupted(journal.nbytes, goal.nbytes)):
             _prepare(files, goal, journal)
             with delivery:
-                queue = _claimed(arranged(placed(outputs, goal.layouts), sources, tape, delivery.group), journal)
+                queue = claimed(arranged(parts(placed(outputs, goal.layouts)), sources, tape, delivery.group), journal)
                 tasks = delivery.watched(announced(queue, tape, worker.expect))
-                _run(engine_of(count), tasks, worker, saver, delivery, progress)
+                run(engine_of(count), tasks, worker, saver, delivery, progress)
                 streamed = time.monotonic()
                 saver.save()
                 delivery.wait()
@@ -156,7 +162,7 @@ def execute(
     )
 
 
-def _journal(goal: Goal, outputs: int, resumption: Resumption | None, importance: Importance) -> Journal | NoJournal:
+def _journal(goal: Goal, outputs: int, resumption: Resumption | None, importance: Importance) -> Books:
     """Lock and open the journal; what an earlier run has left is kept until it is known to be of use."""
     if resumption is None:
         return NoJournal()
@@ -166,15 +172,15 @@ def _journal(goal: Goal, outputs: int, resumption: Resumption | None, importance
     return Journal(paths[0], stated, [*names], outputs, fresh=resumption.fresh)
 
 
-def _locked(goal: Goal, journal: Journal | NoJournal, stack: ExitStack) -> list[OutputFile]:
+def _locked(goal: Goal, journal: Books, stack: ExitStack) -> list[OutputFile]:
     """Take back what an earlier run has named, and lock all outputs; the journal is locked already."""
     journal.take_back()
     for path, _ in goal.sizes:
         check_free(path, overwrite=goal.may_replace(path))
-    return [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in goal.sizes]
+    return [stack.enter_context(OutputFile(path, size, known=journal.known_of(path))) for path, size in goal.sizes]
 
 
-def _prepare(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal) -> None:
+def _prepare(files: Sequence[OutputFile], goal: Goal, journal: Books) -> None:
     """Check that there is room and write the heads."""
     if not journal.nbytes:
         for file in files:
@@ -182,27 +188,29 @@ def _prepare(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJourn
     for path in goal.outdated:
         _remove_draft(path, files, journal)
     check_room(files, journal.nbytes, journal_room(sum(file.size for file in files)), at_once=goal.at_once)
-    journal.begin({file.final.name: file.inode() for file in files})
+    journal.begin({file.final: file.inode() for file in files})
     for file, layout in zip(files, goal.layouts, strict=False):  # what is no GGUF file comes after them
         file.write(np.frombuffer(layout.head, np.uint8), 0)
 
 
-def _remove_draft(path: Path, files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
+def _remove_draft(path: Path, files: Sequence[OutputFile], journal: Books) -> None:
     """Remove the unfinished note that an earlier run has left and this run does not write."""
     draft = partial_path(path)
     with suppress(FileNotFoundError):
-        if path not in [file.final for file in files] and is_known(draft.lstat(), journal.known.get(path.name)):
+        if path not in [file.final for file in files] and is_known(
+            draft.lstat(), journal.known_of(path).get(path.name)
+        ):
             platform.remove(draft)
 
 
-def _claimed(queue: Iterable[Task], journal: Journal | NoJournal) -> Iterator[Task]:
+def claimed(queue: Iterable[Task], journal: Books) -> Iterator[Task]:
     """Tell every task what an earlier run has noted for it."""
     for task in queue:
         sums = journal.claims.of(task.number)
         yield task if sums is None else replace(task, claimed=sums)
 
 
-def _run(
+def run(
     engine: Engine,
     queue: Iterable[Task],
     worker: Worker,
@@ -234,19 +242,19 @@ def _complete(files: Sequence[OutputFile], goal: Goal, delivery: Delivery | Stay
     delivery.complete(range(outputs, len(files)))
 
 
-def _end(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal, delivery: Delivery | Staying) -> None:
+def _end(files: Sequence[OutputFile], goal: Goal, journal: Books, delivery: Delivery | Staying) -> None:
     """Name the files that stay, and forget how they were made."""
     if delivery.stay:
         _commit(files, goal, journal)
     journal.remove()
 
 
-def _commit(files: Sequence[OutputFile], goal: Goal, journal: Journal | NoJournal) -> None:
+def _commit(files: Sequence[OutputFile], goal: Goal, journal: Books) -> None:
     """Give all files their names, once it is certain that all of them can have them."""
     for file in files:
         file.overwrite = goal.may_replace(file.final)
         file.check()
-    journal.finish({file.final.name: file.mark() for file in files})
+    journal.finish({file.final: file.mark() for file in files})
     for path in goal.outdated:
         checksums.remove(path)
     for file in files:

@@ -9,132 +9,36 @@ the files get their names, says what tells each from any other file: a rerun tak
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
-from array import array
-from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.files.guard import is_same, mark_of, partial_path
 from gguf_mla.files.input import open_regular
 from gguf_mla.files.locked import ELSEWHERE
+from gguf_mla.files.output import NOTHING, TakenAwayError
 from gguf_mla.files.records import Reading, Records
-from gguf_mla.files.stamp import stamp
-from gguf_mla.stream import chunks
-from gguf_mla.version import __version__
+from gguf_mla.files.stamp import ChangedError
+from gguf_mla.stream.books import Claims
+from gguf_mla.stream.identity import difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from gguf_mla.container.writer import FileLayout
     from gguf_mla.files.guard import Mark
-    from gguf_mla.files.readable import AnyPath
-    from gguf_mla.plan.jobs import Importance
-    from gguf_mla.plan.outputs import PlannedFile
-    from gguf_mla.stream.engine import Done, Sums
+    from gguf_mla.stream.engine import Done
+    from gguf_mla.stream.identity import Identity
 
 SUFFIX = ".journal"
 PROGRAM = "gguf-mla"
 BEGIN = json.dumps({"program": PROGRAM}).encode()[:-1]  # of every journal of ours
 # Lines that are not about a task: a word, JSON. Those about deliveries add up, of the others the last counts.
 FILES, MADE_OF, FINISHED, DELIVERED = "files", "made-of", "finished", "delivered"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a run is made of: equal identities make equal bytes.
-
-    version     of this package
-    plan        a digest of all heads and of how each tensor is made
-    inputs      the stamps of the files that are read
-    importance  a digest of what decides the importance weights
-    """
-
-    version: str
-    plan: str
-    inputs: list[list[Any]]
-    importance: str
-
-
-def identity(
-    planned: Sequence[PlannedFile], layouts: Sequence[FileLayout], inputs: Iterable[AnyPath], importance: Importance
-) -> Identity:
-    """Return the identity of a run that writes these files from these inputs; InputError for an unreadable input."""
-    digest = hashlib.sha256(str(chunks.CHUNK_VALUES).encode())
-    for file, layout in zip(planned, layouts, strict=True):
-        digest.update(file.path.name.encode() + b"\0" + layout.head)
-        for job in file.tensors:
-            digest.update(repr(replace(job, reason="")).encode())  # the reason decides no byte
-    weights = hashlib.sha256(json.dumps(importance.identity, sort_keys=True).encode())
-    return Identity(__version__, digest.hexdigest(), [stamp(path) for path in inputs], weights.hexdigest())
-
-
-class Claims:
-    """Checksums by task number, in twelve bytes each: a large model has a million tasks.
-
-    `nbytes` is how many bytes the tasks have together.
-    """
-
-    def __init__(self, lines: Iterable[str] = (), outputs: int = 1) -> None:
-        numbers, sums = array("Q"), array("L")
-        self.nbytes = 0
-        for line in lines:
-            number, nbytes, *values = line.split()
-            numbers.append(int(number))
-            sums.extend(int(value, 16) for value in values)
-            self.nbytes += int(nbytes)
-        found = np.array(numbers, np.uint64)
-        order = np.argsort(found, kind="stable")
-        self._numbers = found[order]
-        self._sums = np.array(sums, np.uint32).reshape(-1, outputs)[order]
-
-    def of(self, number: int) -> Sums | None:
-        """Return the checksums of a task, the last that were noted; None if it is not known."""
-        at = int(np.searchsorted(self._numbers, np.uint64(number), side="right")) - 1
-        if at < 0 or self._numbers[at] != number:
-            return None
-        return tuple(map(int, self._sums[at]))
-
-
-class NoJournal:
-    """The journal of a run that is not to be continued: it knows nothing and notes nothing."""
-
-    claims = Claims()
-    nbytes = 0
-    known: Mapping[str, int] = MappingProxyType({})
-    delivered: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-
-    def take_back(self) -> None:
-        """Nothing was named."""
-
-    def begin(self, files: Mapping[str, int]) -> None:
-        """Note nothing."""
-
-    def record(self, written: Sequence[Done]) -> None:
-        """Note nothing."""
-
-    def deliver(self, name: str, receipt: Mapping[str, Any]) -> None:
-        """Note nothing."""
-
-    def finish(self, marks: Mapping[str, Mark]) -> None:
-        """Note nothing."""
-
-    def remove(self) -> None:
-        """There is nothing to delete."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """There is nothing to close."""
 
 
 class Journal:
@@ -147,7 +51,6 @@ class Journal:
 
     claims     what an earlier run has left
     nbytes     how many bytes are on the disk by now
-    known      the unfinished files that an earlier run has left: their inodes by the name of the output
     delivered  the files that a sink took in an earlier run: its receipts by its names for them
 
     Raises InputError when another process has this journal, when it is not ours, or that of a run that was made of
@@ -166,28 +69,33 @@ class Journal:
 
     def _open(self, outputs: int, *, fresh: bool) -> None:
         past = _past(self._out, self._stated, outputs, fresh=fresh)
-        self.known = {name: inode for name, inode in past.files.items() if name in self._names}
+        self._known = {name: inode for name, inode in past.files.items() if name in self._names}
         self._goes_on = past.made_of is not None and not fresh
         self.claims = past.claims if self._goes_on else Claims()
         self.delivered: Mapping[str, Mapping[str, Any]] = past.delivered if self._goes_on else {}
         self._marks, self._end = past.finished if self._goes_on else {}, past.end
         self.nbytes = self.claims.nbytes
 
+    def known_of(self, path: Path) -> Mapping[str, int]:
+        """Return the inode of the unfinished file that an earlier run has left of an output, by its name."""
+        return {path.name: self._known[path.name]} if path.name in self._known else NOTHING
+
     def take_back(self) -> None:
         """Give files their unfinished names again where a run was stopped between naming the first and the last."""
         back = [path for path in map(self._out.with_name, self._names) if is_named_by(self._marks, path)]
         for path in back:
-            _take_back(path)
+            take_back(path)
         if back:
             platform.sync_directory(self._out.parent)
 
-    def begin(self, files: Mapping[str, int]) -> None:
+    def begin(self, files: Mapping[Path, int]) -> None:
         """Go on after what is sound, or begin anew; `files` are the inodes of the unfinished files, by output."""
+        noted = {path.name: inode for path, inode in files.items()}
         if self._goes_on:
             self._records.cut(self._end)
-            self._records.append([f"{FILES} {json.dumps(files)}"])
+            self._records.append([f"{FILES} {json.dumps(noted)}"])
             return
-        self._records.begin({"program": PROGRAM, "output": self._out.name, FILES: files})
+        self._records.begin({"program": PROGRAM, "output": self._out.name, FILES: noted})
         self._records.append([f"{MADE_OF} {json.dumps(asdict(self._stated))}"])
 
     def record(self, written: Sequence[Done]) -> None:
@@ -202,9 +110,14 @@ class Journal:
         with self._lock:
             self._records.append([f"{DELIVERED} {json.dumps({name: receipt})}"])
 
-    def finish(self, marks: Mapping[str, Mark]) -> None:
+    def finish(self, marks: Mapping[Path, Mark]) -> None:
         """Note that everything is on the disk and the files are about to be named, and what tells each from others."""
-        self._records.append([f"{FINISHED} {json.dumps(marks)}"])
+        noted = {path.name: mark for path, mark in marks.items()}
+        self._records.append([f"{FINISHED} {json.dumps(noted)}"])
+
+    def keeps(self, error: BaseException) -> bool:
+        """Keep what a rerun can continue. After an input error nothing can be: the input has to change first."""
+        return self.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
 
     def remove(self) -> None:
         """Delete the journal."""
@@ -295,7 +208,8 @@ def _begins_like_ours(path: Path) -> bool:
     return begin == BEGIN[: len(begin)]
 
 
-def _take_back(path: Path) -> None:
+def take_back(path: Path) -> None:
+    """Give a file that was named too early its unfinished name again; InputError if something else has that."""
     partial = partial_path(path)
     try:
         if is_same(path, partial):  # it was stopped while the file had both names
@@ -346,21 +260,9 @@ def _note(line: str) -> tuple[str, dict[str, Any]] | None:
 
 def _compare(path: Path, found: Mapping[str, Any], stated: Identity) -> None:
     """Raise InputError unless the head of a journal is that of a run that is made of the same."""
-    inputs = found.get("inputs")
-    if found.get("version") != stated.version:
-        difference = f"by another version of gguf-mla ({found.get('version')})"
-    elif found.get("plan") != stated.plan:
-        difference = "with other options or another configuration"
-    elif inputs != stated.inputs:
-        known = inputs if isinstance(inputs, list) else []
-        changed = next((entry[0] for entry in stated.inputs if entry not in known), "one")
-        difference = f"from other inputs, {changed} has changed since"
-    elif found.get("importance") != stated.importance:
-        difference = "with other importance: which files, and what is included, excluded or stands in"
-    else:
-        return
-    raise InputError(
-        f"an unfinished output is there that was begun {difference}",
-        file=path,
-        remedy="Give --no-resume to throw it away and start over, or finish it with the command that began it",
-    )
+    if other := difference(found, stated):
+        raise InputError(
+            f"an unfinished output is there that was begun {other}",
+            file=path,
+            remedy="Give --no-resume to throw it away and start over, or finish it with the command that began it",
+        )

@@ -6,15 +6,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gguf_mla.files.readable import Elsewhere
-from gguf_mla.stream import chunks
 from gguf_mla.stream.engine import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gguf_mla.files.readable import AnyPath, Tape
     from gguf_mla.sources.tensor import SourceTensor
-    from gguf_mla.stream.chunks import PlacedPart, PlacedTensor
+    from gguf_mla.stream.chunks import PlacedPart
 
 AHEAD = 1024  # tasks that a tape hears of before a worker takes them: a gigabyte or two
 
@@ -25,24 +24,25 @@ def tape_of(inputs: Iterable[AnyPath]) -> Tape | None:
 
 
 def arranged(
-    tensors: Iterable[Sequence[PlacedTensor]],
+    parts: Iterable[PlacedPart],
     sources: Mapping[str, SourceTensor],
     tape: Tape | None,
     group: Callable[[PlacedPart], tuple[int, ...]] = lambda _: (),
 ) -> Iterator[Task]:
-    """Yield all tasks of a run in the order of the output, or of the files of a tape; each has the same number.
+    """Yield all tasks of some parts in the order of the output, or of the files of a tape; each has the same number.
 
     What is of one `group` comes together, in the order of the groups.
     """
     if tape is None:
-        yield from chunks.tasks(tensors)
+        for placed in parts:
+            yield from placed.tasks()
         return
 
     def place(placed: PlacedPart) -> tuple[tuple[int, ...], int, int]:
         part = placed.part
         return group(placed), *tape.place(lambda: sources[part.source].will_read(part.start, part.stop))
 
-    for placed in sorted(chunks.parts(tensors), key=place):
+    for placed in sorted(parts, key=place):
         yield from placed.tasks()
 
 

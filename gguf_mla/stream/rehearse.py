@@ -13,7 +13,8 @@ from gguf_mla.files.locked import check_ours, impossible
 from gguf_mla.files.output import check_known, no_room, unwritable
 from gguf_mla.files.platform import free_bytes
 from gguf_mla.stream.goal import Goal
-from gguf_mla.stream.journal import foreseen, identity, is_named_by, journal_path, journal_room
+from gguf_mla.stream.identity import identity
+from gguf_mla.stream.journal import foreseen, is_named_by, journal_path, journal_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gguf_mla.files.output import OutputFile
+    from gguf_mla.stream.books import Books
     from gguf_mla.stream.engine import Done
-    from gguf_mla.stream.journal import Journal, NoJournal
 
 START_BYTES = 512 << 20  # written bytes after which the disk is started, so that a sync has little left to wait for
 SAVE_SECONDS = 20.0  # the work that a kill can cost; writers are slower during a sync, so it is not done all the time
@@ -32,7 +32,7 @@ class Saver:
     remarks     what reading has shown, by task
     """
 
-    def __init__(self, files: Sequence[OutputFile], journal: Journal | NoJournal, at_once: int | None = None) -> None:
+    def __init__(self, files: Sequence[OutputFile], journal: Books, at_once: int | None = None) -> None:
         self._files, self._journal, self._at_once = [*files], journal, at_once
         self._disk = threading.RLock()  # of the files, which may go
         self._wake = threading.Condition()

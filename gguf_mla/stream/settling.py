@@ -5,29 +5,25 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gguf_mla.errors import InputError
-from gguf_mla.files.output import DiskFullError, TakenAwayError, no_room
-from gguf_mla.files.stamp import ChangedError
+from gguf_mla.files.output import DiskFullError, no_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from gguf_mla.files.output import OutputFile
-    from gguf_mla.stream.journal import Journal, NoJournal
+    from gguf_mla.stream.books import Books
 
 
 @contextmanager
-def settled(
-    files: Sequence[OutputFile], journal: Journal | NoJournal, stopped: Callable[[], KeyboardInterrupt]
-) -> Iterator[None]:
-    """Keep what a rerun can continue. After an input error nothing can be: the input has to change first.
+def settled(files: Sequence[OutputFile], journal: Books, stopped: Callable[[], KeyboardInterrupt]) -> Iterator[None]:
+    """Keep what a rerun can continue.
 
     `stopped` says what is raised in the place of an interrupt; MachineError says how much room a full disk lacks.
     """
     try:
         yield
     except BaseException as error:
-        keep = journal.nbytes > 0 and not isinstance(error, InputError | ChangedError | TakenAwayError)
+        keep = journal.keeps(error)
         for file in files:
             file.kept = keep
         if not keep:
@@ -39,7 +35,7 @@ def settled(
         raise
 
 
-def _drop(files: Sequence[OutputFile], journal: Journal | NoJournal) -> None:
+def _drop(files: Sequence[OutputFile], journal: Books) -> None:
     """Delete what was written, and the journal last: without it nobody would know whose the rest is."""
     for file in files:
         file.drop()

@@ -32,7 +32,8 @@ from gguf_mla.forward.place import CPU, Place, enough_memory
 from gguf_mla.importance.gguf import matrix_specs
 from gguf_mla.importance.partial import About, part_specs
 from gguf_mla.stream.engine import Done
-from gguf_mla.stream.journal import Identity, Journal, finished, is_named_by, journal_path
+from gguf_mla.stream.identity import Identity
+from gguf_mla.stream.journal import Journal, finished, is_named_by, journal_path
 from gguf_mla.stream.settling import settled
 from gguf_mla.version import __version__
 from quantize.imatrix.entries import OUTPUT, OWN_HEAD, Collector, Entry
@@ -181,7 +182,9 @@ def collect(work: Work, out: Path, how: How) -> Outcome:
         stack.push(journal)
         journal.take_back()
         check_free(out, overwrite=how.overwrite)
-        files = [stack.enter_context(OutputFile(path, size, known=journal.known)) for path, size in sizes.items()]
+        files = [
+            stack.enter_context(OutputFile(path, size, known=journal.known_of(path))) for path, size in sizes.items()
+        ]
         run = _Run(work, files, _placed(specs, layout), outcome, how)
         with settled(files, journal, lambda: _stopped(run, journal)):
             _prepare(files, journal, layout)
@@ -211,7 +214,7 @@ def _prepare(files: Sequence[OutputFile], journal: Journal, layout: FileLayout) 
         for file in files:
             file.clear()
     check_room(files, 0)
-    journal.begin({file.final.name: file.inode() for file in files})
+    journal.begin({file.final: file.inode() for file in files})
     files[0].write(np.frombuffer(layout.head, np.uint8), 0)
 
 
@@ -237,7 +240,7 @@ def _commit(files: Sequence[OutputFile], journal: Journal, *, overwrite: bool) -
     out, *states = files
     out.overwrite = overwrite
     out.check()
-    journal.finish({out.final.name: out.mark()})
+    journal.finish({out.final: out.mark()})
     out.commit()
     for file in states:
         file.kept = False

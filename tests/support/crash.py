@@ -26,7 +26,7 @@ from tests.support.hub import BUNDLED
 from tests.support.legacy import write_variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 # What touches the disk, but sync_data: how often that is called depends on the clock.
@@ -109,8 +109,28 @@ def small_steps() -> Iterator[None]:
         chunks.CHUNK_VALUES, saving.SAVE_SECONDS = before
 
 
+@contextmanager
+def constant_saving() -> Iterator[None]:
+    """Saving all the time, but tasks as they are: processes that share a plan need the same ones."""
+    before, saving.SAVE_SECONDS = saving.SAVE_SECONDS, 0.0
+    try:
+        yield
+    finally:
+        saving.SAVE_SECONDS = before
+
+
+def forked_together(tasks: Sequence[Callable[[], object]]) -> list[int]:
+    """Do several things at the same time, each in a fork, and return their exit statuses, as `forked` does."""
+    children = [_fork(task) for task in tasks]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 def forked(task: Callable[[], object]) -> int:
     """Do something in a fork and return its exit status, negative for a signal; a failure of the task is status 1."""
+    return forked_together([task])[0]
+
+
+def _fork(task: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         status = 1
@@ -119,7 +139,7 @@ def forked(task: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def operations(task: Callable[[], object]) -> int:

@@ -1,0 +1,188 @@
+"""Ray keeps the contract, on three raylets of this machine: what dies is replaced, and what was done is kept.
+
+Its start is paid once, for all tests of this file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gguf_mla.cli import distributed
+from gguf_mla.stream import on_ray
+from tests.plan.contract import Contract, ok, words
+from tests.support import crash
+from tests.support.command import Answer, environment, gguf_mla
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from tests.support.crash import Job
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::Warning:ray.*"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+# A dead raylet is noticed after a second, not after twenty.
+QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
+JOB_BYTES = 300_000
+SMALL = ("--engine", "ray", "--threads", "1", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head and two more raylets, of one processor each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": QUICK}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        found.add_node(num_cpus=1, object_store_memory=80 << 20)
+    ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def small_jobs(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - everything here needs it
+    """Jobs of 300 kB: a plan says how large they are, so that the workers need not be told."""
+    from gguf_mla.stream.sharing import plan
+
+    monkeypatch.setattr(plan, "job_bytes", lambda _: JOB_BYTES)
+    monkeypatch.setattr(on_ray, "LEAST_SECONDS", 0.0)
+
+
+def run(job: Job, out: Path) -> Answer:
+    return gguf_mla(*words(job, out), *SMALL)
+
+
+class TestRay(Contract):
+    """The command with --engine ray."""
+
+    def run(self, job: Job, out: Path, scratch: Path) -> Answer:  # noqa: ARG002 - other drivers need it
+        return run(job, out)
+
+
+def noted(out: Path) -> int:
+    return len(list(out.glob("*.work/0*.json")))
+
+
+def when_noted(count: int, out: Path, task: Callable[[], object]) -> threading.Thread:
+    """Do something once so many jobs are noted."""
+
+    def wait() -> None:
+        while noted(out) < count:
+            time.sleep(0.02)
+        task()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def slowly(plan: str, jobs: Sequence[int], threads: int, device: str) -> None:
+    import time
+
+    from gguf_mla.cli.distributed import share_of
+
+    for job in jobs:
+        time.sleep(0.1)
+        share_of(plan, [job], threads, device)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs take a tenth of a second at least, so that a run has a middle."""
+    monkeypatch.setattr(distributed, "share_of", by_value(slowly))
+
+
+def by_value(task: Callable[..., None]) -> Callable[..., None]:
+    """Return a function as one that workers need not be able to import."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return task
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_raylet_is_killed_in_mid_run(
+    cluster: Any, jobs: dict[str, Job], undisturbed: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    cluster.wait_for_nodes()
+    killer = when_noted(3, tmp_path, lambda: cluster.remove_node(node, allow_graceful=False))
+    ok(run(jobs["convert"], tmp_path))
+    killer.join()
+    assert crash.content(tmp_path) == undisturbed["convert"]
+
+
+def deadly(plan: str, jobs: Sequence[int], threads: int, device: str) -> None:
+    import os
+    import signal
+
+    from gguf_mla.cli.distributed import share_of
+
+    if 3 in jobs:
+        os.kill(os.getpid(), signal.SIGKILL)
+    share_of(plan, jobs, threads, device)
+
+
+def test_a_job_that_kills_its_worker_each_time_ends_with_a_sentence(
+    jobs: dict[str, Job],
+    undisturbed: dict[str, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "share_of", by_value(deadly))
+        answer = run(jobs["convert"], tmp_path)
+    assert answer.status == 3, answer.output
+    assert f"job 3 was not done: {on_ray.DEATHS} workers have died of it" in answer.output
+    assert noted(tmp_path) >= 1
+    ok(run(jobs["convert"], tmp_path))
+    assert crash.content(tmp_path) == undisturbed["convert"]
+
+
+DRIVER = f"""
+import sys
+from gguf_mla.cli.main import main
+from gguf_mla.stream import on_ray
+from gguf_mla.stream.sharing import plan
+plan.job_bytes = lambda _: {JOB_BYTES}
+on_ray.LEAST_SECONDS = 0.0
+main(sys.argv[1:])
+"""
+
+
+def test_the_driver_is_killed_and_run_again(
+    cluster: Any, jobs: dict[str, Job], undisturbed: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """The second run finds what the first has noted, and does the rest."""
+    line = [*words(jobs["convert"], tmp_path), *SMALL, "--address", cluster.address]
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *line], env=environment(), stderr=subprocess.DEVNULL)
+    when_noted(1, tmp_path, lambda: os.kill(driver.pid, signal.SIGKILL)).join(60)
+    assert driver.wait() in (-signal.SIGKILL, 0)
+    if not (tmp_path / "out.gguf").exists():
+        ok(run(jobs["convert"], tmp_path))
+    assert crash.content(tmp_path) == undisturbed["convert"]
+
+
+@pytest.mark.usefixtures("slow")
+def test_an_interrupt_says_what_is_done(jobs: dict[str, Job], tmp_path: Path) -> None:
+    when_noted(2, tmp_path, lambda: os.kill(os.getpid(), signal.SIGINT))
+    answer = run(jobs["convert"], tmp_path)
+    assert answer.status == 130, answer.output
+    assert "are on the disk. Run the same command again to go on from there." in answer.output
