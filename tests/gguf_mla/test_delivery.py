@@ -12,8 +12,8 @@ import pytest
 
 from gguf_mla.cli import launch
 from gguf_mla.errors import MachineError
+from gguf_mla.stream.books import NoJournal
 from gguf_mla.stream.delivery import Delivery
-from gguf_mla.stream.journal import NoJournal
 from tests.support import hub
 from tests.support.command import Answer, gguf_mla
 from tests.support.uploading import Shelf
