@@ -111,7 +111,7 @@ def merged(page: str, section: Section) -> str:
 
 def _body(page: str) -> str:
     """Return what a page says beside the data at its head."""
-    return re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL).strip()
+    return re.sub(r"\A---\r?\n.*?\n---\r?\n", "", page, flags=re.DOTALL).strip()
 
 
 def _new(base: str, title: str) -> str:

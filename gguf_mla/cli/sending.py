@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Options that decide no byte: a command that makes the same goes without them.
 INDIFFERENT = frozenset((
     "upload", "private", "keep", "verdicts", "threads", "device", "overwrite", "no_resume", "checksums",
-    "verify_source", "allow_unverified", "bandwidth", "engine", "address", "spool", "timings",
+    "delete_splits", "verify_source", "allow_unverified", "bandwidth", "engine", "address", "spool", "timings",
     "dry_run", "quiet", "as_json",
 ))  # fmt: skip
 
@@ -168,8 +168,9 @@ def _words(context: click.Context, param: click.Parameter) -> Iterator[str]:
         if isinstance(param, click.Option) and param.is_flag:
             yield from [flag] if item else []
             continue
-        word = _public(item) if isinstance(param.type, click.Path | InputPath) else str(item)
-        yield from [word] if isinstance(param, click.Argument) else [flag, word]
+        positional = isinstance(param, click.Argument)  # OUT may stand among types, which have no directories
+        word = _public(item) if positional or isinstance(param.type, click.Path | InputPath) else str(item)
+        yield from [word] if positional else [flag, word]
 
 
 def _public(path: object) -> str:

@@ -16,11 +16,11 @@ from bisect import bisect_right
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from gguf_mla import units
+from gguf_mla.errors import InputError
 from gguf_mla.files import platform
 from gguf_mla.files.locked import open_locked
 from gguf_mla.remote.traffic import TRAFFIC
@@ -67,6 +67,7 @@ class Spool:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock, self._lock_fd = threading.RLock(), open_locked(directory / "lock")
         notes = [path for path in directory.glob(f"*{RANGES}") if _CONTENT.fullmatch(path.name.removesuffix(RANGES))]
+        self._failed = False  # whether the disk takes no more
         self._kept: OrderedDict[str, Kept] = OrderedDict()  # the one that was not used for longest first
         for note in sorted(notes, key=lambda path: path.stat().st_mtime_ns):
             self._kept[note.name.removesuffix(RANGES)] = _noted(note)
@@ -97,10 +98,10 @@ class Spool:
         """Keep bytes; those that are there already are left as they are. A disk that fails ends all keeping."""
         with self._lock:
             try:
-                for start in range(0, len(data), PIECE):
+                for start in range(0, 0 if self._failed else len(data), PIECE):
                     self._write(content, offset + start, data[start : start + PIECE])
             except OSError as error:
-                self._limit = 0
+                self._failed = True  # what is kept stays
                 TRAFFIC.tell(f"spool: {self.directory} takes no more ({error.strerror or error})")
 
     def _read(self, content: str, offset: int, view: memoryview) -> int:
@@ -151,7 +152,8 @@ class Spool:
         finally:
             os.close(fd)
         with self._note(content).open("a", encoding="ascii") as note:
-            note.write(f"{new.start} {new.stop - new.start} {new.sum:08x}\n")
+            # A line that a power cut has torn ends where the next begins.
+            note.write(f"\n{new.start} {new.stop - new.start} {new.sum:08x}")
         kept.ranges.insert(place, new)
         kept.sound.add(new.start)
         self.nbytes += len(data)
@@ -174,12 +176,16 @@ class Spool:
 
 
 def _noted(note: Path) -> Kept:
-    """Return what a note says, as far as it is sound."""
+    """Return what a note says, as far as it is sound; of ranges that overlap the last, for what was damaged before."""
     found = [_LINE.fullmatch(line) for line in note.read_text(encoding="ascii", errors="replace").splitlines()]
     lines = [(int(line[1]), int(line[2]), int(line[3], 16)) for line in found if line]
-    ranges = sorted(Range(start, start + count, checksum) for start, count, checksum in lines if 0 < count <= PIECE)
-    apart = all(a.stop <= b.start for a, b in pairwise(ranges))
-    return Kept(ranges if apart else [])
+    kept = Kept()
+    for start, count, checksum in reversed(lines):
+        place, known = kept.at(start)
+        later = kept.ranges[place : place + 1]
+        if 0 < count <= PIECE and not known and not (later and later[0].start < start + count):
+            kept.ranges.insert(place, Range(start, start + count, checksum))
+    return kept
 
 
 class _Use:
@@ -192,10 +198,18 @@ USE = _Use()
 
 
 def use(size: str | None) -> None:
-    """Keep at most so much from now on, or nothing; InputError where another process has the directory."""
-    if USE.spool is not None:
-        USE.spool.close()
-    USE.spool = None if size is None else Spool(directory(), units.parse_size(size))
+    """Keep at most so much from now on, or nothing; InputError where it cannot be, or another process has it."""
+    before, USE.spool = USE.spool, None
+    if before is not None:
+        before.close()
+    if size is None:
+        return
+    try:
+        USE.spool = Spool(directory(), units.parse_size(size))
+    except OSError as error:
+        what = f"no spool can be there ({error.strerror})"
+        remedy = f"Name another place by {PLACE}, or leave --spool out"
+        raise InputError(what, file=directory(), remedy=remedy) from None
 
 
 def directory() -> Path:

@@ -128,7 +128,7 @@ class Upload:
             receipt = found._asdict() | {"sample": base64.b64encode(found.sample).decode()}
             self._journey.begin(name, found.size, sending=True)
             with Outgoing(built, self._journey) as file:
-                self._asked(lambda: self._send(name, receipt, file))
+                self._asked(lambda: self._send(name, receipt, file), reached=lambda: file.sent)
                 self._count(found, file.sent)
         finally:
             self._journey.name = ""
@@ -196,18 +196,19 @@ class Upload:
             if name not in there:
                 return None
             path = self.hub.hf_hub_download(self.repository, name, revision=head.sha)
-            return open(path, encoding="utf-8", errors="replace").read()  # noqa: PTH123 - a cache's file
+            with open(path, "rb") as file:  # noqa: PTH123 - a cache's file
+                return str(file.read(), "utf-8", "surrogateescape")  # every byte goes back as it came
 
         small = self._describe(receipts, read)
         operations = [self._large(name, receipt, Absent()) for name, receipt in receipts.items()]
         operations += [self._small(name, text) for name, text in small.items()]
-        title = f"Add {next(iter(receipts))}" + (f" and {len(receipts) - 1} more" if receipts else "")
+        title = f"Add {next(iter(receipts))}" + (f" and {len(receipts) - 1} more" if len(receipts) > 1 else "")
         return self.api.create_commit(
             self.repository, operations, commit_message=f"{title} (gguf-mla {__version__})", parent_commit=head.sha
         )
 
     def _small(self, name: str, text: str) -> Any:
-        return self.hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode())
+        return self.hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode(errors="surrogateescape"))
 
     def _large(self, name: str, receipt: Mapping[str, Any], file: io.BufferedIOBase) -> Any:
         """Return the operation that adds a file whose content is known, which saves reading it once more."""
@@ -219,9 +220,14 @@ class Upload:
         sample, sha256 = base64.b64decode(receipt["sample"]), bytes.fromhex(receipt["sha256"])
         return self.hub.lfs.UploadInfo(sha256=sha256, size=receipt["size"], sample=sample)
 
-    def _asked(self, question: Callable[[], Any], seconds: float | None = None) -> Any:
-        """Return an answer of the hub, asked again where that may help; a sentence for any error."""
-        patience = Patience(self.called, seconds, "the upload failed")
+    def _asked(
+        self, question: Callable[[], Any], seconds: float | None = None, reached: Callable[[], int] = lambda: 0
+    ) -> Any:
+        """Return an answer of the hub, asked again where that may help; a sentence for any error.
+
+        An attempt that has `reached` more than all before may have taken hours: patience begins anew at its end.
+        """
+        patience, before = Patience(self.called, seconds, "the upload failed"), reached()
         while True:
             try:
                 with self._quietly():
@@ -230,6 +236,9 @@ class Upload:
                 raise
             except (OSError, ValueError, RuntimeError, http().HTTPError, http().InvalidURL) as error:
                 self._journey.check()
+                if reached() > before:
+                    patience.renew()
+                    before = reached()
                 patience.wait(refusals.trouble(error, self.called, self.api.endpoint, self._error))
 
     @contextlib.contextmanager

@@ -119,7 +119,7 @@ class Delivery:
         if self.stay or not self._journal.delivered:
             return frozenset()
         there = self._sink.has(self._journal.delivered)
-        self._receipts = {name: self._journal.delivered[name] for name in there}
+        self._receipts = {name: receipt for name, receipt in self._journal.delivered.items() if name in there}
         return frozenset(n for n, file in enumerate(goal.planned) if self._sink.name(file.path) in there)
 
     def group(self, part: PlacedPart) -> tuple[int, ...]:
@@ -162,7 +162,7 @@ class Delivery:
     def wait(self) -> None:
         """Wait until the sink has all files that were handed over; raises what went wrong."""
         with self._changed:
-            while len(self._gone) < self._asked + len(self.known) and self._error is None:
+            while len(self._gone) < self._asked + len(self.known) and not self._stopped:
                 self._changed.wait(POLL_SECONDS)
         self._check()
 
@@ -200,7 +200,9 @@ class Delivery:
                 self._deliver(number)
         except BaseException as error:
             with self._changed:
-                self._error, self._stopped = error, True
+                if not self._stopped:  # after `stop` it is what that has led to, and the reason is raised elsewhere
+                    self._error = error
+                self._stopped = True
                 self._changed.notify_all()
 
     def _deliver(self, number: int) -> None:

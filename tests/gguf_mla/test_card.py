@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import click
+import pytest
+
+from gguf_mla.cli import sending
 from gguf_mla.cli.card import Section, merged, pages
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
+from quantize import command
 
 OWN = "---\nlicense: mit\n---\n\n# Somebody's model\n\nRead this first.\n"
 
@@ -52,3 +57,18 @@ def test_a_name_of_a_stranger_ends_no_comment() -> None:
     page = pages([section("a --> <script>|b")], "me/x", lambda _: None)["README.md"]
     assert "<script" not in page
     assert page.count("-->") == 2
+
+
+@pytest.mark.parametrize(
+    ("used", "given", "told"),
+    [
+        ("quantize", "/home/me/in.gguf /home/me/o.gguf Q4_K_M 8 --overwrite", "in.gguf o.gguf Q4_K_M 8"),
+        ("merge", "/home/me/a-00001-of-00002.gguf o.gguf --delete-splits", "a-00001-of-00002.gguf o.gguf"),
+    ],
+)
+def test_the_command_names_no_directory_and_deletes_nothing(used: str, given: str, told: str) -> None:
+    found: click.Command = getattr(command, used)
+    context = click.Context(found, info_name=used)
+    found.parse_args(context, given.split())
+    with context:
+        assert sending.command() == f"gguf-mla {used} {told}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from gguf_mla.cli import launch
+from gguf_mla.errors import MachineError
+from gguf_mla.stream.books import NoJournal
+from gguf_mla.stream.delivery import Delivery
 from tests.support import hub
 from tests.support.command import Answer, gguf_mla
 from tests.support.uploading import Shelf
@@ -100,6 +105,36 @@ def test_a_part_without_tensors_and_a_matrix_go_too(tmp_path: Path, shelf: Shelf
     assert convert(tmp_path / "here", "--type", "Q8_0", "--no-tensor-first-split").status == 0
     assert len(shelf.taken) == len({*shelf.taken}) == len(shelf.shown)
     assert any("00001-of" in name for name in shelf.taken)
+
+
+def test_what_is_stopped_with_a_worker_does_not_hide_its_error(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part on its way ends before the error is heard of that has ended it."""
+    stopped = threading.Event()
+
+    def taken(_path: Path, _built: Path) -> NoReturn:
+        stopped.wait(5)
+        raise RuntimeError("what is on its way is stopped")
+
+    monkeypatch.setattr(shelf, "take", taken)
+    monkeypatch.setattr(shelf, "stop", stopped.set)
+    path = tmp_path / "m.gguf"
+    goal: Any = SimpleNamespace(planned=[SimpleNamespace(path=path, tensors=())], places=[0])
+    file: Any = SimpleNamespace(final=path, path=path, finish=lambda: None)
+    saver: Any = SimpleNamespace(save=lambda: None)
+    delivery = Delivery(goal, [file], saver, NoJournal(), shelf)
+    with pytest.raises(MachineError, match="the worker has failed"):
+        _end_by(delivery, MachineError("the worker has failed"))
+
+
+def _end_by(delivery: Delivery, error: Exception) -> NoReturn:
+    with delivery:
+        delivery.stop()
+        delivery._thread.join(5)
+        delivery.wait()
+        raise error
+    raise AssertionError("it was swallowed")
 
 
 def test_room_is_needed_for_two_parts_only(

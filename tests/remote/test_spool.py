@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +85,44 @@ def test_what_is_damaged_counts_as_not_there(tmp_path: Path, kept: Spool, damage
     assert read(kept, A, 0, 200) == DATA[:200]
 
 
+def test_one_damaged_range_costs_itself_alone_and_once(tmp_path: Path, kept: Spool) -> None:
+    for start in (0, 100, 200):
+        write(kept, A, start, start + 100)
+    kept.close()
+    data = tmp_path / "spool" / A
+    data.write_bytes(DATA[:150] + bytes([DATA[150] ^ 1]) + DATA[151:300])
+    kept = Spool(tmp_path / "spool", 1000)
+    assert [len(read(kept, A, start, 300)) for start in (0, 100, 200)] == [100, 0, 100]
+    write(kept, A, 100, 200)
+    kept.close()
+    again = Spool(tmp_path / "spool", 1000)
+    assert (again.nbytes, read(again, A, 0, 300)) == (300, DATA[:300])
+
+
+def test_a_torn_line_spoils_no_other(tmp_path: Path, kept: Spool) -> None:
+    write(kept, A, 0, 100)
+    with (tmp_path / "spool" / f"{A}.ranges").open("a") as note:
+        note.write("\n100 10")
+    write(kept, A, 200, 300)
+    kept.close()
+    again = Spool(tmp_path / "spool", 1000)
+    assert (read(again, A, 0, 100), read(again, A, 200, 300)) == (DATA[:100], DATA[200:300])
+
+
+def test_a_full_disk_takes_no_more_and_loses_nothing(kept: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(kept, A, 0, 300)
+    write(kept, B, 0, 300)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gguf_mla.remote.spool.platform.write_at", full)
+        write(kept, C, 0, 100)
+    write(kept, C, 100, 200)
+    assert [read(kept, content, 0, 300) for content in (A, B, C)] == [DATA[:300], DATA[:300], b""]
+
+
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GGUF_MLA_SPOOL", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
@@ -94,3 +133,13 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (tmp_path / "other" / "lock").is_file()
     spool.use(None)
     assert spool.USE.spool is None
+
+
+def test_a_place_that_cannot_be_one_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spool.use(None)
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("GGUF_MLA_SPOOL", str(tmp_path / place))
+        with pytest.raises(InputError, match=r"no spool can be there .*GGUF_MLA_SPOOL"):
+            spool.use("2G")
+        assert spool.USE.spool is None

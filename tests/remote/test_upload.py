@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gguf_mla.errors import MachineError
+from gguf_mla.remote import troubles
+from gguf_mla.remote.upload import Upload
 from tests.remote.disk import Disk
 from tests.remote.reader import Read, Reader
 from tests.remote.servers import Network
@@ -220,12 +223,31 @@ def test_storage_that_fails_for_a_while_is_tried_again(desk: Desk) -> None:
     assert shown(desk) == desk.digests
 
 
+def test_an_attempt_that_took_long_and_failed_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(troubles, "PATIENCE", 0.1)
+    monkeypatch.setattr(troubles, "FIRST_PAUSE", 0.001)
+    upload, sent = Upload(ID, {}, lambda _receipts, _read: {}, private=False, keeps=False), [0]
+
+    def send() -> str:
+        if sent[0] == 0:
+            time.sleep(0.2)
+            sent[0] = 1000
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(MachineError, match=r"the upload failed: .*, (?!1 )[0-9]+ times in a row"):
+        upload._asked(send, reached=lambda: sent[0])
+
+
 def test_a_page_of_somebody_else_stays(desk: Desk) -> None:
     desk.net.store.repositories[ID] = Repository(small={"README.md": b"# Mine\n\nRead this.\n"})
     assert desk.convert().status == 0
     found = desk.net.store.repositories[ID]
     assert found.small["README.md"] == b"# Mine\n\nRead this.\n"
     assert b"## m\n" in found.small["m.md"]
+    words = b"Words of mine\r\nin Latin-1: \xe4\r\n"
+    found.small["m.md"] = words + found.small["m.md"] + words
+    assert desk.convert("--model-name", "Another").status == 0
+    assert (found.small["m.md"].count(words), b"--model-name Another" in found.small["m.md"]) == (2, True)
 
 
 def test_the_proof_of_the_same_bytes_is_told_on_the_page(desk: Desk) -> None:
