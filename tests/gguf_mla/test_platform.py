@@ -33,7 +33,7 @@ PACKAGES = ("gguf_mla", "convert", "quantize", "verify")
 EVERYWHERE = {
     "O_CREAT", "O_RDWR", "PathLike", "W_OK", "X_OK", "_exit", "access", "close", "devnull", "dup", "environ",
     "fsdecode", "fspath", "fstat", "ftruncate", "getpid", "isatty", "kill", "listdir", "open", "path", "pathsep",
-    "scandir", "sep", "strerror", "write",
+    "scandir", "sep", "strerror", "utime", "write",
 }  # fmt: skip
 NOT_EVERYWHERE = {"fcntl", "grp", "mmap", "msvcrt", "posix", "pwd", "resource", "syslog", "termios"}
 OF_A_STATUS = {"st_blksize", "st_blocks", "st_flags", "st_rdev"}
