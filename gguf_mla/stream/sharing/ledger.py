@@ -221,7 +221,7 @@ class Ledger:
             with draft.open("xb") as file:
                 file.write(text.encode())
                 file.flush()
-                os.fsync(file.fileno())
+                platform.sync_data(file.fileno())
             platform.name_new(draft, self.folder / name)
             platform.sync_directory(self.folder)
         except FileExistsError:
