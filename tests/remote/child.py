@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from gguf_mla.cli import interrupts
 from gguf_mla.cli.main import main
 from gguf_mla.remote import layout, link, troubles
 from gguf_mla.remote.traffic import TRAFFIC
@@ -33,7 +34,7 @@ def run() -> None:
 
 def _answer(arguments: list[str]) -> dict[str, object]:
     before, begin, told = TRAFFIC.count(), time.monotonic(), io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), interrupts.raised():
         try:
             main(arguments)
         except SystemExit as end:
