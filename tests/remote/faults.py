@@ -233,6 +233,7 @@ def _read_all(net: Network, place: Path, run: int, number: int, names: list[str]
     failures, right, sentences, planted = [], 0, 0, 0
     out = place / f"fault-{number}.gguf"
     with Reader(net, place / "home", {"run": run}) as reader:
+        out.unlink(missing_ok=True)
         wanted = reader.run("convert", net.directory, out, "--type", "Q8_0").sha256
         for name in names:
             out.unlink(missing_ok=True)
@@ -253,6 +254,7 @@ def _dies(net: Network, place: Path) -> Iterator[str]:
     """The CDN goes away for 20 seconds while it is read, and comes back."""
     out = place / "dies.gguf"
     with Reader(net, place / "home", {"patience": 60.0}) as reader:
+        out.unlink(missing_ok=True)
         wanted = reader.run("convert", net.directory, out, "--type", "Q8_0").sha256
         out.unlink()
         net.link.rate = 12e6
