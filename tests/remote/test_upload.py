@@ -170,14 +170,11 @@ def test_a_run_that_is_killed_goes_on_and_sends_nothing_twice(desk: Desk) -> Non
 
 def test_an_interrupt_ends_an_upload_and_the_same_command_goes_on(desk: Desk) -> None:
     desk.net.store.rate = 3e6
-    pressed = 0.0
 
     def press() -> None:
-        nonlocal pressed
         while not desk.net.store.sent and not any(path.stat().st_size for path in desk.here.glob("*.partial")):
             time.sleep(0.005)
         time.sleep(0.2)
-        pressed = time.monotonic()
         desk.reader.process.send_signal(signal.SIGINT)
 
     finger = threading.Thread(target=press)
@@ -185,7 +182,7 @@ def test_an_interrupt_ends_an_upload_and_the_same_command_goes_on(desk: Desk) ->
     read = desk.convert()
     finger.join()
     assert (read.status, "interrupted" in read.said.lower()) == (130, True), read.said
-    assert time.monotonic() - pressed < 5
+    assert len(desk.net.store.contents) < len(desk.wanted)  # it was not waited for what was still to be sent
     desk.net.store.rate = None
     assert desk.convert().status == 0
     assert shown(desk) == desk.digests
