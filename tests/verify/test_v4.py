@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gguf_mla.errors import InputError
-from gguf_mla.forward import compressed, deepseek4, streams, walk
+from gguf_mla.forward import compressed, deepseek4, indexer, streams, walk
 from gguf_mla.forward.architecture import read_config
 from gguf_mla.forward.compressed import Turning
 from gguf_mla.forward.layers import Pass
@@ -88,6 +88,7 @@ def swap_halves(x: torch.Tensor, nothing: float) -> torch.Tensor:
 
 
 OVERLAPPED, MIXED, TURNED = compressed._overlapped, streams.Mixing.left, Turning.turned
+BEST, NUMBERS = indexer.best, torch.arange(float(LENGTH))
 # What a wrong reader would do, one at a time: each has to show.
 MISREADINGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "comb not transposed": (
@@ -110,8 +111,8 @@ MISREADINGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     ),
     "no norm of a query's heads": (compressed, "evened", lambda x, _eps: x),
     "the first entries instead of the best": (
-        compressed, "index_scores",
-        lambda _pass, _at, x, _low, _shape: -torch.arange(len(x) // 4.0).expand(len(x), -1),
+        indexer, "best",
+        lambda found, top_k: BEST(found.where(found == -torch.inf, -NUMBERS[: found.shape[1]]), top_k),
     ),
     "no sinks": (
         compressed, "_attended", lambda q, keys, seen, sinks: ATTENDED(q, keys, seen, torch.full_like(sinks, -1e9)),
