@@ -16,7 +16,7 @@ from gguf_mla.forward.compressed import Turning
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.place import Place
 from gguf_mla.forward.sound import check_model
-from gguf_mla.forward.tensors import CheckpointWeights
+from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
 from tests.support import replant, v4
@@ -178,8 +178,24 @@ def test_a_right_file_is_proven(files: Path) -> None:
     proof = prove(Request(files / "v4-flash", files / "v4-flash.gguf", "logits", context=144, chunks=1, threads=2))
     assert proof.right
     assert [finding for finding in proof.findings if finding.subject != "the predictions"] == []
+    [choice] = [result.choice for result in proof.layers if result.choice is not None]
+    assert choice.same == choice.sets == 144 - (4 * v4.FLASH["index_topk"] + 3)  # with more entries than may be chosen
 
 
+def test_what_the_indexer_does_wrong_is_the_indexers(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers attend to what the reference chose, so nothing else is blamed for it."""
+
+    def misread(pass_: Pass, *where: Any) -> Any:
+        found = INDEX(pass_, *where)
+        return replace(found, weights=found.weights.abs()) if isinstance(pass_.weights, GgufWeights) else found
+
+    monkeypatch.setattr(compressed, "index", misread)
+    proof = prove(Request(files / "v4-flash", files / "v4-flash.gguf", "attention", context=64, chunks=1, threads=2))
+    assert [finding.subject for finding in proof.findings] == ["blk.2.indexer"]
+    assert max(result.measured.wmape for result in proof.attention) < 1e-5
+
+
+INDEX = compressed.index
 KEY = "deepseek4."
 FAULTS: dict[str, tuple[str, Any]] = {
     "a ratio": ("attention.compress_ratios", replant.array([0, 4, 4, 128, 4, 0, 0], replant.KINDS.INT32)),
