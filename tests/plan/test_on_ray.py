@@ -5,7 +5,9 @@ Its start is paid once, for all tests of this file.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +15,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from gguf_mla.cli import distributed
 from gguf_mla.stream import on_ray
+from quantize.imatrix import on_cluster
 from tests.plan.contract import Contract, ok, words
-from tests.support import crash
+from tests.support import crash, hub
 from tests.support.command import Answer, environment, gguf_mla
 
 if TYPE_CHECKING:
@@ -190,3 +194,132 @@ def test_an_interrupt_says_what_is_done(jobs: dict[str, Job], tmp_path: Path) ->
         signal.signal(signal.SIGINT, before)
     assert answer.status == 130, answer.output
     assert "are on the disk. Run the same command again to go on from there." in answer.output
+
+
+def deadly_file(plan: str, numbers: Sequence[int], threads: int, device: str) -> None:
+    import json
+    import os
+    import signal
+    from pathlib import Path
+
+    from gguf_mla.cli.distributed import files_of
+
+    flag = Path(json.loads(plan)["outputs"][0]["path"]).parent.with_name("flag")
+    if numbers[0] == 1 and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    files_of(plan, numbers, threads, device)
+
+
+def test_files_are_sent_where_no_folder_is_shared(
+    jobs: dict[str, Job], undisturbed: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker dies before it has sent anything; the next run finds the model complete."""
+    monkeypatch.setattr(distributed, "files_of", by_value(deadly_file))
+    (out := tmp_path / "out").mkdir()
+    line = [*words(jobs["split"], out), *SMALL, "--upload", f"file://{tmp_path / 'store'}"]
+    ok(gguf_mla(*line))
+    assert (tmp_path / "flag").exists()
+    found = {name: content for name, content in crash.content(tmp_path / "store").items() if name.endswith(".gguf")}
+    assert found == {name: content for name, content in undisturbed["split"].items() if name.endswith(".gguf")}
+    assert len(list((tmp_path / "store").iterdir())) == len(found) + 2
+    assert list(out.iterdir()) == []
+    assert "is there already" in gguf_mla(*line).output
+
+
+class Matrix:
+    """A command that makes a matrix of a small model in three parts, and what the parts of one process come to."""
+
+    def __init__(self, model: Path, place: Path) -> None:
+        self.out, ids = place / "out" / "m.gguf", place / "ids.npy"
+        self.out.parent.mkdir()
+        np.save(ids, np.random.default_rng(5).integers(5, 2000, 6 * 24))
+        self.line = ["imatrix", model, self.out, "--tokens", ids, "--context", 24]
+        parts = [place / f"{part}.gguf" for part in (1, 2, 3)]
+        for number, part in enumerate(parts, 1):
+            share = ("--split-work", f"{number}/3", "--threads", 1, "--quiet")
+            ok(gguf_mla("imatrix", model, part, *self.line[3:], *share))
+        ok(gguf_mla("imatrix", "merge", place / "right.gguf", *parts))
+        self.right = (place / "right.gguf").read_bytes()
+        self.folder = self.out.with_name("m.gguf.parts")
+
+    def run(self, *more: object) -> Answer:
+        return gguf_mla(*self.line, "--engine", "ray", "--threads", 1, *more)
+
+    def check(self, answer: Answer) -> None:
+        ok(answer)
+        assert self.out.read_bytes() == self.right
+        assert [path.name for path in self.out.parent.iterdir()] == ["m.gguf"]
+
+
+@pytest.fixture
+def matrix(small_model: Path, tmp_path: Path) -> Matrix:
+    return Matrix(small_model, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_model(shared: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    options = {"num_hidden_layers": 2, "n_routed_experts": 8}
+    return shared("plan-v3", lambda directory: hub.write(directory / "v3", "v3", **options)) / "v3"
+
+
+def test_a_matrix_is_that_of_its_parts(matrix: Matrix, tmp_path: Path) -> None:
+    """As many as there are workers; the perplexity is that of all chunks, to the rounding of products."""
+    answer = matrix.run("--json")
+    matrix.check(answer)
+    told = json.loads(answer.output)["matrix"]["perplexity"]
+    ok(whole := gguf_mla(*matrix.line[:2], tmp_path / "whole.gguf", *matrix.line[3:], "--threads", 1, "--json"))
+    assert len(told["chunks"]) == 6
+    assert told["value"] == pytest.approx(json.loads(whole.output)["matrix"]["perplexity"]["value"], rel=1e-5)
+
+
+def deadly_part(told: str, numbers: Sequence[int], threads: int, device: str) -> Iterator[tuple[int, float]]:
+    import os
+    import signal
+
+    from quantize.imatrix import on_cluster
+
+    for number, layers in on_cluster.part_of(told, numbers, threads, device):
+        if number == 2 and layers >= 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number, layers
+
+
+def test_a_part_that_kills_its_worker_ends_with_a_sentence_and_the_others_are_kept(
+    matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(on_cluster, "part_of", by_value(deadly_part))
+        answer = matrix.run("--quiet", "--split-work", 3)
+    assert answer.status == 3, answer.output
+    assert f"job 2 was not done: {on_ray.DEATHS} workers have died of it" in answer.output
+    (matrix.folder / "1-of-3.json").write_text("torn")
+    with (matrix.folder / "3-of-3.gguf").open("r+b") as part:
+        part.seek(-8, os.SEEK_END)
+        part.write(bytes(8))
+    assert gguf_mla(*matrix.line, "--engine", "ray", "--split-work", 2).status == 2
+    matrix.check(matrix.run("--quiet"))
+
+
+def test_a_matrix_of_bad_weights_ends_with_the_usual_sentence(matrix: Matrix, tmp_path: Path) -> None:
+    bad = shutil.copytree(matrix.line[1], tmp_path / "bad")
+    for shard in bad.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-40] + b"\xff" * 40)
+    line = ["imatrix", bad, matrix.out, *matrix.line[3:], "--threads", 1, "--quiet"]
+    here, there = gguf_mla(*line), gguf_mla(*line, "--engine", "ray")
+    assert here.status == there.status == 2
+    assert there.output == here.output
+    assert list(matrix.out.parent.iterdir()) == []
+
+
+def test_what_cannot_be_on_a_cluster_is_refused(matrix: Matrix) -> None:
+    for more, said in (
+        (("--split-work", "7"), "at most the 6 chunks"),
+        (("--split-work", "1/3"), "at most the 6 chunks"),
+        (("--min-tokens-per-expert", 1, "--more-text", "x"), "cannot go on in rounds"),
+        (("--text", "-"), "standard input"),
+    ):
+        answer = matrix.run(*more)
+        assert answer.status == 2
+        assert said in answer.output
+    assert list(matrix.out.parent.iterdir()) == []
