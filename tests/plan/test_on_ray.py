@@ -5,9 +5,7 @@ Its start is paid once, for all tests of this file.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +13,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from gguf_mla.cli import distributed
 from gguf_mla.stream import on_ray
 from quantize.imatrix import on_cluster
 from tests.plan.contract import Contract, ok, words
-from tests.support import crash, hub
+from tests.plan.matrix import Matrix
+from tests.support import crash
 from tests.support.command import Answer, environment, gguf_mla
 
 if TYPE_CHECKING:
@@ -227,29 +225,28 @@ def test_files_are_sent_where_no_folder_is_shared(
     assert "is there already" in gguf_mla(*line).output
 
 
-class Matrix:
-    """A command that makes a matrix of a small model in three parts, and what the parts of one process come to."""
+def telling(plan: str, jobs: Sequence[int], threads: int, device: str) -> Iterator[tuple[int, float]]:
+    for job in jobs:
+        for share in (0.5, 1.0):
+            yield job, share * len(plan) * threads
+    assert device == "cpu"
 
-    def __init__(self, model: Path, place: Path) -> None:
-        self.out, ids = place / "out" / "m.gguf", place / "ids.npy"
-        self.out.parent.mkdir()
-        np.save(ids, np.random.default_rng(5).integers(5, 2000, 6 * 24))
-        self.line = ["imatrix", model, self.out, "--tokens", ids, "--context", 24]
-        parts = [place / f"{part}.gguf" for part in (1, 2, 3)]
-        for number, part in enumerate(parts, 1):
-            share = ("--split-work", f"{number}/3", "--threads", 1, "--quiet")
-            ok(gguf_mla("imatrix", model, part, *self.line[3:], *share))
-        ok(gguf_mla("imatrix", "merge", place / "right.gguf", *parts))
-        self.right = (place / "right.gguf").read_bytes()
-        self.folder = self.out.with_name("m.gguf.parts")
 
-    def run(self, *more: object) -> Answer:
-        return gguf_mla(*self.line, "--engine", "ray", "--threads", 1, *more)
-
-    def check(self, answer: Answer) -> None:
-        ok(answer)
-        assert self.out.read_bytes() == self.right
-        assert [path.name for path in self.out.parent.iterdir()] == ["m.gguf"]
+def test_a_task_tells_how_far_it_is() -> None:
+    heard: dict[int, list[float]] = {0: [], 1: []}
+    done: list[int] = []
+    jobs = [on_cluster.Share(0), on_cluster.Share(1)]
+    needs = on_ray.Needs(1, 1 << 20)
+    on_ray.run(
+        by_value(telling),
+        "four",
+        jobs,
+        needs,
+        lambda _: False,
+        done.extend,
+        lambda number, at: heard[number].append(at),
+    )
+    assert (sorted(done), heard) == ([0, 1], {0: [2.0, 4.0], 1: [2.0, 4.0]})
 
 
 @pytest.fixture
@@ -257,69 +254,29 @@ def matrix(small_model: Path, tmp_path: Path) -> Matrix:
     return Matrix(small_model, tmp_path)
 
 
-@pytest.fixture(scope="session")
-def small_model(shared: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    options = {"num_hidden_layers": 2, "n_routed_experts": 8}
-    return shared("plan-v3", lambda directory: hub.write(directory / "v3", "v3", **options)) / "v3"
-
-
-def test_a_matrix_is_that_of_its_parts(matrix: Matrix, tmp_path: Path) -> None:
-    """As many as there are workers; the perplexity is that of all chunks, to the rounding of products."""
-    answer = matrix.run("--json")
-    matrix.check(answer)
-    told = json.loads(answer.output)["matrix"]["perplexity"]
-    ok(whole := gguf_mla(*matrix.line[:2], tmp_path / "whole.gguf", *matrix.line[3:], "--threads", 1, "--json"))
-    assert len(told["chunks"]) == 6
-    assert told["value"] == pytest.approx(json.loads(whole.output)["matrix"]["perplexity"]["value"], rel=1e-5)
-
-
 def deadly_part(told: str, numbers: Sequence[int], threads: int, device: str) -> Iterator[tuple[int, float]]:
+    import json
     import os
     import signal
+    from pathlib import Path
 
     from quantize.imatrix import on_cluster
 
+    flag = Path(json.loads(told)["out"]).parent.with_name("flag")
     for number, layers in on_cluster.part_of(told, numbers, threads, device):
-        if number == 2 and layers >= 1:
+        if number == 2 and layers >= 1 and not flag.exists():
+            flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         yield number, layers
 
 
-def test_a_part_that_kills_its_worker_ends_with_a_sentence_and_the_others_are_kept(
-    matrix: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.thorough  # three processes load torch; test_matrix.py has the rest without a cluster
+def test_a_worker_dies_in_the_middle_of_a_part(matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so does the driver, before the sum."""
     with monkeypatch.context() as patch:
         patch.setattr(on_cluster, "part_of", by_value(deadly_part))
-        answer = matrix.run("--quiet", "--split-work", 3)
-    assert answer.status == 3, answer.output
-    assert f"job 2 was not done: {on_ray.DEATHS} workers have died of it" in answer.output
-    (matrix.folder / "1-of-3.json").write_text("torn")
-    with (matrix.folder / "3-of-3.gguf").open("r+b") as part:
-        part.seek(-8, os.SEEK_END)
-        part.write(bytes(8))
-    assert gguf_mla(*matrix.line, "--engine", "ray", "--split-work", 2).status == 2
+        patch.setattr(on_cluster, "summed", None)
+        assert matrix.run("--quiet").status != 0
+    assert (tmp_path / "flag").exists()
+    assert len(list(matrix.folder.glob("*-of-3.json"))) == 3
     matrix.check(matrix.run("--quiet"))
-
-
-def test_a_matrix_of_bad_weights_ends_with_the_usual_sentence(matrix: Matrix, tmp_path: Path) -> None:
-    bad = shutil.copytree(matrix.line[1], tmp_path / "bad")
-    for shard in bad.glob("*.safetensors"):
-        shard.write_bytes(shard.read_bytes()[:-40] + b"\xff" * 40)
-    line = ["imatrix", bad, matrix.out, *matrix.line[3:], "--threads", 1, "--quiet"]
-    here, there = gguf_mla(*line), gguf_mla(*line, "--engine", "ray")
-    assert here.status == there.status == 2
-    assert there.output == here.output
-    assert list(matrix.out.parent.iterdir()) == []
-
-
-def test_what_cannot_be_on_a_cluster_is_refused(matrix: Matrix) -> None:
-    for more, said in (
-        (("--split-work", "7"), "at most the 6 chunks"),
-        (("--split-work", "1/3"), "at most the 6 chunks"),
-        (("--min-tokens-per-expert", 1, "--more-text", "x"), "cannot go on in rounds"),
-        (("--text", "-"), "standard input"),
-    ):
-        answer = matrix.run(*more)
-        assert answer.status == 2
-        assert said in answer.output
-    assert list(matrix.out.parent.iterdir()) == []
