@@ -7,7 +7,20 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli import numbers
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import DEVICE, EITHER, PATH, PREFIX, SET, SMALL, SPOOL, THREADS, WEIGHTS
+from gguf_mla.cli.options import (
+    ADDRESS,
+    DEVICE,
+    EITHER,
+    ENGINE,
+    PATH,
+    PREFIX,
+    SET,
+    SMALL,
+    SPOOL,
+    THREADS,
+    THREADS_ENGINE,
+    WEIGHTS,
+)
 
 OVERWRITE = Option(["--overwrite"], is_flag=True, help="Replace an output that exists.")
 JSON = Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON.")
@@ -44,7 +57,11 @@ make = Command(
         help="Keep the hidden states in memory if they take at most SIZE, and not in files beside OUT; then a run that "
         "was stopped starts over.",
     ),
-    Option(["--split-work"], metavar="I/N", help="Compute part I of N of the chunks; imatrix merge adds the parts."),
+    Option(
+        ["--split-work"], metavar="I/N",
+        help="Compute part I of N of the chunks; imatrix merge adds the parts. With --engine ray: N, parts that are "
+        "computed at the same time  [default: as many as there are workers].",
+    ),
     Option(
         ["--min-tokens-per-expert", "wanted"], type=numbers.Whole(numbers.COUNT), metavar="N",
         help="Go on with --more-text until every expert has seen N tokens, or the text ends.",
@@ -56,6 +73,8 @@ make = Command(
     Option(["--spool"], expose_value=False, **SPOOL),
     Option(["--threads"], **THREADS),
     Option(["--device"], default="cpu", **DEVICE),
+    Option(["--engine"], default=THREADS_ENGINE, **ENGINE),
+    Option(["--address"], **ADDRESS),
     OVERWRITE,
     Option(["--no-resume"], is_flag=True, help="Start over instead of going on with an unfinished output."),
     REPORT,

@@ -15,9 +15,9 @@ from gguf_mla.forward.attention import FORMS
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.opening import open_weights
 from gguf_mla.text.tokens import SAMPLE
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.entries import OUTPUT, Collector
 from quantize.imatrix.job import How, collect
-from quantize.imatrix.run import Wanted, work_of
 from tests.support import hub
 from tests.support.command import gguf_mla
 
