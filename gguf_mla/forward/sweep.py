@@ -304,9 +304,11 @@ class _Part:
 
 
 def predicting(pass_: Pass, number: int, text: Text, source: States) -> tuple[Callable[[slice], Floats], Text]:
-    """Return what a prediction layer begins with, for final states of a text, and the text as that layer sees it."""
+    """Return what a prediction layer begins with, for what it reads of a text, and the text as that layer sees it."""
 
     def before(part: slice) -> Floats:
-        return prediction.enter(pass_, number, text.read(source, part, pass_.place), text.tokens[part])
+        states = text.read(source, part, pass_.place).unflatten(-1, pass_.model.state_shape)
+        entered: Floats = prediction.enter(pass_, number, states, text.tokens[part])
+        return entered.flatten(2)
 
     return before, text.shorter()

@@ -351,7 +351,7 @@ class _Run:
             if work.perplexity:
                 self.outcome.perplexity.add(self._alone, normed, text.tokens[part])
             if work.prediction:
-                text.write(target, part, normed)
+                text.write(target, part, prediction.begin(self._alone, state))
 
     def _predict(self, number: int) -> None:
         source, target = self.states[number % 2 ^ 1], self.states[number % 2]
@@ -360,8 +360,8 @@ class _Run:
         head, asked = f"blk.{number}.{OWN_HEAD}", self._collector
 
         def after(hidden: Floats) -> Floats:
-            left = prediction.leave(self._alone, number, hidden)
-            asked(head, 0, left.flatten(0, 1))
+            left: Floats = prediction.leave(self._alone, number, hidden)
+            asked(head, 0, prediction.read(self._alone, number, left).flatten(0, 1))
             return left
 
         sweep.Layer(self._observed, number, text, target, self._spare, *self._told).run(before, after)
