@@ -27,7 +27,7 @@ from gguf_mla.text.calibration import STDIN, Cut, dataset, expanded
 from gguf_mla.version import __version__
 from quantize.imatrix import coverage
 from quantize.imatrix.entries import entries
-from quantize.imatrix.job import How, RunStopped, Work, collect
+from quantize.imatrix.job import FORM, How, RunStopped, Work, collect
 from quantize.imatrix.model import name_of, reader_of
 from quantize.imatrix.rounds import Goal, as_rounds, covered_by, in_rounds
 
@@ -83,7 +83,7 @@ def make(
     as_json: bool,
 ) -> None:
     """Make an importance matrix, or a part of one."""
-    place, attend = place_on(device, threads or platform.cores()), form_on(device, "absorbed")
+    place, attend = place_on(device, threads or platform.cores()), form_on(device, FORM)
     _check(split_work, wanted, more_text, form)
     opened = open_weights(model, Choices(weights, prefix, settings.parse(set_keys)))
     if mtp and not opened.model.predictors:
