@@ -22,7 +22,7 @@ from gguf_mla.sources.recognise import settings
 from gguf_mla.text.calibration import STDIN, Cut, dataset, expanded
 from gguf_mla.version import __version__
 from quantize.imatrix.entries import entries
-from quantize.imatrix.job import How, Work
+from quantize.imatrix.job import FORM, How, Work
 from quantize.imatrix.model import name_of, reader_of
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Opened:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self._place = place_on(asked.device, asked.threads or platform.cores())
-        self._form = form_on(asked.device, "absorbed")
+        self._form = form_on(asked.device, FORM)
         asked.check()
         choices = Choices(asked.weights, asked.prefix, settings.parse(asked.set_keys))
         self.weights = open_weights(asked.model, choices)
