@@ -143,14 +143,13 @@ def result_text(job: Job, result: Result, seconds: float, sink: Upload | None) -
     )
 
 
-def noteworthy(job: Job, result: Result) -> str:
-    """Return in a line what of a run is worth a look, "" for nothing: how much was warned of, which types stand in."""
-    said = {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}
-    counted = [f"{len(said)} warning{'s' * (len(said) > 1)}, see above"] if said else []
+def noteworthy(job: Job, result: Result) -> Iterator[str]:
+    """Yield what of a run is worth a look, a line each: how much was warned of, which types stand in for others."""
+    if said := {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}:
+        yield f"noteworthy: {len(said)} warning{'s' * (len(said) > 1)}, see above"
     for plan, output in job.outputs:
         if changed := substituted(plan.tensors, plan.substituted):
-            counted.append(f"{output[0].path}: {changed}" if len(job.outputs) > 1 else changed)
-    return f"noteworthy: {'; '.join(counted)}" if counted else ""
+            yield f"noteworthy: {f'{output[0].path}: ' if len(job.outputs) > 1 else ''}{changed}"
 
 
 def timings(result: Result, planning: float) -> str:

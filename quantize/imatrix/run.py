@@ -21,8 +21,6 @@ from gguf_mla.forward.on_device import form_on, place_on
 from gguf_mla.forward.opening import files_of, open_weights
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.importance.partial import About, open_part
-from gguf_mla.sources.checkpoint import Choices
-from gguf_mla.sources.recognise import settings
 from gguf_mla.text.calibration import STDIN, Cut, dataset, expanded
 from gguf_mla.version import __version__
 from quantize.imatrix import coverage
@@ -36,9 +34,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.cli.options import ReadingOptions
     from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
     from gguf_mla.text.calibration import Reader
+    from quantize.imatrix.command import MatrixOptions
     from quantize.imatrix.coverage import Coverage
     from quantize.imatrix.job import Outcome
 
@@ -54,68 +54,44 @@ class Wanted:
     perplexity: bool
 
 
-def make(
-    model: AnyPath,
-    out: Path | None,
-    texts: tuple[Path, ...],
-    tokens: Path | None,
-    context: int,
-    chunks: int | None,
-    from_chunk: int,
-    parse_special: bool,
-    process_output: bool,
-    mtp: bool,
-    no_ppl: bool,
-    form: str,
-    memory: str | None,
-    split_work: str | None,
-    wanted: int | None,
-    more_text: tuple[Path, ...],
-    weights: str | None,
-    prefix: str | None,
-    set_keys: tuple[str, ...],
-    threads: int | None,
-    device: str,
-    overwrite: bool,
-    no_resume: bool,
-    report: Path | None,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+def make(model: AnyPath, out: Path | None, wanted: MatrixOptions, reading: ReadingOptions) -> None:
     """Make an importance matrix, or a part of one."""
-    place, attend = place_on(device, threads or platform.cores()), form_on(device, "absorbed")
-    _check(split_work, wanted, more_text, form)
-    opened = open_weights(model, Choices(weights, prefix, settings.parse(set_keys)))
-    if mtp and not opened.model.predictors:
+    attend = form_on(wanted.device, "absorbed")
+    place = place_on(wanted.device, wanted.threads or platform.cores())
+    _check(wanted)
+    opened = open_weights(model, reading.choices)
+    if wanted.mtp and not opened.model.predictors:
         raise InputError("--mtp is for a model with multi-token prediction", file=model, found="no such layer")
-    reader = reader_of(opened, special=parse_special)
-    cut = Cut(context, chunks, from_chunk)
-    found = _tokens(reader, texts, tokens, cut)
-    names = [dataset(path) for path in (*texts, *([tokens] if tokens else []))]
-    asked = Wanted(process_output, mtp, not no_ppl)
-    work = work_of(opened, found, asked, names, split_work)
-    given = [path for path in expanded((*texts, *more_text)) if path != STDIN and path.is_file()]
-    read = [*given, *([tokens] if tokens and tokens.is_file() else [])]
-    in_memory = memory is not None and work.beside_bytes <= units.parse_size(memory)
-    how = How([*files_of(opened), *read], place, attend, in_memory, no_resume, overwrite)
-    path = out or Path(f"{name_of(model)}.imatrix.{form}")
-    if wanted is None and form == "gguf":
-        outcome = _run(work, path, how, quiet=quiet)
+    reader = reader_of(opened, special=wanted.parse_special)
+    found = _tokens(reader, wanted)
+    names = [dataset(path) for path in (wanted.texts or [wanted.tokens]) if path is not None]
+    asked = Wanted(wanted.process_output, wanted.mtp, not wanted.no_ppl)
+    work = work_of(opened, found, asked, names, wanted.split_work)
+    in_memory = wanted.memory is not None and work.beside_bytes <= units.parse_size(wanted.memory)
+    how = How([*files_of(opened), *_texts(wanted)], place, attend, in_memory, wanted.no_resume, wanted.overwrite)
+    path = out or Path(f"{name_of(model)}.imatrix.{wanted.form}")
+    if wanted.seen is None and wanted.form == "gguf":
+        outcome = _run(work, path, how, quiet=wanted.quiet)
     else:
-        more = [dataset(text) for text in more_text]
-        tokens_left = reader.texts(more_text) if more_text else np.zeros(0, np.int64)
-        rest = cut_rest(tokens_left, found.shape, reader.bos)
-        works = as_rounds((work, *(work_of(opened, r, asked, more) for r in rest)), how)
-        goal = Goal(path, form, wanted or 0, how.inputs, no_resume, overwrite)
-        outcome = in_rounds(works, goal, lambda w, to: _run(w, to, how, quiet=quiet), lambda said: _say(said, quiet))
-    _tell(work, outcome, report, how.inputs, quiet=quiet, as_json=as_json)
+        more = [dataset(text) for text in wanted.more_text]
+        left = reader.texts(wanted.more_text) if wanted.more_text else np.zeros(0, np.int64)
+        rest = [work_of(opened, chunks, asked, more) for chunks in cut_rest(left, found.shape, reader.bos)]
+        goal = Goal(path, wanted.form, wanted.seen or 0, how.inputs, wanted.no_resume, wanted.overwrite)
+        outcome = _in_rounds([work, *rest], goal, how, quiet=wanted.quiet)
+    _tell(work, outcome, wanted, how.inputs)
 
 
-def _check(split_work: str | None, wanted: int | None, more_text: tuple[Path, ...], form: str) -> None:
-    if split_work and (wanted or form != "gguf"):
+def _check(wanted: MatrixOptions) -> None:
+    if wanted.split_work and (wanted.seen or wanted.form != "gguf"):
         raise InputError("--split-work makes a part of a matrix in GGUF form, and goes with neither rounds nor .dat")
-    if (wanted is None) != (not more_text):
+    if (wanted.seen is None) != (not wanted.more_text):
         raise InputError("--min-tokens-per-expert and --more-text go together", remedy="Give both, or neither")
+
+
+def _texts(wanted: MatrixOptions) -> list[Path]:
+    """Return the files that the texts are read from."""
+    texts = [*expanded((*wanted.texts, *wanted.more_text)), *([wanted.tokens] if wanted.tokens else [])]
+    return [path for path in texts if path != STDIN and path.is_file()]
 
 
 def cut_rest(tokens: Numbers, shape: tuple[int, ...], bos: int | None) -> list[Numbers]:
@@ -132,11 +108,13 @@ def _say(said: str, quiet: bool) -> None:
         click.echo(said, err=True)
 
 
-def _tokens(reader: Reader, texts: tuple[Path, ...], tokens: Path | None, cut: Cut) -> Numbers:
+def _tokens(reader: Reader, wanted: MatrixOptions) -> Numbers:
     """Return the chunks [B, context] that the model is run over."""
-    if bool(texts) == (tokens is not None):
+    cut = Cut(wanted.context, wanted.chunks, wanted.from_chunk)
+    if bool(wanted.texts) == (wanted.tokens is not None):
         raise InputError("the model needs a text to be run over", remedy="Give either --text or --tokens")
-    return cut.chunks(reader.texts(texts) if tokens is None else reader.ids(tokens), reader.bos)
+    found = reader.texts(wanted.texts) if wanted.tokens is None else reader.ids(wanted.tokens)
+    return cut.chunks(found, reader.bos)
 
 
 def work_of(
@@ -176,22 +154,27 @@ def _run(work: Work, out: Path, how: How, *, quiet: bool) -> Outcome:
         raise Interrupted(*_stopped(stop)) from None
 
 
+def _in_rounds(works: Sequence[Work], goal: Goal, how: How, *, quiet: bool) -> Outcome:
+    def computed(work: Work, out: Path) -> Outcome:
+        return _run(work, out, how, quiet=quiet)
+
+    return in_rounds(as_rounds(works, how), goal, computed, lambda said: _say(said, quiet))
+
+
 def _stopped(stop: RunStopped) -> tuple[str, ...]:
     if not stop.done:
         return ()
     return f"{stop.done} of {stop.total} layers are on the disk", "Run the same command again to go on from there"
 
 
-def _tell(
-    work: Work, outcome: Outcome, report: Path | None, read: Sequence[AnyPath], *, quiet: bool, as_json: bool
-) -> None:
+def _tell(work: Work, outcome: Outcome, wanted: MatrixOptions, read: Sequence[AnyPath]) -> None:
     """Say what was done, and what the experts have seen."""
     covered = _covered(work, outcome.path)
-    if report is not None:
-        coverage.write_page(report, covered, outcome.path.name, [outcome.path])
-    if as_json:
+    if wanted.report is not None:
+        coverage.write_page(wanted.report, covered, outcome.path.name, [outcome.path])
+    if wanted.as_json:
         answer(inputs=read, stages=outcome.seconds, matrix=result(work, outcome, covered))
-    elif not quiet:
+    elif not wanted.quiet:
         click.echo("\n".join(_sentences(work, outcome, covered)))
 
 
