@@ -107,7 +107,7 @@ def plan_text(plan: Plan, output: Output, threads: int) -> str:
         "",
         *_dropped(plan),
         *(f"warning: {quoted(warning, TEXT)}" for warning in plan.warnings),
-        f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}",
+        _held(plan),
         f"output: {files}, {units.size(plan.nbytes)} of tensor data",
         f"free disk: {free}, memory: about {units.size(memory(threads))}",
     ]
@@ -120,17 +120,18 @@ def _dropped(plan: Plan) -> Iterator[str]:
         yield f"dropped: {quoted(names[0])}{f' and {len(names) - 1} more' if names[1:] else ''} ({reason})"
 
 
-def _sizes(plan: Plan) -> str:
+def _held(plan: Plan) -> str:
+    """Return what a file holds: how many tensors, their sizes by type, and what a weight takes."""
+    if not plan.tensors:
+        return "metadata and vocabulary, no tensors"
     shown = ", ".join(f"{name} {units.size(nbytes)}" for name, nbytes in plan.bytes_by_type().items())
-    return f"{shown}, {units.bits_per_weight(plan.nbytes, plan.parameters)} bits per weight"
+    bits = units.bits_per_weight(plan.nbytes, plan.parameters)
+    return f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {shown}, {bits} bits per weight"
 
 
 def result_text(job: Job, result: Result, seconds: float, sink: Upload | None) -> str:
     """Return what was written for people: a line per output, and how fast all of it was, measuring included."""
-    lines = [
-        f"{output[0].path}: {len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}"
-        for plan, output in job.outputs
-    ]
+    lines = [f"{output[0].path}: {_held(plan)}" for plan, output in job.outputs]
     rate = units.size(result.nbytes / max(seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
     return "\n".join(

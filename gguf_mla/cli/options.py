@@ -222,5 +222,7 @@ class RunOptions:
     )  # fmt: skip
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")
-    quiet: bool = option(False, "--quiet", is_flag=True, help="No progress and no summary.")
+    quiet: bool = option(
+        False, "--quiet", is_flag=True, help="No progress and no summary; what is asked for is printed."
+    )
     as_json: bool = option(False, "--json", is_flag=True, help="Print the plan or the result as JSON.")
