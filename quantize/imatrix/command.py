@@ -100,7 +100,7 @@ make = Command(
     """,
     Argument(["model"], type=EITHER),
     Argument(["out"], type=PATH, required=False),
-    wanted=MatrixOptions,
+    options=MatrixOptions,
     reading=ReadingOptions,
 )
 

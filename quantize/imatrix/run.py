@@ -29,26 +29,26 @@ if TYPE_CHECKING:
     from quantize.imatrix.job import Outcome
 
 
-def make(model: AnyPath, out: Path | None, wanted: MatrixOptions, reading: ReadingOptions) -> None:
+def make(model: AnyPath, out: Path | None, options: MatrixOptions, reading: ReadingOptions) -> None:
     """Make an importance matrix, or a part of one."""
-    opened = Opened(Asked(model, out, wanted, reading))
-    if wanted.engine == RAY:
+    opened = Opened(Asked(model, out, options, reading))
+    if options.engine == RAY:
         from quantize.imatrix import on_cluster  # noqa: PLC0415 - few have one
 
         work = opened.work()
         outcome = on_cluster.make(opened, work)
     else:
-        work = opened.work(wanted.split_work)
+        work = opened.work(options.split_work)
         outcome = _here(opened, work)
-    _tell(work, outcome, wanted, opened.inputs)
+    _tell(work, outcome, options, opened.inputs)
 
 
 def _here(opened: Opened, work: Work) -> Outcome:
-    path, wanted, how = opened.asked.path, opened.asked.options, opened.how(work)
-    if wanted.seen is None and wanted.form == "gguf":
-        return _run(work, path, how, quiet=wanted.quiet)
-    goal = Goal(path, wanted.form, wanted.seen or 0, how.inputs, wanted.no_resume, wanted.overwrite)
-    return _in_rounds([work, *opened.more()], goal, how, quiet=wanted.quiet)
+    path, options, how = opened.asked.path, opened.asked.options, opened.how(work)
+    if options.seen is None and options.form == "gguf":
+        return _run(work, path, how, quiet=options.quiet)
+    goal = Goal(path, options.form, options.seen or 0, how.inputs, options.no_resume, options.overwrite)
+    return _in_rounds([work, *opened.more()], goal, how, quiet=options.quiet)
 
 
 def _say(said: str, quiet: bool) -> None:
@@ -77,14 +77,14 @@ def _stopped(stop: RunStopped) -> tuple[str, ...]:
     return f"{stop.done} of {stop.total} layers are on the disk", "Run the same command again to go on from there"
 
 
-def _tell(work: Work, outcome: Outcome, wanted: MatrixOptions, read: Sequence[AnyPath]) -> None:
+def _tell(work: Work, outcome: Outcome, options: MatrixOptions, read: Sequence[AnyPath]) -> None:
     """Say what was done, and what the experts have seen."""
     covered = _covered(work, outcome.path)
-    if wanted.report is not None:
-        coverage.write_page(wanted.report, covered, outcome.path.name, [outcome.path])
-    if wanted.as_json:
+    if options.report is not None:
+        coverage.write_page(options.report, covered, outcome.path.name, [outcome.path])
+    if options.as_json:
         answer(inputs=read, stages=outcome.seconds, matrix=result(work, outcome, covered))
-    elif not wanted.quiet:
+    elif not options.quiet:
         click.echo("\n".join(_sentences(work, outcome, covered)))
 
 
