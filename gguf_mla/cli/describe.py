@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.plan.jobs import Plan
     from gguf_mla.plan.outputs import Output
-    from gguf_mla.remote.upload import Upload
+    from gguf_mla.remote.destination import Destination
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
@@ -29,7 +29,7 @@ CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the 
 RUN = ("dry", "beside", "removed", "threads", "memory", "free", "taken_over", "work", "network", "upload")
 
 
-def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> dict[str, Any]:
+def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Destination | None) -> dict[str, Any]:
     """Return what a document says of a run that was not made; `lacking` says what room it would not have."""
     run = {
         "dry": True,
@@ -43,7 +43,9 @@ def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Upload | Non
     return _content(job, lacking, run) | {"outputs": outputs(job, planned=True, checked=False)}
 
 
-def result_json(job: Job, result: Result, planning: float, sink: Upload | None, *, checked: bool) -> dict[str, Any]:
+def result_json(
+    job: Job, result: Result, planning: float, sink: Destination | None, *, checked: bool
+) -> dict[str, Any]:
     """Return what a document says of a run; `planning` is how many seconds were spent before."""
     run = {
         "dry": False,
@@ -85,7 +87,7 @@ def memory(threads: int) -> int:
     return BASE_MEMORY + threads * CHUNK_MEMORY
 
 
-def job_text(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> str:
+def job_text(job: Job, threads: int, lacking: Sequence[str], sink: Destination | None) -> str:
     """Return the plans of a run for people, and what it would remove."""
     lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
     lines += [*network.needs_text(job), *sending.plan_text(job, sink)]
@@ -107,7 +109,7 @@ def plan_text(plan: Plan, output: Output, threads: int) -> str:
         "",
         *_dropped(plan),
         *(f"warning: {quoted(warning, TEXT)}" for warning in plan.warnings),
-        f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}",
+        _held(plan),
         f"output: {files}, {units.size(plan.nbytes)} of tensor data",
         f"free disk: {free}, memory: about {units.size(memory(threads))}",
     ]
@@ -120,17 +122,18 @@ def _dropped(plan: Plan) -> Iterator[str]:
         yield f"dropped: {quoted(names[0])}{f' and {len(names) - 1} more' if names[1:] else ''} ({reason})"
 
 
-def _sizes(plan: Plan) -> str:
+def _held(plan: Plan) -> str:
+    """Return what a file holds: how many tensors, their sizes by type, and what a weight takes."""
+    if not plan.tensors:
+        return "metadata and vocabulary, no tensors"
     shown = ", ".join(f"{name} {units.size(nbytes)}" for name, nbytes in plan.bytes_by_type().items())
-    return f"{shown}, {units.bits_per_weight(plan.nbytes, plan.parameters)} bits per weight"
+    bits = units.bits_per_weight(plan.nbytes, plan.parameters)
+    return f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {shown}, {bits} bits per weight"
 
 
-def result_text(job: Job, result: Result, seconds: float, sink: Upload | None) -> str:
+def result_text(job: Job, result: Result, seconds: float, sink: Destination | None) -> str:
     """Return what was written for people: a line per output, and how fast all of it was, measuring included."""
-    lines = [
-        f"{output[0].path}: {len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}"
-        for plan, output in job.outputs
-    ]
+    lines = [f"{output[0].path}: {_held(plan)}" for plan, output in job.outputs]
     rate = units.size(result.nbytes / max(seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
     return "\n".join(
@@ -143,14 +146,13 @@ def result_text(job: Job, result: Result, seconds: float, sink: Upload | None) -
     )
 
 
-def noteworthy(job: Job, result: Result) -> str:
-    """Return in a line what of a run is worth a look, "" for nothing: how much was warned of, which types stand in."""
-    said = {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}
-    counted = [f"{len(said)} warning{'s' * (len(said) > 1)}, see above"] if said else []
+def noteworthy(job: Job, result: Result) -> Iterator[str]:
+    """Yield what of a run is worth a look, a line each: how much was warned of, which types stand in for others."""
+    if said := {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}:
+        yield f"noteworthy: {len(said)} warning{'s' * (len(said) > 1)}, see above"
     for plan, output in job.outputs:
         if changed := substituted(plan.tensors, plan.substituted):
-            counted.append(f"{output[0].path}: {changed}" if len(job.outputs) > 1 else changed)
-    return f"noteworthy: {'; '.join(counted)}" if counted else ""
+            yield f"noteworthy: {f'{output[0].path}: ' if len(job.outputs) > 1 else ''}{changed}"
 
 
 def timings(result: Result, planning: float) -> str:

@@ -13,6 +13,7 @@ from gguf_mla.cli.input_path import InputPath
 
 if TYPE_CHECKING:
     from gguf_mla.files.readable import AnyPath
+    from gguf_mla.sources.checkpoint import Choices
 
 PATH = click.Path(path_type=Path)
 CHECKPOINT, GGUF, EITHER = InputPath("checkpoint"), InputPath("gguf"), InputPath("either")
@@ -24,27 +25,22 @@ DEVICE: dict[str, Any] = {
     "metavar": "NAME",
     "help": "Where to compute: cpu, cuda (all GPUs) or cuda:N; the result is the same.",
 }
-# How a checkpoint is read where it can be read in more than one way.
 PAD_VOCAB: dict[str, Any] = {
     "is_flag": True,
     "help": "Rows of the embeddings beyond vocab_size are padding: keep them as tokens that are never used.",
 }
-WEIGHTS: dict[str, Any] = {
-    "metavar": "PATTERN",
-    "help": "The .safetensors files that hold the weights, where it is not clear which do.",
-}
-PREFIX: dict[str, Any] = {
-    "metavar": "TEXT",
-    "help": "What the tensors' names begin with, where there is more than one language model.",
-}
-SET: dict[str, Any] = {
-    "multiple": True,
-    "metavar": "KEY=VALUE",
-    "help": "A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
-}
 
 
 THREADS_ENGINE, RAY = "threads", "ray"
+ENGINE: dict[str, Any] = {
+    "type": click.Choice([THREADS_ENGINE, RAY]),
+    "show_default": True,
+    "help": "Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
+}
+ADDRESS: dict[str, Any] = {
+    "metavar": "ADDRESS",
+    "help": "With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
+}
 
 
 def _spool(_ctx: click.Context, _param: click.Parameter, size: str | None) -> str | None:
@@ -68,17 +64,43 @@ OVERRIDE_KV: dict[str, Any] = {
 }
 
 
-def option(default: Any, flag: str, **settings: Any) -> Any:
-    """Return a dataclass field with its default, its flag, and what else click is to know of the option."""
-    return field(default=default, metadata={"flag": flag, "settings": settings})
+def option(default: Any, *flags: str, **settings: Any) -> Any:
+    """Return a dataclass field with its default, its flags, and what else click is to know of the option."""
+    return field(default=default, metadata={"flags": flags, "settings": settings})
 
 
 def click_options(group: type[Any]) -> list[click.Option]:
     """Return the options of a dataclass."""
     return [
-        click.Option([found.metadata["flag"], found.name], default=found.default, **found.metadata["settings"])
+        click.Option([*found.metadata["flags"], found.name], default=found.default, **found.metadata["settings"])
         for found in fields(group)
     ]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a checkpoint is read where it can be read in more than one way."""
+
+    weights: str | None = option(
+        None, "--weights", metavar="PATTERN",
+        help="The .safetensors files that hold the weights, where it is not clear which do.",
+    )  # fmt: skip
+    prefix: str | None = option(
+        None, "--prefix", metavar="TEXT",
+        help="What the tensors' names begin with, where there is more than one language model.",
+    )  # fmt: skip
+    settings: tuple[str, ...] = option(
+        (), "--set", multiple=True, metavar="KEY=VALUE",
+        help="A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
+    )  # fmt: skip
+
+    @property
+    def choices(self) -> Choices:
+        """The same as what opens a checkpoint takes it; InputError for a setting that cannot be read."""
+        from gguf_mla.sources.checkpoint import Choices  # noqa: PLC0415 - help needs none of it
+        from gguf_mla.sources.recognise import settings  # noqa: PLC0415
+
+        return Choices(self.weights, self.prefix, settings.parse(self.settings))
 
 
 @dataclass(frozen=True)
@@ -188,18 +210,13 @@ class RunOptions:
         None, "--bandwidth", type=numbers.Size(), metavar="SIZE",
         help="Read from the hub, and send to it, at most SIZE a second (50M).",
     )  # fmt: skip
-    engine: str = option(
-        THREADS_ENGINE, "--engine", type=click.Choice([THREADS_ENGINE, RAY]), show_default=True,
-        help="Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
-    )  # fmt: skip
-    address: str | None = option(
-        None, "--address", metavar="ADDRESS",
-        help="With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
-    )  # fmt: skip
+    engine: str = option(THREADS_ENGINE, "--engine", **ENGINE)
+    address: str | None = option(None, "--address", **ADDRESS)
     spool: str | None = option(None, "--spool", **SPOOL)
     upload: str | None = option(
-        None, "--upload", metavar="OWNER/NAME",
-        help="Send each file to this repository of the hub when it is complete, drop it here, and publish all at once.",
+        None, "--upload", metavar="PLACE",
+        help="Send each file when it is complete, drop it here, and publish all at once: to OWNER/NAME on the hub, or "
+        "to the URL of a folder in an object store (s3://BUCKET/FOLDER).",
     )  # fmt: skip
     private: bool = option(False, "--private", is_flag=True, help="With --upload: a new repository is private.")
     keep: bool = option(False, "--keep", is_flag=True, help="With --upload: keep the files here, too.")
@@ -209,5 +226,7 @@ class RunOptions:
     )  # fmt: skip
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")
-    quiet: bool = option(False, "--quiet", is_flag=True, help="No progress and no summary.")
+    quiet: bool = option(
+        False, "--quiet", is_flag=True, help="No progress and no summary; what is asked for is printed."
+    )
     as_json: bool = option(False, "--json", is_flag=True, help="Print the plan or the result as JSON.")

@@ -7,7 +7,7 @@ per head, [H, r, n], and `attn_v_b` its value rows, [H, v, r]. Source: the DeepS
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,6 +86,7 @@ class Roles:
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
 COMPUTED = ("rope_freqs.weight",)  # a file may hold it all the same
 WEIGHT, SCALE = ".weight", ".scale"
+LAST = 8  # tensors of a checkpoint that are kept: finding the matrices of all experts takes longer than reading some
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 FUSED = "ffn_gate_up_exps.weight"  # [experts, 2·ffn, hidden], the rows of the gate first
 FUSED_HALVES = ("ffn_gate_exps.weight", "ffn_up_exps.weight")
@@ -149,10 +150,11 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The tensors of a Hugging Face checkpoint."""
+    """The tensors of a Hugging Face checkpoint; those asked for last are kept, as experts are asked for in turn."""
 
     checkpoint: Checkpoint
     model: Model
+    _last: dict[str, Stack] = field(default_factory=dict, repr=False, compare=False)
 
     def holds(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of its own for a GGUF name; of experts, the first."""
@@ -163,6 +165,13 @@ class CheckpointWeights:
 
     def stack(self, name: str) -> Stack:
         """Return a tensor by its GGUF name; tied output weights are the embeddings."""
+        if name not in self._last:
+            if len(self._last) == LAST:
+                self._last.clear()
+            self._last[name] = self._stack(name)
+        return self._last[name]
+
+    def _stack(self, name: str) -> Stack:
         layer, rest = split_name(name)
         roles = architecture_of(self.model).roles
         asked = "token_embd.weight" if rest == "output.weight" and self.model.tied else rest

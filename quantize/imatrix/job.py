@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
     States = FileStates | MemoryStates
 
+FORM = "expanded-keys"  # how it attends: the fewest products among the forms that can be observed
 BESIDE = (".states-0", ".states-1", ".experts")  # files beside the output while it is made
 Progress = Callable[[float], object]
 
@@ -127,7 +128,7 @@ class How:
 
     inputs: Sequence[AnyPath] = ()
     place: Place = CPU
-    form: Form = FORMS["absorbed"]
+    form: Form = FORMS[FORM]
     in_memory: bool = False
     fresh: bool = False
     overwrite: bool = False
