@@ -80,6 +80,8 @@ def plan_conversion(
     wishes = [_wish(name, checkpoint) for name in type_names]
     stated, overrides = stated or Stated(), overrides or Overrides()
     described = describe(checkpoint, family, config, layers, pre, stated.general)
+    unsaid = prediction.left_out(described.dropped, mtp)
+    described = replace(described, warnings=(*described.warnings, *unsaid))
     if vocabulary_only:
         described = replace(described, tensors=(), dropped={})
     plans = [plan_for(described, wish, overrides, imatrix, measure) for wish in wishes]

@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -53,8 +54,12 @@ V4_WORDS = (
     ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"),
     ("mlp.", "ffn."), ("gate.e_score_correction_bias", "gate.bias"),
     ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"),
-    ("embed_tokens", "embed"), ("lm_head", "head"), ("model.hc_head.hc_", "hc_head_"),
+    ("embed_tokens", "embed"), ("lm_head", "head"), ("model.hc_head.hc_", "hc_head_"), (".hc_head.hc_", ".hc_head_"),
+    ("shared_head.norm", "norm"),
 )  # fmt: skip
+V4_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+V4_PREDICTION = "mtp."  # what follows the last layer; its eh_proj lies in two halves
+EH_PROJ, HALVES = ".eh_proj.weight", (".e_proj.weight", ".h_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class RawRows:
 
     def judged(self, name: str) -> tuple[int, ...]:
         """Return the numbers of two rows of a tensor, the first and the last; none of one beyond ml_dtypes."""
-        name = self._held_as(name)
+        name = self._halves(self._held_as(name))[0]
         base = name.removesuffix(".weight")
         if base + ".qweight" in self.stored:
             return tuple(dict.fromkeys((0, self.stored[base + ".scales"].shape[1] - 1)))
@@ -116,6 +121,8 @@ class RawRows:
     def row(self, name: str, number: int) -> Floats:
         """Return a row of a tensor, float32 [cols]."""
         name = self._held_as(name)
+        if len(halves := self._halves(name)) > 1:
+            return np.concatenate([self.row(half, number) for half in halves])
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if name.removesuffix(".weight") + ".qweight" in self.stored:
                 return self._turned(name.removesuffix(".weight"), number)
@@ -136,7 +143,20 @@ class RawRows:
             return name
         for word, published in V4_WORDS:
             name = name.replace(word, published)
-        return name
+        place = V4_LAYER.fullmatch(name)
+        after = int(place[1]) - self._layers if place else -1
+        return f"{V4_PREDICTION}{after}.{place[2]}" if place and after >= 0 else name
+
+    @cached_property
+    def _layers(self) -> int:
+        """How many layers the model has that prediction comes after."""
+        return 1 + max((int(place[1]) for name in self.stored if (place := V4_LAYER.fullmatch(name))), default=-1)
+
+    def _halves(self, name: str) -> tuple[str, ...]:
+        """Return the tensors whose columns, side by side, are those of a tensor: itself, or those of V4's eh_proj."""
+        if name in self.stored or not name.startswith(V4_PREDICTION) or not name.endswith(EH_PROJ):
+            return (name,)
+        return tuple(name.removesuffix(EH_PROJ) + half for half in HALVES)
 
     def _scale_of(self, name: str) -> Stored | None:
         names = (name + "_scale_inv", name + "_scale", name.removesuffix(".weight") + ".scale")
@@ -243,7 +263,7 @@ def _scaled(codes: NDArray[Any], scales: NDArray[Any], group: int) -> Floats:
 
 def own_name(name: str) -> str:
     """Return a tensor's name without what may stand before it."""
-    found = OWN_NAME.fullmatch(name)
+    found = None if name.startswith(V4_PREDICTION) else OWN_NAME.fullmatch(name)
     return found[1] if found else name
 
 

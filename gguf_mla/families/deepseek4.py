@@ -198,7 +198,7 @@ def hash_layers(config: Config) -> int:
 def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
     """Return what a file for this configuration does without."""
     found = [
-        Drop(r"(.+\.)?mtp\..+", "a draft model (DSpark), which is a file of its own in llama.cpp; no option writes it"),
+        Drop(r"(.+\.)?mtp\..+", prediction.DRAFT_MODEL),
         Drop(r"(aligner|vision|vision_tower|image_\w+)\b.*", "vision, which needs an mmproj file"),
     ]
     if layers := "|".join(map(str, range(hash_layers(config)))):
@@ -207,8 +207,7 @@ def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
     if predicting := "|".join(map(str, prediction.found(config, names))):
         own = r"embed_tokens\.weight|[eh]norm\.weight|eh_proj\.weight|shared_head\..+|hc_head\..+"
         block = r"(input|post_attention)_layernorm\.weight|(self_attn|mlp|attn_hc|ffn_hc)\..+"
-        reason = "multi-token prediction, which is a file of its own: --mtp only writes it"
-        found.append(Drop(rf"model\.layers\.({predicting})\.({own}|{block})", reason))
+        found.append(Drop(rf"model\.layers\.({predicting})\.({own}|{block})", prediction.OWN_FILE))
     if config.flag("tie_word_embeddings", default=False):
         found.append(Drop(r"lm_head\.weight", "tied to the token embeddings"))
     return tuple(found)

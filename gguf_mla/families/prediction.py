@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Value, u32
@@ -9,7 +10,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.families.base import Dimensions, Layers, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
 
     from gguf_mla.families.base import Family
     from gguf_mla.sources.config import Config
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 DEPTH = 8  # layers after the last that are looked at
 KEEP, DROP, ONLY = "keep", "drop", "only"  # what may be wanted of it
 WHEN = "prediction"  # the condition of its rules
+# Why tensors are dropped that a user may miss.
+OWN_FILE = "multi-token prediction, which is a file of its own: --mtp only writes it"
+DRAFT_MODEL = "a draft model (DSpark), which is a file of its own in llama.cpp; no option writes it"
 _LAYER = "model.layers.{layer}."
 
 # Beside the rules of an ordinary layer, which it also is. Later models share embeddings and output with the model.
@@ -94,6 +98,13 @@ def warnings(config: Config, layers: Layers) -> list[str]:
         for what, holds in reasons.items()
         if holds
     ]
+
+
+def left_out(dropped: Mapping[str, str], wish: str | None) -> list[str]:
+    """Return sentences on what of prediction is not in a file, unless it was asked to be without."""
+    counts = Counter(dropped.values())
+    missed = [reason for reason in (OWN_FILE, DRAFT_MODEL) if counts[reason] and wish != DROP]
+    return [f"{counts[reason]} tensors are left out: {reason}." for reason in missed]
 
 
 def stated(config: Config) -> frozenset[str]:

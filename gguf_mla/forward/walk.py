@@ -74,7 +74,7 @@ def run_blocks(pass_: Pass, layer: int, blocks: Sequence[Block]) -> None:
 
 
 def finish(pass_: Pass, state: State) -> Floats:
-    """Return the normed output of the last layer, which the output head and multi-token prediction read."""
+    """Return the normed output of the last layer, which the output head reads."""
     return architecture_of(pass_.model).finish(pass_, state)
 
 

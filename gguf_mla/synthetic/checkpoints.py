@@ -16,7 +16,7 @@ import numpy as np
 
 from gguf_mla.sources.checkpoint import INDEX
 from gguf_mla.synthetic import numbers, published_v4, storage, tokenizers
-from gguf_mla.synthetic.shapes import shapes
+from gguf_mla.synthetic.shapes import apart, shapes
 from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP, StoredForm
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ BF16_NAMES = ("eh_proj.weight", "weights_proj.weight")
 def tensors(config: Mapping[str, Any]) -> Iterator[StoredForm]:
     """Yield every tensor that is stored, in the format that the configuration states."""
     if config["model_type"] == published_v4.MODEL_TYPE:
-        return published_v4.tensors(config, shapes(config))
+        return published_v4.tensors(config, shapes(config) | apart(config))
     return _tensors(config)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import InputError
 from gguf_mla.families import family_of, prediction
-from gguf_mla.families.base import source_shapes
+from gguf_mla.families.base import Layers, source_shapes
 from gguf_mla.sources.config import Config
 from gguf_mla.synthetic.storage import FP8_BLOCK, INT4_GROUP
 from gguf_mla.units import count
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STEP = 32  # rows of experts: what a small model's size is made exact with, and the smallest block of a ggml type
 WIDEST = 4096  # hidden size of a small model
+SHARED = ("embed_tokens.weight", "shared_head.head.weight")  # by prediction with the model
 
 _HEADS = {
     "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "attention_bias": False,
@@ -153,6 +154,15 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     family = family_of(checked)
     checked = checked.with_defaults(family.unsaid)
     return source_shapes(family, checked, family.layers_in(checked, prediction.stated(checked)))
+
+
+def apart(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the weights of multi-token prediction that is a file of its own; embeddings and output are the model's."""
+    checked = Config(config, Path("config.json"))
+    family, layers = family_of(checked), checked.positive("num_hidden_layers")
+    predicting = checked.integer("num_nextn_predict_layers", 0) if family.apart else 0
+    own = source_shapes(family, checked, Layers(layers, predicting, layers)) if predicting else {}
+    return {n: s for n, s in own.items() if n.startswith("model.layers.") and not n.endswith(SHARED)}
 
 
 def parameters(config: Mapping[str, Any]) -> int:

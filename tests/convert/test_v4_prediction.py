@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Shared
+    from tests.support.command import Answer
 
 LAYERS = 3
 FEW: dict[str, Any] = {
@@ -58,8 +59,11 @@ def test_every_value_is_in_the_file_of_its_own(files: Path) -> None:
 def test_the_models_file_is_without_it_and_says_so(files: Path, tmp_path: Path) -> None:
     answer = gguf_mla("convert", files / "model", tmp_path / "out.gguf", "--json")
     assert "nextn" not in "".join(open_gguf(tmp_path / "out.gguf").tensors)
-    dropped = json.loads(answer.output)["outputs"][0]["dropped"]
-    assert dropped["model.layers.3.eh_proj.weight"].endswith("--mtp only writes it")
+    output = document(answer)["outputs"][0]
+    assert output["dropped"]["model.layers.3.eh_proj.weight"].endswith("--mtp only writes it")
+    assert [said for said in output["warnings"] if said.endswith("--mtp only writes it.")]
+    answer = gguf_mla("convert", files / "model", tmp_path / "drop.gguf", "--json", "--mtp", "drop", "--dry-run")
+    assert "--mtp only writes it." not in "".join(map(str, document(answer)["warnings"]))
     answer = gguf_mla("convert", files / "model", tmp_path / "keep.gguf", "--mtp", "keep")
     assert (answer.status, "--mtp keep is not for deepseek4 files" in answer.output) == (2, True)
 
@@ -86,9 +90,15 @@ def test_a_draft_model_is_left_out_by_name(tmp_path: Path) -> None:
     directory = hub.assemble(tmp_path / "model", config, kept, "bundled")
     answer = gguf_mla("convert", directory, tmp_path / "out.gguf", "--json")
     assert answer.status == 0, answer.output
-    assert "DSpark" in json.loads(answer.output)["outputs"][0]["dropped"]["mtp.0.main_proj.weight"]
+    assert "DSpark" in document(answer)["outputs"][0]["dropped"]["mtp.0.main_proj.weight"]
     answer = gguf_mla("convert", directory, tmp_path / "mtp.gguf", "--mtp", "only")
     assert (answer.status, "no multi-token prediction" in answer.output) == (2, True)
+
+
+def document(answer: Answer) -> dict[str, Any]:
+    """What --json prints, without the warnings that a terminal shows, too."""
+    [line] = [line for line in answer.output.splitlines() if line.startswith("{")]
+    return dict(json.loads(line))
 
 
 # ------------------------------------------------------------------------------------------------------- proven
