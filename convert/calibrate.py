@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gguf_mla import discovery
@@ -12,56 +12,89 @@ from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.text.calibration import dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import click
 
-    from gguf_mla.cli.options import RunOptions, TypeOptions
+    from gguf_mla.cli.options import ReadingOptions, RunOptions, TypeOptions
     from gguf_mla.files.readable import AnyPath
 
 MATRIX = "imatrix"  # in the place of a type in the output's name
 
 
-def calibrated(
-    checkpoint: AnyPath,
-    named: Path,
-    texts: Sequence[Path],
-    how: Iterable[tuple[str, str | bool | None]],
-    types: TypeOptions,
-    options: RunOptions,
-) -> TypeOptions:
+@dataclass(frozen=True)
+class Calibration:
+    """The run that makes a matrix.
+
+    checkpoint  what is run, read as `reading` says
+    texts       over which it is run
+    predicting  whether the layers of multi-token prediction are run, too
+    """
+
+    checkpoint: AnyPath
+    texts: Sequence[Path]
+    reading: ReadingOptions
+    predicting: bool = False
+
+
+def calibrated(how: Calibration, named: Path, types: TypeOptions, options: RunOptions) -> TypeOptions:
     """Run a checkpoint over texts, and return the options of its conversion with the matrix that comes of it.
 
-    named  what an output would be called; the matrix is NAME.imatrix.gguf beside it
-    how    options of the checkpoint, by their flags; True for a flag that takes no value
-
-    A matrix that is there already is used, if it was made from texts of these names; InputError for any other file.
+    `named` is what an output would be called; the matrix is NAME.imatrix.gguf beside it. One that is there already is
+    used, if it was made from texts of these names, with the layers of multi-token prediction where they are wanted;
+    InputError for any other file.
     """
     if types.imatrix_files:
         raise InputError("--calibrate makes the matrix that --imatrix gives", remedy="Give one of the two")
     stem = named.name.removesuffix(".gguf").removesuffix(f"-{MATRIX}").removesuffix(f".{MATRIX}")
     path = named.with_name(f"{stem}.{MATRIX}.gguf")
-    names = tuple(map(dataset, texts))
-    if not path.exists():
-        _run(["imatrix", checkpoint, path], [*(("--text", text) for text in texts), *how], options)
-    elif read_imatrix([path]).datasets != names:
-        what = "is there already, and is not the importance matrix of these texts"
-        raise InputError(what, file=path, expected=", ".join(names), remedy="Move it away, or give it with --imatrix")
+    if path.exists():
+        _check(path, how)
+    else:
+        _make(path, how, options)
     return replace(types, imatrix_files=(path,))
 
 
-def _run(words: Sequence[object], settings: Iterable[tuple[str, object]], options: RunOptions) -> None:
-    """Call another command of this program by its name: jobs know nothing else of each other."""
+def _check(path: Path, how: Calibration) -> None:
+    """Raise InputError for a matrix that the command would not make: of other texts, or of fewer layers."""
+    found, names, remedy = (
+        read_imatrix([path]),
+        tuple(map(dataset, how.texts)),
+        "Move it away, or give it with --imatrix",
+    )
+    if found.datasets != names:
+        what = "is there already, and is not the importance matrix of these texts"
+        raise InputError(what, file=path, expected=", ".join(names), remedy=remedy)
+    if how.predicting and not found.predictors:
+        what = "is there already, and was made without the layers of multi-token prediction, which are wanted now"
+        raise InputError(what, file=path, remedy=remedy)
+
+
+def _make(path: Path, how: Calibration, options: RunOptions) -> None:
+    """Call the command that makes a matrix by its name: jobs know nothing else of each other."""
     if options.dry_run:
         raise InputError("--dry-run would have to make the importance matrix first", remedy="Give it with --imatrix")
-    name, *arguments = map(str, words)
-    there = ((flag, value) for flag, value in settings if value not in (None, False))
-    given = [word for flag, value in there for word in ((flag,) if value is True else (flag, str(value)))]
-    given += ["--device", options.device]
-    given += [] if options.threads is None else ["--threads", str(options.threads)]
-    given += [] if options.spool is None else ["--spool", options.spool]
-    given += ["--no-resume"] if options.no_resume else []
-    given += ["--quiet"] if options.quiet or options.as_json else []
-    command: click.Command = next(iter(discovery.plugins(GROUP, name))).load()
-    command.main([*arguments, *given], name, standalone_mode=False)
+    command: click.Command = next(iter(discovery.plugins(GROUP, "imatrix"))).load()
+    words = [str(how.checkpoint), str(path), *_said(how, options)]
+    command.main(words, "imatrix", standalone_mode=False)
+
+
+def _said(how: Calibration, options: RunOptions) -> Iterator[str]:
+    """Yield the options that the making of a matrix shares with a conversion, and the texts."""
+    yield from (f"--text={text}" for text in how.texts)
+    yield from (f"--set={setting}" for setting in how.reading.settings)
+    single = {
+        "--weights": how.reading.weights,
+        "--prefix": how.reading.prefix,
+        "--device": options.device,
+        "--threads": options.threads,
+        "--spool": options.spool,
+    }
+    yield from (f"{flag}={value}" for flag, value in single.items() if value is not None)
+    flags = {
+        "--mtp": how.predicting,
+        "--no-resume": options.no_resume,
+        "--quiet": options.quiet or options.as_json,
+    }
+    yield from (flag for flag, given in flags.items() if given)

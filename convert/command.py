@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from click import Argument, Choice, Option
 
 from gguf_mla.cli.main import Command, instead
@@ -11,15 +14,63 @@ from gguf_mla.cli.options import (
     OVERRIDE_KV,
     PAD_VOCAB,
     PATH,
-    PREFIX,
-    SET,
-    WEIGHTS,
+    ReadingOptions,
     RunOptions,
     TypeOptions,
+    option,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MTP = ("keep", "drop", "only")  # as in gguf_mla.families.prediction
 FAMILIES = ("v2-lite", "v2", "v3", "v32", "glm-dsa", "glm-5.2", "kimi-k2", "v4")  # as in gguf_mla.synthetic.shapes
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What a file is made of, and what it says of the model."""
+
+    outfile: str | None = option(
+        None, "--outfile", type=OUT, metavar="OUT", help="OUT, as llama.cpp's converter has it."
+    )
+    type_names: tuple[str, ...] = option(
+        (), "--type", "--outtype", multiple=True, metavar="TYPE",
+        help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, keeps what the checkpoint has (FP8 as "
+        "BF16, INT4 as Q4_0). Repeat it for several files.",
+    )  # fmt: skip
+    calibrate: tuple[Path, ...] = option(
+        (), "--calibrate", type=PATH, multiple=True, metavar="FILE",
+        help="First run the model over this text, and use the importance matrix that comes of it, NAME.imatrix.gguf "
+        "beside OUT. Repeatable; `gguf-mla imatrix` has more options.",
+    )  # fmt: skip
+    pre: str | None = option(
+        None, "--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."
+    )
+    light: bool = option(
+        False, "--light", is_flag=True,
+        help="A model with sparse attention as a plain deepseek2 file, which attends densely.",
+    )  # fmt: skip
+    pad_vocab: bool = option(False, "--pad-vocab", **PAD_VOCAB)
+    mtp: str | None = option(
+        None, "--mtp", type=Choice(MTP),
+        help="What becomes of multi-token prediction, with which llama.cpp drafts tokens: keep it in the file, drop "
+        "it, or write only it, into a file of its own.  [default: keep for V3.2 and GLM, drop for V3, R1 and others, "
+        "as llama.cpp's converter does]",
+    )  # fmt: skip
+    no_mtp: bool = option(
+        False, "--no-mtp", "--no-nextn", is_flag=True, help="--mtp drop, as llama.cpp's converter has it."
+    )
+    model_name: str | None = option(None, "--model-name", metavar="NAME", help="The model's name, general.name.")
+    metadata: Path | None = option(  # noqa: RUF009 - it returns a field
+        None, "--metadata", type=PATH, metavar="FILE",
+        help='A JSON file of general.* values: {"general.url": "..."}.',
+    )  # fmt: skip
+    override_kv: tuple[str, ...] = option((), "--override-kv", **OVERRIDE_KV)
+    vocab_only: bool = option(
+        False, "--vocab-only", is_flag=True, help="Write metadata and vocabulary without any tensor."
+    )
+
 
 convert = Command(
     "convert.run:convert",
@@ -32,49 +83,11 @@ convert = Command(
     """,
     Argument(["checkpoint"], type=CHECKPOINT),
     Argument(["out"], type=OUT, required=False),
-    Option(["--outfile"], type=OUT, metavar="OUT", help="OUT, as llama.cpp's converter has it."),
-    Option(
-        ["--type", "--outtype", "type_names"],
-        multiple=True,
-        metavar="TYPE",
-        help="Q4_K_M, BF16, MLA-Q4_K_M, 3.5bpw, 200G, ...; auto, the default, keeps what the checkpoint has (FP8 as "
-        "BF16, INT4 as Q4_0). Repeat it for several files.",
-    ),
-    Option(
-        ["--calibrate"], type=PATH, multiple=True, metavar="FILE",
-        help="First run the model over this text, and use the importance matrix that comes of it, NAME.imatrix.gguf "
-        "beside OUT. Repeatable; `gguf-mla imatrix` has more options.",
-    ),
-    Option(["--pre"], metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."),
-    Option(
-        ["--light"],
-        is_flag=True,
-        help="A model with sparse attention as a plain deepseek2 file, which attends densely.",
-    ),
-    Option(["--pad-vocab"], **PAD_VOCAB),
-    Option(["--weights"], **WEIGHTS),
-    Option(["--prefix"], **PREFIX),
-    Option(["--set", "set_keys"], **SET),
-    Option(
-        ["--mtp"],
-        type=Choice(MTP),
-        help="What becomes of multi-token prediction, with which llama.cpp drafts tokens: keep it in the file, drop "
-        "it, or write only it, into a file of its own.  [default: keep for V3.2 and GLM, drop for V3, R1 and others, "
-        "as llama.cpp's converter does]",
-    ),
-    Option(["--no-mtp", "--no-nextn", "no_mtp"], is_flag=True, help="--mtp drop, as llama.cpp's converter has it."),
-    Option(["--model-name"], metavar="NAME", help="The model's name, general.name."),
-    Option(
-        ["--metadata"],
-        type=PATH,
-        metavar="FILE",
-        help='A JSON file of general.* values: {"general.url": "..."}.',
-    ),
-    Option(["--override-kv", "override_kv"], **OVERRIDE_KV),
-    Option(["--vocab-only"], is_flag=True, help="Write metadata and vocabulary without any tensor."),
     instead(
         "--print-supported-models", "convert.run:print_supported", "List the models that can be converted, and end."
     ),
+    wanted=ConvertOptions,
+    reading=ReadingOptions,
     types=TypeOptions,
     options=RunOptions,
 )  # fmt: skip

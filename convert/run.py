@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convert.calibrate import MATRIX, calibrated
+from convert.calibrate import MATRIX, Calibration, calibrated
 from convert.plan import layers_of, plan_conversion
 from convert.stated import Stated
 from gguf_mla.cli import resolve
@@ -19,14 +19,12 @@ from gguf_mla.families import families, prediction
 from gguf_mla.files.readable import any_path
 from gguf_mla.plan.scales import scale_sources
 from gguf_mla.sources import hub_cache
-from gguf_mla.sources.checkpoint import Choices, open_partial
-from gguf_mla.sources.recognise import settings
+from gguf_mla.sources.checkpoint import open_partial
 from gguf_mla.stream.run import Job
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from gguf_mla.cli.options import RunOptions, TypeOptions
+    from convert.command import ConvertOptions
+    from gguf_mla.cli.options import ReadingOptions, RunOptions, TypeOptions
     from gguf_mla.files.readable import AnyPath
 
 VOCABULARY = "vocab"  # in the place of a type, as llama.cpp names such files
@@ -35,58 +33,38 @@ VOCABULARY = "vocab"  # in the place of a type, as llama.cpp names such files
 def convert(
     checkpoint: AnyPath,
     out: str | None,
-    outfile: str | None,
-    type_names: tuple[str, ...],
-    calibrate: tuple[Path, ...],
-    pre: str | None,
-    light: bool,
-    mtp: str | None,
-    no_mtp: bool,
-    pad_vocab: bool,
-    weights: str | None,
-    prefix: str | None,
-    set_keys: tuple[str, ...],
-    model_name: str | None,
-    metadata: Path | None,
-    override_kv: tuple[str, ...],
-    vocab_only: bool,
+    wanted: ConvertOptions,
+    reading: ReadingOptions,
     types: TypeOptions,
     options: RunOptions,
 ) -> None:
     """Write the GGUF files of a checkpoint, one per type, or show their plans."""
     open_device(options.device)  # one that cannot be used is the first thing to say
-    out, mtp = _one_of(out, outfile), _mtp(mtp, no_mtp=no_mtp)
-    stated = Stated.read(model_name, metadata, override_kv)
-    source = open_partial(checkpoint, Choices(weights, prefix, settings.parse(set_keys)))
+    out, mtp = _one_of(out, wanted.outfile), _mtp(wanted.mtp, no_mtp=wanted.no_mtp)
+    stated = Stated.read(wanted.model_name, wanted.metadata, wanted.override_kv)
+    source = open_partial(checkpoint, reading.choices)
     name = hub_cache.model_name(source.folder.path)
     name = f"mtp-{name}" if mtp == prediction.ONLY else name  # as llama.cpp calls the file of a draft
-    if calibrate:
-        _, _, layers = layers_of(source, light=light, mtp=mtp)
-        how: list[tuple[str, str | bool | None]] = [
-            ("--weights", weights),
-            ("--prefix", prefix),
-            ("--mtp", layers.predicting > 0),
-        ]
-        how += [("--set", setting) for setting in set_keys]
-        types = calibrated(checkpoint, place(out, name, MATRIX), calibrate, how, types, options)
+    if wanted.calibrate:
+        _, _, layers = layers_of(source, light=wanted.light, mtp=mtp)
+        how = Calibration(checkpoint, wanted.calibrate, reading, predicting=layers.predicting > 0)
+        types = calibrated(how, place(out, name, MATRIX), types, options)
     imatrix = resolve.importance(types)
-    names = (*type_names, *types.budgets) or ("auto",)
-    measure = resolve.measure(source.tensors, imatrix, options)
     plans = plan_conversion(
         source,
-        names,
-        pre,
+        (*wanted.type_names, *types.budgets) or ("auto",),
+        wanted.pre,
         resolve.overrides(types),
         imatrix,
-        measure,
-        light=light,
+        resolve.measure(source.tensors, imatrix, options),
+        light=wanted.light,
         mtp=mtp,
         stated=stated,
-        pad_vocabulary=pad_vocab,
-        vocabulary_only=vocab_only,
+        pad_vocabulary=wanted.pad_vocab,
+        vocabulary_only=wanted.vocab_only,
     )
     outputs = [
-        (plan, resolve.files(plan, place(out, name, VOCABULARY if vocab_only else goal.name), options))
+        (plan, resolve.files(plan, place(out, name, VOCABULARY if wanted.vocab_only else goal.name), options))
         for plan, goal in plans
     ]
     inputs = (*(any_path(file.path) for file in source.files), *types.imatrix_files)

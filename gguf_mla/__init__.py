@@ -62,4 +62,4 @@ else:  # a type checker that saw `__getattr__` would take every name for one tha
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gguf_mla.plan.draft import Content
     from gguf_mla.recipes import Budget, FileType
 
+NOWHERE_HERE = "after --delete-splits and --upload without --keep, the model is on the hub alone."
 PART_TENSORS = 128  # in each part where nothing else is said, as gguf-split has it
 
 
@@ -183,6 +184,8 @@ def _rewrite(
     output = resolve.files(plan, path, options, groups)
     directories = new_directories(out, (output[0].path,))
     consumed = _parts(model, source) if delete_parts else ()
+    if consumed and options.upload and not options.keep:
+        plan = replace(plan, warnings=(*plan.warnings, NOWHERE_HERE))
     job = Job([(plan, output)], sources(model), inputs, directories=directories, consumed=consumed)
     if imatrix is None:
         launch(job, options)

@@ -22,11 +22,11 @@ import pytest
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.files import output, platform
 from gguf_mla.files.output import OutputFile, partial_path
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.stream import threads, worker
 from gguf_mla.stream.journal import journal_room
 from tests.support import bulk, command, crash, damage, hub
 from tests.support.crash import Job, content
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -85,8 +85,9 @@ def test_an_overridden_value_has_the_keys_type() -> None:
 
 
 def test_the_vocabulary_alone_has_a_name_of_its_own() -> None:
-    run("convert", hub.BUNDLED, "--vocab-only")
+    said = run("convert", hub.BUNDLED, "--vocab-only").output
     assert there() == ["tiny-deepseek-v3-vocab.gguf"]
+    assert said.startswith("tiny-deepseek-v3-vocab.gguf: metadata and vocabulary, no tensors\n")
 
 
 def test_the_supported_models_are_listed_without_a_checkpoint() -> None:
@@ -157,6 +158,9 @@ def test_the_first_part_may_be_without_tensors(bf16: Path) -> None:
     run("split", bf16, "s", "--no-tensor-first-split")
     assert there() == ["s-00001-of-00002.gguf", "s-00002-of-00002.gguf"]  # 52 tensors, and 128 go into a part
     assert not open_gguf("s-00001-of-00002.gguf").tensors
+    shown = run("inspect", "s-00002-of-00002.gguf").output  # it says what it is, and not what only the first part says
+    assert "parts         part 2 of 2 of a split model\narchitecture  said in the first part\n" in shown
+    assert "layout        MLA\n" in shown
     assert open_gguf_parts("s-00001-of-00002.gguf").tensors.keys() == open_gguf(bf16).tensors.keys()
     assert "several files" in run("quantize", bf16, "COPY", "--no-tensor-first-split", status=2).output
 

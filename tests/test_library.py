@@ -42,6 +42,10 @@ def test_a_model_of_many_tensors_is_shown_in_a_line() -> None:
     assert repr(checkpoint["model.norm.weight"]) == "Tensor(name='model.norm.weight', shape=(256,), type='BF16')"
 
 
+def test_the_public_names_are_all_that_is_completed() -> None:
+    assert [name for name in dir(gguf_mla) if not name.startswith("_")] == sorted(gguf_mla.__all__)
+
+
 def test_what_is_stored_in_two_places_has_no_raw_bytes() -> None:
     weight = open_checkpoint(hub.BUNDLED)["model.layers.0.mlp.down_proj.weight"]
     with pytest.raises(gguf_mla.InputError, match=r"FP8 128x128.*Take \.values\(\)"):

@@ -2,16 +2,69 @@
 
 from __future__ import annotations
 
-from click import Argument, Choice, Option
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from click import Argument, Choice
 
 from gguf_mla.cli.main import Command
 from gguf_mla.cli.numbers import CONTEXT, COUNT, Whole
-from gguf_mla.cli.options import EITHER, GGUF, PAD_VOCAB, PATH, PREFIX, SET, SMALL, SPOOL, THREADS, WEIGHTS
+from gguf_mla.cli.options import EITHER, GGUF, PAD_VOCAB, PATH, SMALL, SPOOL, THREADS, ReadingOptions, option
 from verify.findings import LEVELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMS = (  # as gguf_mla.forward.attention has them
     "vanilla", "absorbed", "pe-first", "token-by-token", "paged", "gathered", "union", "vanilla-union",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What is compared, over which text, and how it is told."""
+
+    pad_vocab: bool = option(False, "--pad-vocab", **PAD_VOCAB)
+    level: str = option(LEVELS[-1], "--level", type=Choice(LEVELS), show_default=True, help="How far to go.")
+    text: Path | None = option(  # noqa: RUF009 - it returns a field
+        None, "--text", type=PATH, metavar="FILE", help="UTF-8 text to predict  [default: a sample]"
+    )
+    tokens: Path | None = option(  # noqa: RUF009 - as above
+        None, "--tokens", type=PATH, metavar="FILE", help="Token ids instead: .npy, or numbers as text."
+    )
+    context: int = option(512, "--context", type=Whole(CONTEXT, least=8), show_default=True, help="Tokens per chunk.")
+    chunks: int = option(4, "--chunks", type=Whole(COUNT), show_default=True, help="At most so many chunks.")
+    form: str = option("absorbed", "--form", type=Choice(FORMS), show_default=True, help="The candidate's attention.")
+    limits: tuple[str, ...] = option(
+        (), "--limit", multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."
+    )
+    exact: bool = option(
+        False, "--exact", is_flag=True, help="Encode REFERENCE with CANDIDATE's types and compare the bytes, too."
+    )
+    imatrix: Path | None = option(  # noqa: RUF009 - as above
+        None, "--imatrix", type=SMALL, metavar="FILE",
+        help="The importance that CANDIDATE was made with, for --exact.",
+    )  # fmt: skip
+    engine: str | None = option(
+        None, "--engine", type=Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too."
+    )
+    spool: str | None = option(None, "--spool", **SPOOL)
+    threads: int | None = option(None, "--threads", **THREADS)
+    device: str = option(
+        "cpu", "--device", show_default=True, metavar="NAME",
+        help="cuda or cuda:N: the models are computed there, once it has coded both files' types like the CPU.",
+    )  # fmt: skip
+    resume: Path | None = option(  # noqa: RUF009 - as above
+        None, "--resume", type=PATH, metavar="DIR",
+        help="Keep what is proven in DIR, and go on from it; gone at the end.",
+    )  # fmt: skip
+    report: Path | None = option(  # noqa: RUF009 - as above
+        None, "--report", type=PATH, metavar="OUT.html", help="Write everything as one page."
+    )
+    as_json: bool = option(False, "--json", is_flag=True, help="Print everything as JSON.")
+    strict: bool = option(False, "--strict", is_flag=True, help="Status 1 for a difference that changes nothing, too.")
+    quiet: bool = option(False, "--quiet", is_flag=True, help="No progress, and only the verdict.")
+
 
 verify = Command(
     "verify.run:verify",
@@ -23,36 +76,6 @@ verify = Command(
     """,
     Argument(["reference"], type=EITHER),
     Argument(["candidate"], type=GGUF),
-    Option(["--pad-vocab"], **PAD_VOCAB),
-    Option(["--weights"], **WEIGHTS),
-    Option(["--prefix"], **PREFIX),
-    Option(["--set", "set_keys"], **SET),
-    Option(["--level"], type=Choice(LEVELS), default=LEVELS[-1], show_default=True, help="How far to go."),
-    Option(["--text"], type=PATH, metavar="FILE", help="UTF-8 text to predict  [default: a sample]"),
-    Option(["--tokens"], type=PATH, metavar="FILE", help="Token ids instead: .npy, or numbers as text."),
-    Option(["--context"], type=Whole(CONTEXT, least=8), default=512, show_default=True, help="Tokens per chunk."),
-    Option(["--chunks"], type=Whole(COUNT), default=4, show_default=True, help="At most so many chunks."),
-    Option(["--form"], type=Choice(FORMS), default="absorbed", show_default=True, help="The candidate's attention."),
-    Option(
-        ["--limit", "limits"], multiple=True, metavar="[TYPE.]NAME=X", help="Change a limit: Q4_K.rms=0.2, kld=0.5."
-    ),
-    Option(["--exact"], is_flag=True, help="Encode REFERENCE with CANDIDATE's types and compare the bytes, too."),
-    Option(["--imatrix"], type=SMALL, metavar="FILE", help="The importance that CANDIDATE was made with, for --exact."),
-    Option(["--engine"], type=Choice(["llama.cpp"]), help="Then ask a real engine about CANDIDATE, too."),
-    Option(["--spool"], expose_value=False, **SPOOL),
-    Option(["--threads"], **THREADS),
-    Option(
-        ["--device"],
-        default="cpu",
-        show_default=True,
-        metavar="NAME",
-        help="cuda or cuda:N: the models are computed there, once it has coded both files' types like the CPU.",
-    ),
-    Option(
-        ["--resume"], type=PATH, metavar="DIR", help="Keep what is proven in DIR, and go on from it; gone at the end."
-    ),
-    Option(["--report"], type=PATH, metavar="OUT.html", help="Write everything as one page."),
-    Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON."),
-    Option(["--strict"], is_flag=True, help="Status 1 for a difference that changes nothing, too."),
-    Option(["--quiet"], is_flag=True, help="No progress, and only the verdict."),
+    wanted=VerifyOptions,
+    reading=ReadingOptions,
 )

@@ -13,8 +13,6 @@ from gguf_mla.cli.failures import Interrupted
 from gguf_mla.cli.progress import progress
 from gguf_mla.files import platform
 from gguf_mla.files.readable import here
-from gguf_mla.sources.checkpoint import Choices
-from gguf_mla.sources.recognise import settings
 from verify.course import ProofInterrupted
 from verify.device import check_device
 from verify.findings import Grade
@@ -27,64 +25,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from gguf_mla.cli.options import ReadingOptions
     from gguf_mla.files.readable import AnyPath
+    from verify.command import VerifyOptions
     from verify.course import Bar
     from verify.job import Proof
 
 
-def verify(
-    reference: AnyPath,
-    candidate: AnyPath,
-    pad_vocab: bool,
-    weights: str | None,
-    prefix: str | None,
-    set_keys: tuple[str, ...],
-    level: str,
-    text: Path | None,
-    tokens: Path | None,
-    context: int,
-    chunks: int,
-    form: str,
-    limits: tuple[str, ...],
-    exact: bool,
-    imatrix: Path | None,
-    engine: str | None,
-    threads: int | None,
-    device: str,
-    resume: Path | None,
-    report: Path | None,
-    as_json: bool,
-    strict: bool,
-    quiet: bool,
-) -> None:
+def verify(reference: AnyPath, candidate: AnyPath, wanted: VerifyOptions, reading: ReadingOptions) -> None:
     """Prove a candidate right or name what is to blame; status 1 for what is wrong, if strict for what differs, too."""
-    checked = check_device(device, reference, candidate)
-    if checked and not quiet:
+    checked = check_device(wanted.device, reference, candidate)
+    if checked and not wanted.quiet:
         click.echo(checked, err=True)
     request = Request(
         reference=reference,
         candidate=candidate,
-        choices=Choices(weights, prefix, settings.parse(set_keys)),
-        pad_vocabulary=pad_vocab,
-        level=level,
-        text=text,
-        tokens=tokens,
-        context=context,
-        chunks=chunks,
-        form=form,
-        device=device,
-        limits=Limits().with_settings(limits),
-        threads=threads or platform.cores(),
-        engine=engine is not None,
-        exact=exact,
-        imatrix=imatrix,
-        resume=resume,
+        choices=reading.choices,
+        pad_vocabulary=wanted.pad_vocab,
+        level=wanted.level,
+        text=wanted.text,
+        tokens=wanted.tokens,
+        context=wanted.context,
+        chunks=wanted.chunks,
+        form=wanted.form,
+        device=wanted.device,
+        limits=Limits().with_settings(wanted.limits),
+        threads=wanted.threads or platform.cores(),
+        engine=wanted.engine is not None,
+        exact=wanted.exact,
+        imatrix=wanted.imatrix,
+        resume=wanted.resume,
     )
-    proof = _proven(request, report, quiet=quiet)
-    _show(proof, as_json=as_json, quiet=quiet, strict=strict)
+    proof = _proven(request, wanted.report, quiet=wanted.quiet)
+    wrong = proof.grade is Grade.WRONG or (wanted.strict and proof.grade is Grade.DIFFERS)
+    _show(proof, wanted, status=int(wrong))
     if proof.failure is not None:
         raise proof.failure
-    if proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS):
+    if wrong:
         raise click.exceptions.Exit(1)
 
 
@@ -120,16 +97,15 @@ def _interrupted(stop: ProofInterrupted, request: Request) -> tuple[str, str]:
     return done, "Run it with --resume DIR to be able to go on; without, it starts over"
 
 
-def _show(proof: Proof, *, as_json: bool, quiet: bool, strict: bool) -> None:
-    if as_json:
-        failures = [] if proof.failure is None else [proof.failure]
-        wrong = proof.grade is Grade.WRONG or (strict and proof.grade is Grade.DIFFERS)
-        answer(
-            inputs=(proof.request.reference, proof.request.candidate),
-            stages=proof.seconds,
-            errors=failures,
-            status=None if failures else int(wrong),
-            **terminal.content(proof),
-        )
-    else:
-        click.echo(terminal.verdict(proof) if quiet else terminal.text(proof))
+def _show(proof: Proof, wanted: VerifyOptions, status: int) -> None:
+    if not wanted.as_json:
+        click.echo(terminal.verdict(proof) if wanted.quiet else terminal.text(proof))
+        return
+    failures = [] if proof.failure is None else [proof.failure]
+    answer(
+        inputs=(proof.request.reference, proof.request.candidate),
+        stages=proof.seconds,
+        errors=failures,
+        status=None if failures else status,
+        **terminal.content(proof),
+    )

@@ -109,7 +109,7 @@ def plan_text(plan: Plan, output: Output, threads: int) -> str:
         "",
         *_dropped(plan),
         *(f"warning: {quoted(warning, TEXT)}" for warning in plan.warnings),
-        f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}",
+        _held(plan),
         f"output: {files}, {units.size(plan.nbytes)} of tensor data",
         f"free disk: {free}, memory: about {units.size(memory(threads))}",
     ]
@@ -122,17 +122,18 @@ def _dropped(plan: Plan) -> Iterator[str]:
         yield f"dropped: {quoted(names[0])}{f' and {len(names) - 1} more' if names[1:] else ''} ({reason})"
 
 
-def _sizes(plan: Plan) -> str:
+def _held(plan: Plan) -> str:
+    """Return what a file holds: how many tensors, their sizes by type, and what a weight takes."""
+    if not plan.tensors:
+        return "metadata and vocabulary, no tensors"
     shown = ", ".join(f"{name} {units.size(nbytes)}" for name, nbytes in plan.bytes_by_type().items())
-    return f"{shown}, {units.bits_per_weight(plan.nbytes, plan.parameters)} bits per weight"
+    bits = units.bits_per_weight(plan.nbytes, plan.parameters)
+    return f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {shown}, {bits} bits per weight"
 
 
 def result_text(job: Job, result: Result, seconds: float, sink: Destination | None) -> str:
     """Return what was written for people: a line per output, and how fast all of it was, measuring included."""
-    lines = [
-        f"{output[0].path}: {len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {_sizes(plan)}"
-        for plan, output in job.outputs
-    ]
+    lines = [f"{output[0].path}: {_held(plan)}" for plan, output in job.outputs]
     rate = units.size(result.nbytes / max(seconds, 1e-9))
     before = f", {units.size(result.taken_over)} of it taken over" if result.taken_over else ""
     return "\n".join(
@@ -145,14 +146,13 @@ def result_text(job: Job, result: Result, seconds: float, sink: Destination | No
     )
 
 
-def noteworthy(job: Job, result: Result) -> str:
-    """Return in a line what of a run is worth a look, "" for nothing: how much was warned of, which types stand in."""
-    said = {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}
-    counted = [f"{len(said)} warning{'s' * (len(said) > 1)}, see above"] if said else []
+def noteworthy(job: Job, result: Result) -> Iterator[str]:
+    """Yield what of a run is worth a look, a line each: how much was warned of, which types stand in for others."""
+    if said := {warning for plan, _ in job.outputs for warning in plan.warnings} | {*job.remarks(result.remarks)}:
+        yield f"noteworthy: {len(said)} warning{'s' * (len(said) > 1)}, see above"
     for plan, output in job.outputs:
         if changed := substituted(plan.tensors, plan.substituted):
-            counted.append(f"{output[0].path}: {changed}" if len(job.outputs) > 1 else changed)
-    return f"noteworthy: {'; '.join(counted)}" if counted else ""
+            yield f"noteworthy: {f'{output[0].path}: ' if len(job.outputs) > 1 else ''}{changed}"
 
 
 def timings(result: Result, planning: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import sys
 import tempfile
 import traceback
@@ -98,6 +99,7 @@ def explained(error: BaseException) -> click.ClickException | click.exceptions.E
 def _misused(error: click.UsageError) -> GgufMlaError:
     """Return a wrong call as a sentence like all others."""
     words = " ".join(error.format_message().split()).removesuffix(".")
+    words = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", words)
     return GgufMlaError(words, remedy=None if error.ctx is None else f"See {error.ctx.command_path} --help")
 
 

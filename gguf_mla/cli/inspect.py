@@ -145,7 +145,7 @@ def text(file: GgufFile, *, tensors: bool) -> str:
     lines = [
         f"{quoted(str(file.path), TEXT)}: GGUF {file.version}, {units.size(file.size)}",
         *([f"parts         {_parts(file)}"] if _parts(file) else []),
-        f"architecture  {shown(known['architecture'])}",
+        f"architecture  {_architecture(file, known['architecture'])}",
         f"layout        {known['variant']}",
         *(f"upgrade       {quoted(change, TEXT)}" for change in known["upgrade"]),
         f"parameters    {units.count(parameters)} in {len(file.tensors)} tensors, {bits} bits per weight",
@@ -163,6 +163,11 @@ def text(file: GgufFile, *, tensors: bool) -> str:
         ]
         lines += ["", table(("tensor", "type", "shape", "size", "offset"), rows, right="size,offset")]
     return "\n".join(lines)
+
+
+def _architecture(file: GgufFile, named: Any) -> str:
+    later = named is None and file.metadata.get(SPLIT_NO)
+    return "said in the first part" if later else shown(named)
 
 
 def _shares(by_type: dict[str, int], total: int) -> list[Sequence[object]]:

@@ -99,7 +99,7 @@ def report(job: Job, result: Result, options: RunOptions, planning: float, sink:
         return
     if not options.quiet:
         click.echo(result_text(job, result, planning + result.seconds, sink))
-        if line := noteworthy(job, result):
+        for line in noteworthy(job, result):
             log("noteworthy", line)
     if options.timings:
         click.echo(timings(result, planning))

@@ -13,6 +13,7 @@ from gguf_mla.cli.input_path import InputPath
 
 if TYPE_CHECKING:
     from gguf_mla.files.readable import AnyPath
+    from gguf_mla.sources.checkpoint import Choices
 
 PATH = click.Path(path_type=Path)
 CHECKPOINT, GGUF, EITHER = InputPath("checkpoint"), InputPath("gguf"), InputPath("either")
@@ -24,23 +25,9 @@ DEVICE: dict[str, Any] = {
     "metavar": "NAME",
     "help": "Where to compute: cpu, cuda (all GPUs) or cuda:N; the result is the same.",
 }
-# How a checkpoint is read where it can be read in more than one way.
 PAD_VOCAB: dict[str, Any] = {
     "is_flag": True,
     "help": "Rows of the embeddings beyond vocab_size are padding: keep them as tokens that are never used.",
-}
-WEIGHTS: dict[str, Any] = {
-    "metavar": "PATTERN",
-    "help": "The .safetensors files that hold the weights, where it is not clear which do.",
-}
-PREFIX: dict[str, Any] = {
-    "metavar": "TEXT",
-    "help": "What the tensors' names begin with, where there is more than one language model.",
-}
-SET: dict[str, Any] = {
-    "multiple": True,
-    "metavar": "KEY=VALUE",
-    "help": "A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
 }
 
 
@@ -77,17 +64,43 @@ OVERRIDE_KV: dict[str, Any] = {
 }
 
 
-def option(default: Any, flag: str, **settings: Any) -> Any:
-    """Return a dataclass field with its default, its flag, and what else click is to know of the option."""
-    return field(default=default, metadata={"flag": flag, "settings": settings})
+def option(default: Any, *flags: str, **settings: Any) -> Any:
+    """Return a dataclass field with its default, its flags, and what else click is to know of the option."""
+    return field(default=default, metadata={"flags": flags, "settings": settings})
 
 
 def click_options(group: type[Any]) -> list[click.Option]:
     """Return the options of a dataclass."""
     return [
-        click.Option([found.metadata["flag"], found.name], default=found.default, **found.metadata["settings"])
+        click.Option([*found.metadata["flags"], found.name], default=found.default, **found.metadata["settings"])
         for found in fields(group)
     ]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a checkpoint is read where it can be read in more than one way."""
+
+    weights: str | None = option(
+        None, "--weights", metavar="PATTERN",
+        help="The .safetensors files that hold the weights, where it is not clear which do.",
+    )  # fmt: skip
+    prefix: str | None = option(
+        None, "--prefix", metavar="TEXT",
+        help="What the tensors' names begin with, where there is more than one language model.",
+    )  # fmt: skip
+    settings: tuple[str, ...] = option(
+        (), "--set", multiple=True, metavar="KEY=VALUE",
+        help="A value that counts instead of config.json's: n_group=1, rope_scaling.mscale=1. Repeatable.",
+    )  # fmt: skip
+
+    @property
+    def choices(self) -> Choices:
+        """The same as what opens a checkpoint takes it; InputError for a setting that cannot be read."""
+        from gguf_mla.sources.checkpoint import Choices  # noqa: PLC0415 - help needs none of it
+        from gguf_mla.sources.recognise import settings  # noqa: PLC0415
+
+        return Choices(self.weights, self.prefix, settings.parse(self.settings))
 
 
 @dataclass(frozen=True)
@@ -213,5 +226,7 @@ class RunOptions:
     )  # fmt: skip
     timings: bool = option(False, "--timings", is_flag=True, help="Show where the time went.")
     dry_run: bool = option(False, "--dry-run", is_flag=True, help="Show the plan and write nothing.")
-    quiet: bool = option(False, "--quiet", is_flag=True, help="No progress and no summary.")
+    quiet: bool = option(
+        False, "--quiet", is_flag=True, help="No progress and no summary; what is asked for is printed."
+    )
     as_json: bool = option(False, "--json", is_flag=True, help="Print the plan or the result as JSON.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,11 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from gguf_mla.container.reader import GgufFile, GgufTensor
-
-    Entry = tuple[NDArray[np.float32], ...]
 
 PREDICTORS = "imatrix.n_layer_nextn"
 
@@ -159,14 +154,6 @@ def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _specs(name: str, shape: tuple[int, ...], counts: int) -> list[TensorSpec]:
     rows = (counts,) if len(shape) == 1 else (counts, 1)
     return [TensorSpec(name + suffix, rows if suffix == COUNTS else shape, "F32") for suffix in (SUMS, COUNTS, PLAIN)]
-
-
-def write_imatrix(
-    path: Path, entries: Mapping[str, Entry], *, datasets: Sequence[str], chunk_count: int, chunk_size: int
-) -> None:
-    """Write an importance matrix of its own, as `MatrixFile` has it; InputError when a file of that name is there."""
-    made = {name: Made.of(partial(tuple, entry)) for name, entry in entries.items()}
-    write_matrix(path, MatrixFile(made, datasets=datasets, chunk_count=chunk_count, chunk_size=chunk_size))
 
 
 def write_matrix(path: Path, matrix: Written, *, overwrite: bool = False) -> None:

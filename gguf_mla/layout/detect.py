@@ -37,7 +37,8 @@ def variant(file: GgufFile) -> str:
         len(t.shape) == 2 for name, t in file.tensors.items() if name.endswith((".attn_k_b.weight", ".attn_v_b.weight"))
     ):
         found.append("heads stacked in two dimensions (ik_llama.cpp)")
-    if layout != "legacy" and f"{file.metadata.get('general.architecture')}.{MLA_KEY}" not in file.values:
+    architecture = file.metadata.get("general.architecture")  # only the first part of a split model says it
+    if layout != "legacy" and architecture is not None and f"{architecture}.{MLA_KEY}" not in file.values:
         found.append(f"without {MLA_KEY}")
     if any(is_tag(key) for key in file.values):
         found.append(f"tagged {TAG}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from gguf_mla.files.bounds import named
@@ -68,12 +68,6 @@ def _long(names: list[str]) -> Iterator[str]:
 
 def substituted(jobs: Iterable[TensorJob], wanted: Mapping[str, str]) -> str:
     """Say how many tensors got another type than the recipe gives them; "" for none. `wanted` has what it gives."""
-    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    for job in jobs:
-        if job.name in wanted:
-            found[job.type, wanted[job.name]].append(job.name)
-    if not found:
-        return ""
-    kinds = [f"{len(names)} {kind} instead of {asked} ({named(names, 1)})" for (kind, asked), names in found.items()]
-    total = sum(map(len, found.values()))
-    return f"{total} tensors have another type, because their rows do not fit the recipe's: {', '.join(kinds)}"
+    found = Counter((job.type, wanted[job.name]) for job in jobs if job.name in wanted)
+    kinds = ", ".join(f"{count} {kind} instead of {asked}" for (kind, asked), count in found.items())
+    return f"the rows of {found.total()} tensors do not fit the recipe's types: {kinds}" if found else ""

@@ -45,6 +45,8 @@ class Source:
     def __init__(self, repository: Repository, name: str) -> None:
         self.repository, self.entry = repository, repository.files[name]
         self.name = repository.called(name)
+        if self.entry.sha256 is not None:  # others are small, and not kept
+            spool.check(self.name, self.entry.size)
         self._hub_url = repository.url(name)
         self._lock = threading.Lock()
         self._address: Address | None = None

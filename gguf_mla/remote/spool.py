@@ -28,6 +28,7 @@ from gguf_mla.remote.traffic import TRAFFIC
 PLACE = "GGUF_MLA_SPOOL"  # the environment variable that names the directory
 PIECE = 16 << 20  # bytes of a range at most
 RANGES = ".ranges"
+TAKEN = "another process keeps files in this spool"
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 _LINE = re.compile(r"([0-9]{1,18}) ([0-9]{1,9}) ([0-9a-f]{8})")
 
@@ -63,9 +64,9 @@ class Spool:
     """A directory of ranges, for this process alone, of at most `limit` bytes; `nbytes` is how many there are."""
 
     def __init__(self, directory: Path, limit: int) -> None:
-        self.directory, self._limit = directory, limit
+        self.directory, self.limit = directory, limit
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock, self._lock_fd = threading.RLock(), open_locked(directory / "lock")
+        self._lock, self._lock_fd = threading.RLock(), open_locked(directory / "lock", taken=TAKEN)
         notes = [path for path in directory.glob(f"*{RANGES}") if _CONTENT.fullmatch(path.name.removesuffix(RANGES))]
         self._failed = False  # whether the disk takes no more
         self._kept: OrderedDict[str, Kept] = OrderedDict()  # the one that was not used for longest first
@@ -162,7 +163,7 @@ class Spool:
 
     def _make_room(self, nbytes: int, content: str) -> bool:
         """Remove what was not used for longest until so much fits; False where it does not beside `content` itself."""
-        while self.nbytes + nbytes > self._limit:
+        while self.nbytes + nbytes > self.limit:
             oldest = next((name for name in self._kept if name != content), None)
             if oldest is None:
                 return False
@@ -210,6 +211,18 @@ def use(size: str | None) -> None:
         what = f"no spool can be there ({error.strerror})"
         remedy = f"Name another place by {PLACE}, or leave --spool out"
         raise InputError(what, file=directory(), remedy=remedy) from None
+
+
+def check(name: str, nbytes: int) -> None:
+    """Raise InputError for a file that no spool of this size holds: it would push out all others, and itself."""
+    if USE.spool is not None and nbytes > USE.spool.limit:
+        raise InputError(
+            "is larger than the whole spool",
+            file=name,
+            expected=f"at most {units.size(USE.spool.limit)}",
+            found=units.size(nbytes),
+            remedy="Give --spool more room, or leave it out",
+        )
 
 
 def directory() -> Path:

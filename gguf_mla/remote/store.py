@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
@@ -138,7 +139,7 @@ class Store(Destination):
     def drop(self, folder: str) -> None:
         """Remove a folder with what is in it; MachineError when the store fails."""
         for name in self.listed(folder):
-            self._asked(lambda name=name: self._fs.rm_file(self._path(f"{folder}/{name}")))
+            self._asked(partial(self._fs.rm_file, self._path(f"{folder}/{name}")))
         with contextlib.suppress(Exception):  # where folders are things of their own
             self._fs.rmdir(self._path(folder))
 

@@ -144,22 +144,11 @@ def execute(
                 run(engine_of(count), tasks, worker, saver, delivery, progress)
                 streamed = time.monotonic()
                 saver.save()
-                delivery.wait()
                 _complete(files, goal, delivery)
-                delivery.wait()
                 watch.check()
                 delivery.publish()
             _end(files, goal, journal, delivery)
-    return Result(
-        paths=tuple(file.path for file in goal.planned),
-        nbytes=goal.nbytes,
-        taken_over=saver.taken_over,
-        streaming_seconds=streamed - begin,
-        seconds=time.monotonic() - begin,
-        threads=count,
-        stages=dict(saver.seconds),
-        remarks=tuple(remark for number in sorted(saver.remarks) for remark in saver.remarks[number]),
-    )
+    return _result(goal, saver, count, streamed - begin, time.monotonic() - begin)
 
 
 def _journal(goal: Goal, outputs: int, resumption: Resumption | None, importance: Importance) -> Books:
@@ -231,7 +220,8 @@ def run(
 
 
 def _complete(files: Sequence[OutputFile], goal: Goal, delivery: Delivery | Staying) -> None:
-    """Bring all files to the disk, those last that are made of the others."""
+    """Have all files on the disk, or where they go, those last that are made of the others."""
+    delivery.wait()
     outputs = len(goal.planned)
     for file in files[:outputs] if delivery.stay else ():
         file.finish()
@@ -240,6 +230,7 @@ def _complete(files: Sequence[OutputFile], goal: Goal, delivery: Delivery | Stay
         extra.write(file)
         file.finish()
     delivery.complete(range(outputs, len(files)))
+    delivery.wait()
 
 
 def _end(files: Sequence[OutputFile], goal: Goal, journal: Books, delivery: Delivery | Staying) -> None:
@@ -260,3 +251,16 @@ def _commit(files: Sequence[OutputFile], goal: Goal, journal: Books) -> None:
     for file in files:
         file.overwrite = file.overwrite and file.final not in goal.outdated  # their names are free now
         file.commit()
+
+
+def _result(goal: Goal, saver: Saver, threads: int, streaming_seconds: float, seconds: float) -> Result:
+    return Result(
+        paths=tuple(file.path for file in goal.planned),
+        nbytes=goal.nbytes,
+        taken_over=saver.taken_over,
+        streaming_seconds=streaming_seconds,
+        seconds=seconds,
+        threads=threads,
+        stages=dict(saver.seconds),
+        remarks=tuple(remark for number in sorted(saver.remarks) for remark in saver.remarks[number]),
+    )

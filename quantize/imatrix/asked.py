@@ -17,12 +17,10 @@ from gguf_mla.files import platform
 from gguf_mla.forward.on_device import form_on, place_on
 from gguf_mla.forward.opening import files_of, open_weights
 from gguf_mla.importance.partial import About
-from gguf_mla.sources.checkpoint import Choices
-from gguf_mla.sources.recognise import settings
 from gguf_mla.text.calibration import STDIN, Cut, dataset, expanded
 from gguf_mla.version import __version__
 from quantize.imatrix.entries import entries
-from quantize.imatrix.job import How, Work
+from quantize.imatrix.job import FORM, How, Work
 from quantize.imatrix.model import name_of, reader_of
 
 if TYPE_CHECKING:
@@ -30,8 +28,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gguf_mla.cli.options import ReadingOptions
     from gguf_mla.files.readable import AnyPath
     from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
+    from quantize.imatrix.command import MatrixOptions
 
     Numbers = NDArray[np.int64]
 
@@ -47,61 +47,39 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of the command, by their names."""
+    """A command line that makes a matrix."""
 
     model: AnyPath
     out: Path | None
-    texts: tuple[Path, ...]
-    tokens: Path | None
-    context: int
-    chunks: int | None
-    from_chunk: int
-    parse_special: bool
-    process_output: bool
-    mtp: bool
-    no_ppl: bool
-    form: str
-    memory: str | None
-    split_work: str | None
-    wanted: int | None
-    more_text: tuple[Path, ...]
-    weights: str | None
-    prefix: str | None
-    set_keys: tuple[str, ...]
-    threads: int | None
-    device: str
-    engine: str
-    address: str | None
-    overwrite: bool
-    no_resume: bool
-    report: Path | None
-    quiet: bool
-    as_json: bool
+    options: MatrixOptions
+    reading: ReadingOptions
 
     @property
     def path(self) -> Path:
         """Where the matrix goes."""
-        return self.out or Path(f"{name_of(self.model)}.imatrix.{self.form}")
+        return self.out or Path(f"{name_of(self.model)}.imatrix.{self.options.form}")
 
     @property
     def names(self) -> list[str]:
         """What the texts are called in it."""
-        return [dataset(path) for path in (*self.texts, *([self.tokens] if self.tokens else []))]
+        texts = self.options.texts or (self.options.tokens,)
+        return [dataset(path) for path in texts if path is not None]
 
     @property
     def choice(self) -> Wanted:
         """What of the model is run and collected."""
-        return Wanted(self.process_output, self.mtp, not self.no_ppl)
+        return Wanted(self.options.process_output, self.options.mtp, not self.options.no_ppl)
 
     def check(self) -> None:
         """Raise InputError for options that exclude each other."""
-        if (self.wanted is None) != (not self.more_text):
+        options = self.options
+        if (options.seen is None) != (not options.more_text):
             raise InputError("--min-tokens-per-expert and --more-text go together", remedy="Give both, or neither")
-        if self.engine == RAY and self.wanted is not None:
+        if options.engine == RAY and options.seen is not None:
             raise InputError("--engine ray cannot go on in rounds", remedy="Leave out --min-tokens-per-expert")
-        if self.engine == RAY and STDIN in self.texts:
+        if options.engine == RAY and STDIN in options.texts:
             raise InputError("--engine ray has the text read on every machine, and standard input is on one alone")
-        if self.engine != RAY and self.split_work and (self.wanted or self.form != "gguf"):
+        if options.engine != RAY and options.split_work and (options.seen or options.form != "gguf"):
             raise InputError(
                 "--split-work makes a part of a matrix in GGUF form, and goes with neither rounds nor .dat"
             )
@@ -117,31 +95,31 @@ class Opened:
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self._place = place_on(asked.device, asked.threads or platform.cores())
-        self._form = form_on(asked.device, "absorbed")
+        options = asked.options
+        self._place = place_on(options.device, options.threads or platform.cores())
+        self._form = form_on(options.device, FORM)
         asked.check()
-        choices = Choices(asked.weights, asked.prefix, settings.parse(asked.set_keys))
-        self.weights = open_weights(asked.model, choices)
-        if asked.mtp and not self.weights.model.predictors:
+        self.weights = open_weights(asked.model, asked.reading.choices)
+        if options.mtp and not self.weights.model.predictors:
             what = "--mtp is for a model with multi-token prediction"
             raise InputError(what, file=asked.model, found="no such layer")
-        self.reader = reader_of(self.weights, special=asked.parse_special)
+        self.reader = reader_of(self.weights, special=options.parse_special)
         self.chunks = self._tokens()
         self.inputs = [*files_of(self.weights), *self._texts()]
 
     def _tokens(self) -> Numbers:
-        asked = self.asked
+        asked = self.asked.options
         if bool(asked.texts) == (asked.tokens is not None):
             raise InputError("the model needs a text to be run over", remedy="Give either --text or --tokens")
         found = self.reader.texts(asked.texts) if asked.tokens is None else self.reader.ids(asked.tokens)
         return Cut(asked.context, asked.chunks, asked.from_chunk).chunks(found, self.reader.bos)
 
     def _texts(self) -> Iterator[Path]:
-        for path in expanded((*self.asked.texts, *self.asked.more_text)):
+        for path in expanded((*self.asked.options.texts, *self.asked.options.more_text)):
             if path != STDIN and path.is_file():
                 yield path
-        if self.asked.tokens and self.asked.tokens.is_file():
-            yield self.asked.tokens
+        if self.asked.options.tokens and self.asked.options.tokens.is_file():
+            yield self.asked.options.tokens
 
     def work(self, split_work: str | None = None) -> Work:
         """Return the work on all chunks, or on part I/N of them."""
@@ -149,16 +127,18 @@ class Opened:
 
     def more(self) -> Iterator[Work]:
         """Yield the work on more text, in rounds of as many chunks."""
-        tokens = self.reader.texts(self.asked.more_text) if self.asked.more_text else np.zeros(0, np.int64)
-        names = [dataset(text) for text in self.asked.more_text]
+        tokens = (
+            self.reader.texts(self.asked.options.more_text) if self.asked.options.more_text else np.zeros(0, np.int64)
+        )
+        names = [dataset(text) for text in self.asked.options.more_text]
         for chunks in cut_rest(tokens, self.chunks.shape, self.reader.bos):
             yield work_of(self.weights, chunks, self.asked.choice, names)
 
     def how(self, work: Work) -> How:
         """Return how some work is done."""
-        memory = self.asked.memory
-        in_memory = memory is not None and work.beside_bytes <= units.parse_size(memory)
-        return How(self.inputs, self._place, self._form, in_memory, self.asked.no_resume, self.asked.overwrite)
+        options = self.asked.options
+        in_memory = options.memory is not None and work.beside_bytes <= units.parse_size(options.memory)
+        return How(self.inputs, self._place, self._form, in_memory, options.no_resume, options.overwrite)
 
 
 def cut_rest(tokens: Numbers, shape: tuple[int, ...], bos: int | None) -> list[Numbers]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import click
 from click import Argument, Choice, Option
 
@@ -13,18 +16,79 @@ from gguf_mla.cli.options import (
     EITHER,
     ENGINE,
     PATH,
-    PREFIX,
-    SET,
     SMALL,
     SPOOL,
     THREADS,
     THREADS_ENGINE,
-    WEIGHTS,
+    ReadingOptions,
+    option,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OVERWRITE = Option(["--overwrite"], is_flag=True, help="Replace an output that exists.")
 JSON = Option(["--json", "as_json"], is_flag=True, help="Print everything as JSON.")
 REPORT = Option(["--report"], type=PATH, metavar="OUT.html", help="Write the coverage as a page: layers by experts.")
+
+
+@dataclass(frozen=True)
+class MatrixOptions:
+    """Over which text a model is run, and what is collected."""
+
+    texts: tuple[Path, ...] = option(
+        (), "--text", type=PATH, multiple=True, metavar="FILE",
+        help="UTF-8 text; a directory: all files in it; -: standard input. Repeatable.",
+    )  # fmt: skip
+    tokens: Path | None = option(  # noqa: RUF009 - it returns a field
+        None, "--tokens", type=PATH, metavar="FILE", help="Token ids instead: .npy, or numbers as text."
+    )
+    context: int = option(
+        512, "--context", type=numbers.Whole(numbers.CONTEXT, least=8), show_default=True, help="Tokens of a chunk."
+    )
+    chunks: int | None = option(None, "--chunks", type=numbers.Whole(numbers.COUNT), help="At most so many chunks.")
+    from_chunk: int = option(
+        0, "--from-chunk", type=numbers.Whole(numbers.COUNT, least=0), help="Leave out so many at first."
+    )
+    parse_special: bool = option(
+        False, "--parse-special", is_flag=True, help="Names of control tokens in a text are those tokens."
+    )
+    process_output: bool = option(False, "--process-output", is_flag=True, help="Collect for the output head, too.")
+    mtp: bool = option(False, "--mtp", is_flag=True, help="Run the layers of multi-token prediction, too.")
+    no_ppl: bool = option(False, "--no-ppl", is_flag=True, help="Do not compute the perplexity of the text.")
+    form: str = option("gguf", "--format", type=Choice(["gguf", "dat"]), show_default=True)
+    memory: str | None = option(
+        None, "--memory", type=numbers.Size(), metavar="SIZE",
+        help="Keep the hidden states in memory if they take at most SIZE, and not in files beside OUT; then a run that "
+        "was stopped starts over.",
+    )  # fmt: skip
+    split_work: str | None = option(
+        None, "--split-work", metavar="I/N",
+        help="Compute part I of N of the chunks; imatrix merge adds the parts. With --engine ray: N, parts that are "
+        "computed at the same time  [default: as many as there are workers].",
+    )  # fmt: skip
+    seen: int | None = option(
+        None, "--min-tokens-per-expert", type=numbers.Whole(numbers.COUNT), metavar="N",
+        help="Go on with --more-text until every expert has seen N tokens, or the text ends.",
+    )  # fmt: skip
+    more_text: tuple[Path, ...] = option(
+        (), "--more-text", type=PATH, multiple=True, metavar="FILE", help="What to go on with. Repeatable."
+    )
+    spool: str | None = option(None, "--spool", **SPOOL)
+    threads: int | None = option(None, "--threads", **THREADS)
+    device: str = option("cpu", "--device", **DEVICE)
+    engine: str = option(THREADS_ENGINE, "--engine", **ENGINE)
+    address: str | None = option(None, "--address", **ADDRESS)
+    overwrite: bool = option(False, "--overwrite", is_flag=True, help="Replace an output that exists.")
+    no_resume: bool = option(
+        False, "--no-resume", is_flag=True, help="Start over instead of going on with an unfinished output."
+    )
+    report: Path | None = option(  # noqa: RUF009 - as above
+        None, "--report", type=PATH, metavar="OUT.html", help="Write the coverage as a page: layers by experts."
+    )
+    quiet: bool = option(False, "--quiet", is_flag=True, help="No progress and no summary.")
+    as_json: bool = option(False, "--json", is_flag=True, help="Print everything as JSON.")
+
 
 make = Command(
     "quantize.imatrix.run:make",
@@ -36,51 +100,9 @@ make = Command(
     """,
     Argument(["model"], type=EITHER),
     Argument(["out"], type=PATH, required=False),
-    Option(
-        ["--text", "texts"], type=PATH, multiple=True, metavar="FILE",
-        help="UTF-8 text; a directory: all files in it; -: standard input. Repeatable.",
-    ),
-    Option(["--tokens"], type=PATH, metavar="FILE", help="Token ids instead: .npy, or numbers as text."),
-    Option(
-        ["--context"], type=numbers.Whole(numbers.CONTEXT, least=8), default=512, show_default=True,
-        help="Tokens of a chunk.",
-    ),
-    Option(["--chunks"], type=numbers.Whole(numbers.COUNT), help="At most so many chunks."),
-    Option(["--from-chunk"], type=numbers.Whole(numbers.COUNT, least=0), default=0, help="Leave out so many at first."),
-    Option(["--parse-special"], is_flag=True, help="Names of control tokens in a text are those tokens."),
-    Option(["--process-output"], is_flag=True, help="Collect for the output head, too."),
-    Option(["--mtp"], is_flag=True, help="Run the layers of multi-token prediction, too."),
-    Option(["--no-ppl"], is_flag=True, help="Do not compute the perplexity of the text."),
-    Option(["--format", "form"], type=Choice(["gguf", "dat"]), default="gguf", show_default=True),
-    Option(
-        ["--memory"], type=numbers.Size(), metavar="SIZE",
-        help="Keep the hidden states in memory if they take at most SIZE, and not in files beside OUT; then a run that "
-        "was stopped starts over.",
-    ),
-    Option(
-        ["--split-work"], metavar="I/N",
-        help="Compute part I of N of the chunks; imatrix merge adds the parts. With --engine ray: N, parts that are "
-        "computed at the same time  [default: as many as there are workers].",
-    ),
-    Option(
-        ["--min-tokens-per-expert", "wanted"], type=numbers.Whole(numbers.COUNT), metavar="N",
-        help="Go on with --more-text until every expert has seen N tokens, or the text ends.",
-    ),
-    Option(["--more-text"], type=PATH, multiple=True, metavar="FILE", help="What to go on with. Repeatable."),
-    Option(["--weights"], **WEIGHTS),
-    Option(["--prefix"], **PREFIX),
-    Option(["--set", "set_keys"], **SET),
-    Option(["--spool"], expose_value=False, **SPOOL),
-    Option(["--threads"], **THREADS),
-    Option(["--device"], default="cpu", **DEVICE),
-    Option(["--engine"], default=THREADS_ENGINE, **ENGINE),
-    Option(["--address"], **ADDRESS),
-    OVERWRITE,
-    Option(["--no-resume"], is_flag=True, help="Start over instead of going on with an unfinished output."),
-    REPORT,
-    Option(["--quiet"], is_flag=True, help="No progress and no summary."),
-    JSON,
-)  # fmt: skip
+    options=MatrixOptions,
+    reading=ReadingOptions,
+)
 
 show = Command(
     "quantize.imatrix.tools:show",

@@ -60,7 +60,7 @@ def make(opened: Opened, whole: Work) -> Outcome:
 
     Raises what `collect` does, and what a cluster adds to that: MachineError where workers die again and again.
     """
-    asked, out, how = opened.asked, opened.asked.path, opened.how(whole)
+    asked, out, how = opened.asked.options, opened.asked.path, opened.how(whole)
     check_apart([out], [partial_path(out)], here(how.inputs))
     check_free(out, overwrite=asked.overwrite)
     with connected(asked.address):
@@ -99,7 +99,7 @@ def _computed(opened: Opened, whole: Work, notes: Notes, needs: on_ray.Needs) ->
     left = [Share(number) for number in numbers if number not in there]
     total, before = whole.layers * notes.of, whole.layers * len(there)
     try:
-        with progress(asked.path.name, total, "layers", done=before, quiet=asked.quiet) as bar:
+        with progress(asked.path.name, total, "layers", done=before, quiet=asked.options.quiet) as bar:
             layers = _Layers(bar, whole.layers)
             on_ray.run(part_of, _told(notes), left, needs, notes.is_there, layers.done, layers.reached)
     except InputError:
@@ -159,7 +159,7 @@ def _asked(options: dict[str, Any], threads: int, device: str) -> Asked:
     from quantize.imatrix.command import make as command  # noqa: PLC0415 - it names what imports this
 
     values = handover.values_of(command, options, main)
-    return Asked(**values | {"threads": threads, "device": device, "quiet": True, "no_resume": False})
+    return Asked(**command.grouped(values | {"threads": threads, "device": device, "quiet": True, "no_resume": False}))
 
 
 def _layers(number: int, opened: Opened, notes: Notes) -> Iterator[tuple[int, float]]:

@@ -22,35 +22,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from gguf_mla.cli.options import ReadingOptions
     from gguf_mla.files.readable import AnyPath
+    from quantize.imatrix.command import MatrixOptions
     from quantize.imatrix.coverage import Coverage
     from quantize.imatrix.job import Outcome
 
 
-def make(**values: Any) -> None:
-    """Make an importance matrix, or a part of one; `values` are those of Asked."""
-    asked = Asked(**values)
-    opened = Opened(asked)
-    if asked.engine == RAY:
+def make(model: AnyPath, out: Path | None, options: MatrixOptions, reading: ReadingOptions) -> None:
+    """Make an importance matrix, or a part of one."""
+    opened = Opened(Asked(model, out, options, reading))
+    if options.engine == RAY:
         from quantize.imatrix import on_cluster  # noqa: PLC0415 - few have one
 
         work = opened.work()
         outcome = on_cluster.make(opened, work)
     else:
-        work = opened.work(asked.split_work)
+        work = opened.work(options.split_work)
         outcome = _here(opened, work)
-    _tell(work, outcome, asked.report, opened.inputs, quiet=asked.quiet, as_json=asked.as_json)
+    _tell(work, outcome, options, opened.inputs)
 
 
 def _here(opened: Opened, work: Work) -> Outcome:
-    asked, how = opened.asked, opened.how(work)
-    if asked.wanted is None and asked.form == "gguf":
-        return _run(work, asked.path, how, quiet=asked.quiet)
-    works = as_rounds((work, *opened.more()), how)
-    goal = Goal(asked.path, asked.form, asked.wanted or 0, how.inputs, asked.no_resume, asked.overwrite)
-    return in_rounds(
-        works, goal, lambda w, to: _run(w, to, how, quiet=asked.quiet), lambda said: _say(said, asked.quiet)
-    )
+    path, options, how = opened.asked.path, opened.asked.options, opened.how(work)
+    if options.seen is None and options.form == "gguf":
+        return _run(work, path, how, quiet=options.quiet)
+    goal = Goal(path, options.form, options.seen or 0, how.inputs, options.no_resume, options.overwrite)
+    return _in_rounds([work, *opened.more()], goal, how, quiet=options.quiet)
 
 
 def _say(said: str, quiet: bool) -> None:
@@ -66,22 +64,27 @@ def _run(work: Work, out: Path, how: How, *, quiet: bool) -> Outcome:
         raise Interrupted(*_stopped(stop)) from None
 
 
+def _in_rounds(works: Sequence[Work], goal: Goal, how: How, *, quiet: bool) -> Outcome:
+    def computed(work: Work, out: Path) -> Outcome:
+        return _run(work, out, how, quiet=quiet)
+
+    return in_rounds(as_rounds(works, how), goal, computed, lambda said: _say(said, quiet))
+
+
 def _stopped(stop: RunStopped) -> tuple[str, ...]:
     if not stop.done:
         return ()
     return f"{stop.done} of {stop.total} layers are on the disk", "Run the same command again to go on from there"
 
 
-def _tell(
-    work: Work, outcome: Outcome, report: Path | None, read: Sequence[AnyPath], *, quiet: bool, as_json: bool
-) -> None:
+def _tell(work: Work, outcome: Outcome, options: MatrixOptions, read: Sequence[AnyPath]) -> None:
     """Say what was done, and what the experts have seen."""
     covered = _covered(work, outcome.path)
-    if report is not None:
-        coverage.write_page(report, covered, outcome.path.name, [outcome.path])
-    if as_json:
+    if options.report is not None:
+        coverage.write_page(options.report, covered, outcome.path.name, [outcome.path])
+    if options.as_json:
         answer(inputs=read, stages=outcome.seconds, matrix=result(work, outcome, covered))
-    elif not quiet:
+    elif not options.quiet:
         click.echo("\n".join(_sentences(work, outcome, covered)))
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from convert import calibrate
-from gguf_mla.cli.options import RunOptions, TypeOptions
+from gguf_mla.cli.options import ReadingOptions, RunOptions, TypeOptions
 from gguf_mla.errors import InputError
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import gguf_mla
+from tests.support.matrices import write_imatrix
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -47,5 +47,20 @@ def test_a_matrix_is_known_by_its_texts_and_standard_input_is_one(tmp_path: Path
         calibrated(tmp_path, tmp_path / "t.txt", RunOptions())
 
 
-def calibrated(directory: Path, text: Path, options: RunOptions) -> Any:
-    return calibrate.calibrated(directory, directory / "m-imatrix.gguf", [text], [], TypeOptions(), options)
+@pytest.mark.parametrize("predictors", [0, 1])
+def test_a_matrix_without_the_prediction_layers_is_not_taken_for_one_with_them(tmp_path: Path, predictors: int) -> None:
+    sums = {"blk.0.attn_q_a.weight": (np.ones((1, 8), np.float32), np.ones(1, np.float32))}
+    path = tmp_path / "m.imatrix.gguf"
+    write_imatrix(path, sums, datasets=["t.txt"], chunk_count=2, chunk_size=8, predictors=predictors)
+    text, options = tmp_path / "t.txt", RunOptions()
+    assert calibrated(tmp_path, text, options, predicting=False).imatrix_files == (path,)
+    if predictors:
+        assert calibrated(tmp_path, text, options, predicting=True).imatrix_files == (path,)
+    else:
+        with pytest.raises(InputError, match="made without the layers of multi-token prediction"):
+            calibrated(tmp_path, text, options, predicting=True)
+
+
+def calibrated(directory: Path, text: Path, options: RunOptions, *, predicting: bool = False) -> Any:
+    how = calibrate.Calibration(directory, [text], ReadingOptions(), predicting)
+    return calibrate.calibrated(how, directory / "m-imatrix.gguf", TypeOptions(), options)

@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
 from tests.support.damage import add_tensors, remove_tensor, shard_of, write_value
 from tests.support.judges import decoded_weights
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from gguf_mla import codec
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.values import Kind, Value, string, u32
 from gguf_mla.errors import InputError
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.importance.matrix import Imatrix, read_imatrix
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,10 +10,10 @@ import pytest
 
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.errors import InputError
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.importance.matrix import Imatrix, read_imatrix
 from tests.support import hub, legacy
 from tests.support.command import convert, gguf_mla
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from pathlib import Path

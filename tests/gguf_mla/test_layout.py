@@ -53,6 +53,17 @@ def test_what_does_not_divide_is_refused() -> None:
         join_kv_b(np.zeros((2, 4, 3)), np.zeros((2, 3, 5)))
 
 
+def test_lists_are_matrices_and_what_is_neither_is_refused() -> None:
+    k_b, v_b = split_kv_b([[1.0], [2.0], [3.0]], heads=1, nope=2)  # type: ignore[arg-type]
+    assert (k_b.tolist(), v_b.tolist()) == ([[[1.0, 2.0]]], [[[3.0]]])
+    with pytest.raises(InputError, match=r"kv_b_proj has another shape \(expected 2 dimensions, found \(4,\)\)"):
+        split_kv_b(np.zeros(4), heads=1, nope=2)
+    with pytest.raises(InputError, match="rows of unequal length"):
+        split_kv_b([[1.0], [2.0, 3.0]], heads=1, nope=2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="v_b has another shape"):
+        join_kv_b(np.zeros((2, 4, 3)), np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize(
     ("names", "layout"),
     [

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import crash, hub
 from tests.support.command import Answer, convert, gguf_mla
 from tests.support.crash import Job
 from tests.support.hub import BUNDLED
 from tests.support.legacy import write_variant
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from pathlib import Path

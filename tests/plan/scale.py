@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from convert.plan import plan_conversion
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.synthetic import checkpoints, shapes
 from tests.support.command import gguf_mla
+from tests.support.matrices import write_imatrix
 
 TYPE = "IQ3_XXS"
 

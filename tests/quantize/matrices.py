@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub, legacy
 from tests.support.command import convert, gguf_mla
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -16,8 +16,8 @@ from gguf_mla import codec
 from gguf_mla.cli.main import main
 from gguf_mla.container.reader import GgufFile, open_gguf
 from gguf_mla.container.splits import open_gguf_parts
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
+from tests.support.matrices import write_imatrix
 
 
 def run(*arguments: object, status: int = 0) -> Any:

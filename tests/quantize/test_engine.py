@@ -10,11 +10,11 @@ import pytest
 
 from gguf_mla import ggtypes
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.recipes import COPY, FILE_TYPES
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.judges import Engine, prompts
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,11 +15,11 @@ from gguf_mla.cli.main import main
 from gguf_mla.container.reader import GgufFile, open_gguf
 from gguf_mla.container.splits import open_gguf_parts
 from gguf_mla.container.values import Value, boolean, string, u32
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.importance.matrix import read_imatrix
 from gguf_mla.plan import halves, upgrade
 from gguf_mla.stream import worker
 from tests.support import hub, legacy
+from tests.support.matrices import write_imatrix
 from tests.support.weights import gguf_weights
 from verify import rounding
 

@@ -11,8 +11,8 @@ import pytest
 
 from gguf_mla import codec
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support.command import gguf_mla
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,9 +162,14 @@ def test_types_that_stand_in_are_counted_at_the_end(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf")
     said = quantize(path, "Q4_K_S", "--pure")
     assert said.splitlines()[-1] == (
-        "noteworthy: 2 tensors have another type, because their rows do not fit the recipe's: "
-        "2 Q5_0 instead of Q4_K (blk.0.attn_k_b.weight and 1 more)"
+        "noteworthy: the rows of 2 tensors do not fit the recipe's types: 2 Q5_0 instead of Q4_K"
     )
+    answer = gguf_mla("quantize", path, tmp_path / "m-{type}.gguf", "Q4_K_S", "Q5_K_S", "--pure")
+    assert answer.output.splitlines()[-2:] == [
+        f"noteworthy: {tmp_path}/m-{kind}_S.gguf: the rows of 2 tensors do not fit the recipe's types: "
+        f"2 {other} instead of {kind}"
+        for kind, other in (("Q4_K", "Q5_0"), ("Q5_K", "Q5_1"))
+    ]
     result = json.loads(quantize(path, "Q4_K_S", "--pure", "--json"))
     assert result["outputs"][0]["substituted"] == {f"blk.{layer}.attn_k_b.weight": "Q4_K" for layer in range(2)}
 

@@ -46,7 +46,7 @@ def test_ranges_are_read_as_far_as_they_go(kept: Spool) -> None:
 
 def test_what_was_kept_is_there_after_a_restart(tmp_path: Path, kept: Spool) -> None:
     write(kept, A, 0, 300)
-    with pytest.raises(InputError, match="another process"):
+    with pytest.raises(InputError, match="lock: another process keeps files in this spool"):
         Spool(tmp_path / "spool", 1000)
     kept.close()
     again = Spool(tmp_path / "spool", 1000)
@@ -143,3 +143,15 @@ def test_a_place_that_cannot_be_one_is_a_sentence(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(InputError, match=r"no spool can be there .*GGUF_MLA_SPOOL"):
             spool.use("2G")
         assert spool.USE.spool is None
+
+
+def test_a_file_that_no_spool_of_this_size_holds_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spool.check("x.safetensors", 1 << 40)  # without a spool
+    monkeypatch.setenv("GGUF_MLA_SPOOL", str(tmp_path))
+    spool.use("2M")
+    try:
+        spool.check("x.safetensors", 2_000_000)
+        with pytest.raises(InputError, match=r"x\.safetensors: is larger than the whole spool .*--spool"):
+            spool.check("x.safetensors", 2_000_001)
+    finally:
+        spool.use(None)

@@ -293,6 +293,15 @@ def test_a_repository_that_is_public_is_not_private(desk: Desk) -> None:
     assert "Give --upload" in desk.reader.run("convert", hub.BUNDLED, desk.here / "m.gguf", "--private").said
 
 
+def test_parts_that_go_here_while_the_whole_is_elsewhere_are_warned_of(desk: Desk) -> None:
+    parts = desk.place / "wanted"
+    line = ("merge", next(iter(sorted(parts.iterdir()))), desk.here / "m.gguf", "--delete-splits", "--dry-run")
+    words = "warning: after --delete-splits and --upload without --keep, the model is on the hub alone."
+    assert words in desk.reader.run(*line, "--upload", ID).said
+    assert words not in desk.reader.run(*line, "--upload", ID, "--keep").said
+    assert words not in desk.reader.run(*line).said
+
+
 def test_a_dry_run_creates_nothing(desk: Desk) -> None:
     read = desk.convert("--dry-run", "--json")
     assert read.status == 0, read.said

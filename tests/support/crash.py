@@ -18,12 +18,12 @@ import numpy as np
 from gguf_mla.cli.main import main
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.files import platform
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.stream import chunks, saving
 from tests.support import hub
 from tests.support.command import convert
 from tests.support.hub import BUNDLED
 from tests.support.legacy import write_variant
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

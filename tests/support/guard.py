@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_mla.container.reader import open_gguf
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import command, crash, legacy
 from tests.support.crash import Job, content
+from tests.support.matrices import write_imatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,13 +31,13 @@ from gguf_mla import ggtypes, open_gguf
 from gguf_mla.forward import walk
 from gguf_mla.forward.attention import FORMS
 from gguf_mla.forward.layers import lookup
-from gguf_mla.importance.gguf import write_imatrix
 from gguf_mla.recipes import file_types
 from gguf_mla.synthetic.shapes import FAMILIES
 from gguf_mla.synthetic.small import write_small
 from gguf_mla.text.tokens import read_tokens
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
+from tests.support.matrices import write_imatrix
 from verify import opening
 from verify.findings import Grade
 from verify.job import Request, prove

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import convert, gguf_mla
+from tests.support.matrices import write_imatrix
 from tests.verify.faults import Image
 from verify.findings import Grade
 from verify.job import Proof, Request, prove

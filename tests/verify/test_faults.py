@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gguf_mla.forward import attention, layers
-from gguf_mla.importance.gguf import write_imatrix
 from tests.support import hub
 from tests.support.command import convert
+from tests.support.matrices import write_imatrix
 from tests.verify.faults import FAULTS, READER_FAULTS, Fault, Image, ReaderFault, blamed
 from verify import job
 from verify.job import Request, prove

@@ -13,7 +13,7 @@ import pytest
 from gguf_mla.container import reader
 from gguf_mla.errors import InputError
 from gguf_mla.importance.exact import Exact
-from gguf_mla.importance.gguf import write_imatrix, write_matrix
+from gguf_mla.importance.gguf import write_matrix
 from gguf_mla.importance.matrix import LAYER_MEAN, read_imatrix
 from gguf_mla.importance.partial import Part, open_part
 from quantize.imatrix import coverage
@@ -21,6 +21,7 @@ from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.job import How, collect
 from quantize.imatrix.written import summed
 from tests.support.command import gguf_mla
+from tests.support.matrices import write_imatrix
 from tests.support.schema import faults
 from tests.test_json import SCHEMA
 
