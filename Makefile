@@ -49,6 +49,7 @@ check: $(VENV)/test.stamp ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 $(VENV)/bin/python:

@@ -38,6 +38,7 @@ CHECKPOINTS = {
     "FP8, small": ("v3fp8", 5, 64),
     "FP8, large": ("v3fp8", 13, 88),
 }
+GOALS = {"BF16": 8, "Q8_0": 9}  # times the peer
 GIB, MIB = 1 << 30, 1 << 20
 
 
@@ -67,11 +68,11 @@ class Bench:
         return self.directory / "out.gguf"
 
     def ours(self, name: str, kind: str, env: dict[str, str] | None = None) -> tuple[Measured, dict[str, float]]:
-        """Convert once; return the process and what it says of itself."""
+        """Convert once; return the process and the seconds of its stages."""
         arguments = [self.checkpoint(name), self.out, "--type", kind, "--quiet", "--json", "--threads", self.threads]
         measured = self._clean(lambda: measure(command("convert", *arguments), self.directory / "report.json", env))
-        result = next(line for line in measured.output.splitlines() if line.startswith("{"))
-        return measured, json.loads(result)
+        result = measured.output[measured.output.index("{") :]
+        return measured, json.loads(result)["stages"]
 
     def peer(self, converter: Path, name: str, kind: str) -> Measured:
         """Convert once with llama.cpp's converter."""
@@ -170,7 +171,10 @@ def copy_rows(bench: Bench) -> None:
     streaming, whole, copy, synced = (nbytes / GIB / statistics.median(column) for column in zip(*times, strict=True))
     what = f"BF16 → BF16, {nbytes / GIB:.2f} GiB"
     row(
-        f"{what}, streaming stage", f"{streaming:.2f} GiB/s", f"cp {copy:.2f} GiB/s", f"{streaming / copy:.0%} (≥ 60 %)"
+        f"{what}, streaming stage",
+        f"{streaming:.2f} GiB/s",
+        f"cp {copy:.2f} GiB/s",
+        f"{streaming / copy:.0%} (≥ 150 %)",
     )
     row(
         f"{what}, until it is on the disk",
@@ -183,8 +187,7 @@ def copy_rows(bench: Bench) -> None:
 def copy_times(bench: Bench, name: str) -> tuple[float, float, float, float]:
     """Return the seconds of our streaming stage, of it with the final sync, of cp, and of cp with sync."""
     copy = bench.copy_seconds(name, sync=False)
-    _, ours = bench.ours(name, "BF16")
-    stages = ours["stages"]
+    _, stages = bench.ours(name, "BF16")
     return stages["streaming"], stages["streaming"] + stages["finishing"], copy, bench.copy_seconds(name, sync=True)
 
 
@@ -192,7 +195,7 @@ def fp8_rows(bench: Bench, converter: Path | None) -> None:
     """Print FP8 → BF16 and Q8_0, whole processes, beside the peer."""
     name = "FP8, small"
     nbytes = size_of(bench.checkpoint(name))
-    for kind in ("BF16", "Q8_0"):
+    for kind, goal in GOALS.items():
         runs = sorted((bench.ours(name, kind)[0] for _ in range(bench.runs)), key=lambda m: m.seconds)
         ours = runs[len(runs) // 2]
         what, found = (
@@ -207,7 +210,7 @@ def fp8_rows(bench: Bench, converter: Path | None) -> None:
             what,
             found,
             f"peer {peer.seconds:.1f} s, {peer.peak / MIB:.0f} MiB",
-            f"{peer.seconds / ours.seconds:.1f}× (≥ 5×)",
+            f"{peer.seconds / ours.seconds:.1f}× (≥ {goal}×)",
         )
 
 

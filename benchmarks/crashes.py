@@ -80,7 +80,7 @@ def kill(one: Measured, chance: random.Random, score: Score) -> None:
     """Kill a run, and now and then its reruns, until one ends; compare."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory)
-        instants = []
+        instants: list[str] = []
         while not instants or chance.random() < AGAIN:
             kind, instant, status = killed(one, out, chance)
             if status != -signal.SIGKILL:  # it ended before, which some reruns do by saying so

@@ -96,7 +96,7 @@ def layers_of(checkpoint: Checkpoint, *, light: bool, mtp: str | None) -> tuple[
 
 
 def _fixed(plan: Plan, got: FileType, fixed: Mapping[str, str]) -> Plan:
-    """Return the plan with the types that llama.cpp's converter gives to matrices of some kinds, whatever is asked."""
+    """Return the plan with the types that llama.cpp's converter gives to some matrices, whatever is asked."""
     if not fixed or got.default not in DIRECT:
         return plan
     tensors = tuple(_fixed_job(job, fixed) for job in plan.tensors)
@@ -106,7 +106,10 @@ def _fixed(plan: Plan, got: FileType, fixed: Mapping[str, str]) -> Plan:
 
 
 def _fixed_job(job: TensorJob, fixed: Mapping[str, str]) -> TensorJob:
-    kind = fixed.get(job.stored.partition(" ")[0]) if len(job.shape) > 1 else None
+    if len(job.shape) < 2:
+        return job
+    stored = job.stored.partition(" ")[0]
+    kind = next((kind for what, kind in fixed.items() if what == stored or job.name.endswith(what)), None)
     return job if kind is None else replace(job, type=kind, reason="as llama.cpp's converter has it")
 
 

@@ -19,6 +19,7 @@ def run() -> None:
     gc.set_threshold(KEPT)
     # Threads of torch that wait for the next product leave their cores to what decodes it; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # likewise: its large tensors, which come and go, in large pages
     # A user's own convert.py, in the current directory or on PYTHONPATH, is not what is meant here.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - light
     try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gguf_mla.plan.jobs import Plan
     from gguf_mla.plan.outputs import Output
-    from gguf_mla.remote.upload import Upload
+    from gguf_mla.remote.destination import Destination
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
@@ -29,7 +29,7 @@ CHUNK_MEMORY = 16 << 20  # a chunk as read, as float32 and as encoded, with the 
 RUN = ("dry", "beside", "removed", "threads", "memory", "free", "taken_over", "work", "network", "upload")
 
 
-def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> dict[str, Any]:
+def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Destination | None) -> dict[str, Any]:
     """Return what a document says of a run that was not made; `lacking` says what room it would not have."""
     run = {
         "dry": True,
@@ -43,7 +43,9 @@ def plan_json(job: Job, threads: int, lacking: Sequence[str], sink: Upload | Non
     return _content(job, lacking, run) | {"outputs": outputs(job, planned=True, checked=False)}
 
 
-def result_json(job: Job, result: Result, planning: float, sink: Upload | None, *, checked: bool) -> dict[str, Any]:
+def result_json(
+    job: Job, result: Result, planning: float, sink: Destination | None, *, checked: bool
+) -> dict[str, Any]:
     """Return what a document says of a run; `planning` is how many seconds were spent before."""
     run = {
         "dry": False,
@@ -85,7 +87,7 @@ def memory(threads: int) -> int:
     return BASE_MEMORY + threads * CHUNK_MEMORY
 
 
-def job_text(job: Job, threads: int, lacking: Sequence[str], sink: Upload | None) -> str:
+def job_text(job: Job, threads: int, lacking: Sequence[str], sink: Destination | None) -> str:
     """Return the plans of a run for people, and what it would remove."""
     lines = [plan_text(plan, output, threads) for plan, output in job.outputs]
     lines += [*network.needs_text(job), *sending.plan_text(job, sink)]
@@ -129,7 +131,7 @@ def _held(plan: Plan) -> str:
     return f"{len(plan.tensors)} tensors, {units.count(plan.parameters)} parameters, {shown}, {bits} bits per weight"
 
 
-def result_text(job: Job, result: Result, seconds: float, sink: Upload | None) -> str:
+def result_text(job: Job, result: Result, seconds: float, sink: Destination | None) -> str:
     """Return what was written for people: a line per output, and how fast all of it was, measuring included."""
     lines = [f"{output[0].path}: {_held(plan)}" for plan, output in job.outputs]
     rate = units.size(result.nbytes / max(seconds, 1e-9))

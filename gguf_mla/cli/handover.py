@@ -101,6 +101,15 @@ def words_of(command: Command, options: Mapping[str, Any]) -> list[str]:
     return [*flags, "--", *words]
 
 
+def values_of(command: Command, options: Mapping[str, Any], root: click.Command) -> dict[str, Any]:
+    """Return the value of every parameter of a command that was told what `options_of` has returned."""
+    with (
+        click.Context(root, info_name="gguf-mla") as parent,
+        command.make_context(command.name, words_of(command, options), parent=parent) as context,
+    ):
+        return context.params
+
+
 def _data(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_data(item) for item in value]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gguf_mla.cli.progress import Progress
     from gguf_mla.files.guard import Mark
     from gguf_mla.plan.outputs import Output
-    from gguf_mla.remote.upload import Upload
+    from gguf_mla.remote.destination import Destination
     from gguf_mla.stream.execute import Result
     from gguf_mla.stream.run import Job
 
@@ -87,7 +87,7 @@ def prepare(job: Job, options: RunOptions) -> None:
     _try_device(job, options)
 
 
-def report(job: Job, result: Result, options: RunOptions, planning: float, sink: Upload | None = None) -> None:
+def report(job: Job, result: Result, options: RunOptions, planning: float, sink: Destination | None = None) -> None:
     """Say what was written; `planning` is how many seconds were spent before, measuring included.
 
     Inputs that were to go are deleted: everything that was made of them is on the disk, or where `sink` has sent it.
@@ -110,7 +110,7 @@ def show(job: Job, options: RunOptions) -> None:
     """Show the plan, and end as the run would: what it would be refused for is raised after the plan is shown."""
     refused: GgufMlaError | None = None
     lacking: list[str] = []
-    sink: Upload | None = None
+    sink: Destination | None = None
     try:
         check_names(job, options)
         sink = sending.sink(job, options)
@@ -131,7 +131,7 @@ def _are_noted(options: RunOptions) -> bool:
     return options.checksums and (options.upload is None or options.keep)
 
 
-def circumstances(job: Job, options: RunOptions, sink: Upload | None = None) -> dict[str, Any]:
+def circumstances(job: Job, options: RunOptions, sink: Destination | None = None) -> dict[str, Any]:
     """Return what a run depends on beside its outputs and sources, as `execute` and `rehearse` take it."""
     paths = _paths(job)
     return {
@@ -192,7 +192,7 @@ def _try_device(job: Job, options: RunOptions) -> None:
         log("device", trial.report(device, tried))
 
 
-def _run(job: Job, options: RunOptions, sink: Upload | None) -> Result:
+def _run(job: Job, options: RunOptions, sink: Destination | None) -> Result:
     outputs = [output for _, output in job.outputs]
     total = sum(plan.nbytes for plan, _ in job.outputs)
     try:

@@ -21,7 +21,7 @@ from gguf_mla.errors import InputError
 from gguf_mla.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 GROUP = "gguf_mla.commands"
 OPTIONAL = ("torch", "ray")  # packages that not every command needs, called as what installs them
@@ -46,9 +46,14 @@ class Command(click.Command):
 
     def call(self, **arguments: Any) -> None:
         """Do the work, with the value of every parameter."""
+        self._loaded()(**self.grouped(arguments))
+
+    def grouped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the function from the values of all parameters."""
+        arguments = dict(values)
         for name, group in self.groups.items():
             arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
-        self._loaded()(**arguments)
+        return arguments
 
     def _loaded(self) -> Callable[..., object]:
         """Return the function that does the work; InputError where it needs a package that is not installed."""

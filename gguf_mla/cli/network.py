@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gguf_mla.cli.options import RunOptions
-    from gguf_mla.remote.upload import Upload
+    from gguf_mla.remote.destination import Destination
     from gguf_mla.sources.tensor import SourceTensor
     from gguf_mla.stream.engine import Task
     from gguf_mla.stream.run import Job
@@ -77,7 +77,7 @@ def needs_text(job: Job) -> list[str]:
     return [f"network: {units.size(found.bytes)} in about {found.requests} requests, {memory}"]
 
 
-def note(job: Job, sink: Upload | None = None) -> Callable[[], str] | None:
+def note(job: Job, sink: Destination | None = None) -> Callable[[], str] | None:
     """Return what says how fast files come and go over the network at a moment; None where none do."""
     says = [*([_state] if is_remote(job) else []), *([sink.state] if sink else [])]
     return (lambda: ", ".join(filter(None, (say() for say in says)))) if says else None

@@ -32,6 +32,15 @@ PAD_VOCAB: dict[str, Any] = {
 
 
 THREADS_ENGINE, RAY = "threads", "ray"
+ENGINE: dict[str, Any] = {
+    "type": click.Choice([THREADS_ENGINE, RAY]),
+    "show_default": True,
+    "help": "Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
+}
+ADDRESS: dict[str, Any] = {
+    "metavar": "ADDRESS",
+    "help": "With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
+}
 
 
 def _spool(_ctx: click.Context, _param: click.Parameter, size: str | None) -> str | None:
@@ -201,18 +210,13 @@ class RunOptions:
         None, "--bandwidth", type=numbers.Size(), metavar="SIZE",
         help="Read from the hub, and send to it, at most SIZE a second (50M).",
     )  # fmt: skip
-    engine: str = option(
-        THREADS_ENGINE, "--engine", type=click.Choice([THREADS_ENGINE, RAY]), show_default=True,
-        help="Who does the work: threads of this process, or a Ray cluster whose machines share a folder.",
-    )  # fmt: skip
-    address: str | None = option(
-        None, "--address", metavar="ADDRESS",
-        help="With --engine ray: the cluster's  [default: RAY_ADDRESS, or a cluster of this machine alone]",
-    )  # fmt: skip
+    engine: str = option(THREADS_ENGINE, "--engine", **ENGINE)
+    address: str | None = option(None, "--address", **ADDRESS)
     spool: str | None = option(None, "--spool", **SPOOL)
     upload: str | None = option(
-        None, "--upload", metavar="OWNER/NAME",
-        help="Send each file to this repository of the hub when it is complete, drop it here, and publish all at once.",
+        None, "--upload", metavar="PLACE",
+        help="Send each file when it is complete, drop it here, and publish all at once: to OWNER/NAME on the hub, or "
+        "to the URL of a folder in an object store (s3://BUCKET/FOLDER).",
     )  # fmt: skip
     private: bool = option(False, "--private", is_flag=True, help="With --upload: a new repository is private.")
     keep: bool = option(False, "--keep", is_flag=True, help="With --upload: keep the files here, too.")

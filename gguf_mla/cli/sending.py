@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from gguf_mla.cli.options import RunOptions
     from gguf_mla.plan.jobs import Plan
     from gguf_mla.plan.outputs import Output
-    from gguf_mla.remote.upload import Upload
+    from gguf_mla.remote.destination import Destination
     from gguf_mla.stream.run import Job
 
+SUMS = ".gguf.sha256"  # what ends the name of a model's file of checksums
 # Options that decide no byte: a command that makes the same goes without them.
 INDIFFERENT = frozenset((
     "upload", "private", "keep", "verdicts", "threads", "device", "overwrite", "no_resume", "checksums",
@@ -50,35 +51,59 @@ def check(options: RunOptions) -> None:
         if given or options.verdicts:
             raise InputError(f"{' '.join(given) or '--verdict'} says something of an upload", remedy="Give --upload")
         return
-    if options.engine == RAY or handover.current() is not None:
-        raise InputError(
-            "--upload sends files as one process completes them, and many workers share this work",
-            remedy="Leave out --upload, and send the files when they are finished, or let one process do all",
-        )
+    many = options.engine == RAY or handover.current() is not None
+    if many and (options.keep or options.verdicts):
+        flag = "--keep" if options.keep else "--verdict"
+        raise InputError(f"{flag} is for an upload by one process, and many workers share this work")
 
 
-def sink(job: Job, options: RunOptions) -> Upload | None:
+def sink(job: Job, options: RunOptions) -> Destination | None:
     """Return where a run's outputs go besides, None for nowhere; InputError where nothing can be uploaded."""
     if options.upload is None:
         return None
-    from gguf_mla.remote.upload import Upload  # noqa: PLC0415 - it is an extra
-
-    verdicts = _verdicts(job, options.verdicts)
-    names = _names([*(file.path for _, output in job.outputs for file in output), *(e.path for e in job.extras)])
-
-    def describe(receipts: Mapping[str, Mapping[str, Any]], read: Callable[[str], str | None]) -> dict[str, str]:
-        sections = [_section(job, plan, output, names, receipts, verdicts) for plan, output in job.outputs]
-        made = pages(sections, options.upload or "", read)
-        if not made:
-            warn("the repository's page is somebody's own, and no other could be written")
-        return {**_sums(sections), **made}
-
-    found = Upload(options.upload, names, describe, private=options.private, keeps=options.keep)
+    found = _of_hub(job, options, options.upload) if is_hub(options.upload) else _of_store(job, options, options.upload)
     found.open(create=not options.dry_run)
     return found
 
 
-def plan_text(job: Job, sink: Upload | None) -> list[str]:
+def is_hub(place: str) -> bool:
+    """Whether an upload goes to the hub, and not to a URL."""
+    return "://" not in place or place.startswith(location.SCHEME)
+
+
+def _of_hub(job: Job, options: RunOptions, repository: str) -> Destination:
+    from gguf_mla.remote.upload import Upload  # noqa: PLC0415 - it is an extra
+
+    verdicts = _verdicts(job, options.verdicts)
+    names = names_of(job)
+
+    def describe(receipts: Mapping[str, Mapping[str, Any]], read: Callable[[str], str | None]) -> dict[str, str]:
+        sections = [_section(job, plan, output, names, receipts, verdicts) for plan, output in job.outputs]
+        made = pages(sections, repository, read)
+        if not made:
+            warn("the repository's page is somebody's own, and no other could be written")
+        sums = [_sums(section.name, section.files) for section in sections]
+        return {**dict(sums), **made}
+
+    return Upload(repository, names, describe, private=options.private, keeps=options.keep)
+
+
+def _of_store(job: Job, options: RunOptions, url: str) -> Destination:
+    from gguf_mla.remote.store import Store  # noqa: PLC0415 - it is an extra
+
+    if options.private:
+        raise InputError("--private is for a repository of the hub", found=url)
+    names = names_of(job)
+    models = {_model(names, output): [names[file.path] for file in output] for _, output in job.outputs}
+
+    def describe(receipts: Mapping[str, Mapping[str, Any]], _: Callable[[str], str | None]) -> dict[str, str]:
+        return dict(_sums(model, {name: receipts[name] for name in files}) for model, files in models.items())
+
+    ends = [f"{model}{SUMS}" for model in models]
+    return Store(url, names, describe, keeps=options.keep, overwrite=options.overwrite, ends=ends)
+
+
+def plan_text(job: Job, sink: Destination | None) -> list[str]:
     """Return in a line where a run would send its files, and what they would take here; no line without an upload."""
     if sink is None:
         return []
@@ -87,12 +112,12 @@ def plan_text(job: Job, sink: Upload | None) -> list[str]:
     return [f"upload: {len(goal.sizes)} files to {sink.called}, {room}"]
 
 
-def result_json(sink: Upload | None) -> dict[str, Any] | None:
+def result_json(sink: Destination | None) -> dict[str, Any] | None:
     """Return what has become of an upload as JSON-ready data, as a document's `run` has it."""
     return None if sink is None else {**vars(sink.published), "kept": sink.keeps}
 
 
-def result_text(sink: Upload | None) -> list[str]:
+def result_text(sink: Destination | None) -> list[str]:
     """Return the same in a line; no line without an upload."""
     if sink is None:
         return []
@@ -102,20 +127,23 @@ def result_text(sink: Upload | None) -> list[str]:
     return [f"upload: {done.files} files, {units.size(done.bytes)}{known}: {done.url}"]
 
 
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return what files are called in a repository: by their names, in directories where they lie in several."""
+def names_of(job: Job) -> dict[Path, str]:
+    """Return what files are called where they go: by their names, in directories where they lie in several."""
+    paths = [*(file.path for _, output in job.outputs for file in output), *(extra.path for extra in job.extras)]
     root = os.path.commonpath([path.absolute().parent for path in paths])
     return {path: path.absolute().relative_to(root).as_posix() for path in paths}
 
 
-def _sums(sections: Sequence[Section]) -> dict[str, str]:
-    """Return a file of checksums for each model, as sha256sum has them."""
-    return {
-        f"{section.name}.gguf.sha256": "".join(
-            f"{receipt['sha256']}  {PurePath(name).name}\n" for name, receipt in section.files.items()
-        )
-        for section in sections
-    }
+def _sums(model: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the name and the text of a model's file of checksums, as sha256sum has them."""
+    lines = (f"{receipt['sha256']}  {PurePath(name).name}\n" for name, receipt in files.items())
+    return f"{model}{SUMS}", "".join(lines)
+
+
+def _model(names: Mapping[Path, str], output: Output) -> str:
+    """Return what a model is called where it goes."""
+    first = PurePath(names[output[0].path])
+    return (first.parent / model_name(first)).as_posix()
 
 
 def _section(
@@ -128,7 +156,7 @@ def _section(
 ) -> Section:
     first = PurePath(names[output[0].path])
     files = {names[file.path]: receipts[names[file.path]] for file in output}
-    name = (first.parent / model_name(first)).as_posix()
+    name = _model(names, output)
     return Section(name, plan, files, _recipe(first, plan), origin(job), verdicts.get(first.name, ()), command())
 
 

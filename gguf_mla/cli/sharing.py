@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_mla import units
-from gguf_mla.cli import handover, launch, network
+from gguf_mla.cli import delivering, handover, launch, network, sending
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.handover import Handover
 from gguf_mla.cli.main import Command, main
@@ -22,6 +22,7 @@ from gguf_mla.cli.outcome import outputs
 from gguf_mla.cli.progress import progress
 from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
+from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.errors import InputError
 from gguf_mla.files.directories import make_directory
 from gguf_mla.files.output import OutputFile
@@ -31,6 +32,7 @@ from gguf_mla.stream.sharing import finish as finishing
 from gguf_mla.stream.sharing import plan as plans
 from gguf_mla.stream.sharing import scale
 from gguf_mla.stream.sharing.ledger import Ledger, discard
+from gguf_mla.stream.sharing.parts import wholes
 from gguf_mla.stream.sharing.plan import Order, SharedPlan
 from gguf_mla.stream.sharing.work import work as do
 
@@ -49,12 +51,13 @@ MOST_WORKERS = 1 << 16
 
 @dataclass(frozen=True)
 class Shared:
-    """A plan with the job that it is about, made again on this machine, and the notes about it."""
+    """A plan with the job that it is about, made again on this machine, the notes about it, and the command."""
 
     plan: SharedPlan
     job: Job
     options: RunOptions
     ledger: Ledger
+    context: click.Context
 
 
 def plan(command: Command, values: Mapping[str, Any], path: Path, job_size: str | None) -> None:
@@ -64,6 +67,7 @@ def plan(command: Command, values: Mapping[str, Any], path: Path, job_size: str 
         launch.show(job, options)
         return
     launch.check_names(job, options)
+    sending.sink(job, options)
     launch.say_warnings(job)
     if options.verify_source:
         if any(isinstance(path, Elsewhere) for path in job.inputs):
@@ -115,37 +119,51 @@ def made_again(found: SharedPlan) -> Shared:
     if not isinstance(command, Command):
         raise InputError("the plan names a command that there is not", found=found.order.command, remedy=plans.AGAIN)
     receiver = Handover(found.order.measured)
-    words = handover.words_of(command, found.order.options)
+    told = dict(found.order.options)
+    device = told.pop("device", CPU.name)  # who finishes, or is told to compute elsewhere, need not have it
+    words = handover.words_of(command, told)
     with root, handover.received(root, receiver), command.make_context(command.name, words, parent=root) as context:
         command.invoke(context)
     job, options = _taken(receiver)
+    options = replace(options, device=device)
     found.check(SharedPlan.of(found.order, job, found.largest))
-    return Shared(found, job, options, Ledger(job.outputs[0][1][0].path, found))
+    return Shared(found, job, options, Ledger(job.outputs[0][1][0].path, found), context)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Shared]:
     """Read a plan, and make it again in the directory where it was made; InputError where that is not there."""
     found = plans.read(path)
-    try:
-        place = contextlib.chdir(found.order.directory)
-        with place:
-            yield made_again(found)
-    except FileNotFoundError as error:
-        if error.filename != found.order.directory:
-            raise
+    with in_place_of(found):
+        yield made_again(found)
+
+
+@contextmanager
+def in_place_of(found: SharedPlan) -> Iterator[None]:
+    """Be in the directory where a plan was made; InputError where it is not there.
+
+    Where the files are sent elsewhere, no directory has to be the same on all machines: then it may be missing.
+    """
+    place = Path(found.order.directory)
+    if not place.is_dir():
+        if found.order.options.get("upload"):
+            yield
+            return
         raise InputError(
             "the directory that the plan was made in is not there",
-            file=found.order.directory,
+            file=place,
             remedy="Inputs, outputs and plan have to lie in a folder that all machines see under the same name",
-        ) from None
+        )
+    with contextlib.chdir(place):
+        yield
 
 
 def show(plan: Path, workers: str, cores: int, as_json: bool) -> None:
     """Show how a plan's jobs are shared out."""
     found = plans.read(plan)
     counts = numbers(workers, range(1, MOST_WORKERS + 1), "numbers of workers")
-    rows = [scale.scaled(found, count, cores) for count in counts]
+    units = wholes(found) if found.order.options.get("upload") else found.jobs
+    rows = [scale.scaled(units, count, cores) for count in counts]
     if as_json:
         answer(plan=summary(found, plan), workers=[asdict(row) for row in rows])
         return
@@ -153,7 +171,7 @@ def show(plan: Path, workers: str, cores: int, as_json: bool) -> None:
     click.echo()
     head = ("workers", "jobs each", "slowest/mean", "time", "reads each", "writes each", "read rate", "write rate")
     click.echo(table(head, [_row(row) for row in rows], right=",".join(head)))
-    click.echo(f"\nshares are even (slowest/mean at most {scale.EVEN}) up to {scale.most(found)} workers")
+    click.echo(f"\nshares are even (slowest/mean at most {scale.EVEN}) up to {scale.most(units)} workers")
 
 
 def _row(row: scale.Scaled) -> tuple[str, ...]:
@@ -192,16 +210,24 @@ def work(
             quiet=quiet,
             as_json=as_json,
         )
-        mine = chosen(shared.plan, rank, of, jobs)
+        units, do_some = units_of(shared)
+        mine = chosen(units, rank, of, jobs)
         planning = time.monotonic() - begin
         network.limit(options)
         launch.prepare(shared.job, options)
-        worked = worked_on(shared, mine, options)
+        worked = do_some(shared, mine, options)
         if as_json:
             stages = {"planning": planning, "working": worked.seconds}
             answer(inputs=shared.job.inputs, stages=stages, share=_work_json(worked))
         elif not quiet:
-            click.echo(_work_text(worked, shared.plan))
+            click.echo(_work_text(worked, len(units)))
+
+
+def units_of(shared: Shared) -> tuple[Sequence[Any], Callable[[Shared, Sequence[Any], RunOptions], Worked]]:
+    """Return what workers can do of a plan, and how: its jobs in shared files, or whole files that are sent."""
+    if shared.options.upload is None:
+        return shared.plan.jobs, worked_on
+    return wholes(shared.plan), delivering.worked_on
 
 
 def worked_on(shared: Shared, mine: Sequence[SharedJob], options: RunOptions) -> Worked:
@@ -231,6 +257,9 @@ def finish(plan: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
     begin = time.monotonic()
     with opened(plan) as shared:
         options = replace(shared.options, threads=threads, quiet=quiet, as_json=as_json)
+        if options.upload is not None:
+            delivering.finished(shared, options, time.monotonic() - begin)
+            return
         launch.check_names(shared.job, options, shared.ledger.marks())
         planning = time.monotonic() - begin
         finished(shared, options, planning)
@@ -261,19 +290,19 @@ def finished(
     launch.report(job, whole(result), options, planning)
 
 
-def chosen(plan: SharedPlan, rank: int | None, of: int | None, jobs: str | None) -> list[SharedJob]:
-    """Return the jobs that options ask for, all without any; InputError for what cannot be."""
+def chosen(units: Sequence[Any], rank: int | None, of: int | None, jobs: str | None) -> list[Any]:
+    """Return the units that options ask for, all without any; InputError for what cannot be."""
     if jobs is not None:
         if rank is not None or of is not None:
             raise InputError("--jobs and --rank exclude each other", remedy="Give one of the two")
-        return [plan.jobs[number] for number in numbers(jobs, range(len(plan.jobs)), "jobs of the plan")]
+        return [units[number] for number in numbers(jobs, range(len(units)), "jobs of the plan")]
     if (rank is None) != (of is None):
         raise InputError("--rank and --of belong together", remedy="Give both: --rank 0 --of 4 is the first of four")
     if rank is None or of is None:
-        return list(plan.jobs)
+        return list(units)
     if rank >= of:
         raise InputError("there is no such rank", expected=f"0 to {of - 1}", found=rank)
-    return plan.shares(of)[rank]
+    return plans.shared_out(units, of)[rank]
 
 
 def numbers(text: str, allowed: range, what: str) -> list[int]:
@@ -321,8 +350,8 @@ def _work_json(worked: Worked) -> dict[str, Any]:
     }
 
 
-def _work_text(worked: Worked, plan: SharedPlan) -> str:
+def _work_text(worked: Worked, of: int) -> str:
     there = f", {units.size(worked.taken_over)} were there already" if worked.taken_over else ""
     rate = units.size(worked.nbytes / worked.seconds) if worked.seconds else "0 B"
-    jobs = f"{len(worked.jobs)} of {len(plan.jobs)} jobs"
+    jobs = f"{len(worked.jobs)} of {of} jobs"
     return f"{jobs}: {units.size(worked.nbytes)} in {worked.seconds:.1f} s ({rate}/s){there}"

@@ -19,6 +19,7 @@ import llvmlite
 import numba
 from numba.core import caching, config
 from numba.core.codegen import get_host_cpu_features
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -84,7 +85,7 @@ class KernelCache(caching.NullCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return a kernel that was kept; None if it is to be compiled."""
-        target_context.refresh()
+        rtsys.initialize(target_context)  # all that kernels call; what only compiling needs takes 0.3 s to import
         name, key = self._names(sig, target_context.codegen())
         for store in stores():
             payload = store.read(name, key)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Dimensions = Mapping[str, int]
 HEAD = "lm_head.weight"
+# Conditions of what a file ends with: whether it holds the model, or prediction alone, whose first layer is {layer}.
+WHOLE, ALONE = "whole", "alone"
 PATTERNS, EXAMPLES = 3, 5  # that an error shows of many names
 LISTED = 8  # names in an error that are all shown; of more, patterns and examples are
 _NUMBER = re.compile(r"\d+")
@@ -147,9 +149,11 @@ class Family:
     specials      special tokens that the family has under names of its own: a role (bos, unk, eot) and the token's text
     bos_first     what to call a model whose prompts begin with bos whatever the tokenizer's files say; "" for others
     light         the family as whose model it can be written with less, for engines that do not know this one
+    apart         why multi-token prediction cannot be in one file with the model; "" where it can
     template      the chat template of checkpoints that bring none: a file in data/templates; "" for none
     unsaid        what a configuration means that does not state these keys
-    fixed         types that llama.cpp's converter gives to matrices stored so, "FP8" or "BF16", whatever is asked of it
+    fixed         types that llama.cpp's converter gives, whatever is asked of it, to matrices stored so ("FP8", "BF16")
+                  or whose names end so; the first that holds counts
     """
 
     architecture: str
@@ -164,6 +168,7 @@ class Family:
     specials: Mapping[str, str] = field(default_factory=dict)
     bos_first: str = ""
     light: Family | None = None
+    apart: str = ""
     template: str = ""
     unsaid: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
@@ -188,7 +193,7 @@ def outputs(
     needed = dict.fromkeys(source for instance in wanted for source in instance.sources)
     missing = [source for source in needed if source not in checkpoint.tensors]
     others = [name for name in (*checkpoint.tensors, *checkpoint.absent) if name not in needed]
-    dropped, unknown = _sort_out(others, (*_before(layers), *family.drops(config, names)))
+    dropped, unknown = _sort_out(others, (*_before(family, layers), *family.drops(config, names)))
     if lost := [name for name in (*needed, *unknown) if name in checkpoint.absent]:
         raise checkpoint.incomplete(lost)
     if missing or unknown:
@@ -207,11 +212,14 @@ def source_shapes(family: Family, config: Config, layers: Layers) -> dict[str, t
     }
 
 
-def _before(layers: Layers) -> tuple[Drop, ...]:
+def _before(family: Family, layers: Layers) -> tuple[Drop, ...]:
     """Return what a file without the model's own layers does without."""
+    if not layers.first:
+        return ()
     numbers = "|".join(map(str, range(layers.first)))
     reason = "of the model's own layers, which are not in a file of multi-token prediction alone"
-    return (Drop(rf"model\.layers\.({numbers})\..+", reason),) if numbers else ()
+    ends = [re.escape(rule.source) for rule in family.rules.last if rule.when == WHOLE]
+    return tuple(Drop(pattern, reason) for pattern in (rf"model\.layers\.({numbers})\..+", *ends))
 
 
 def _check_counts(config: Config, layers: Layers, dims: Dimensions, stored: int) -> None:
@@ -230,7 +238,7 @@ class _Instance:
 
 
 def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions) -> Iterator[_Instance]:
-    model, rules = family.conditions(config, None), family.rules
+    rules, model = family.rules, family.conditions(config, None) | {ALONE if layers.first else WHOLE}
     for rule in rules.first:
         yield from _instance(rule, model, None, dims)
     for layer in layers.held:
@@ -238,7 +246,7 @@ def _instances(family: Family, config: Config, layers: Layers, dims: Dimensions)
         for rule in rules.layer:
             yield from _instance(rule, conditions, layer, dims)
     for rule in rules.last:
-        yield from _instance(rule, model, None, dims)
+        yield from _instance(rule, model, layers.first, dims)
 
 
 def _stored(instances: list[_Instance], names: Container[str]) -> list[_Instance]:

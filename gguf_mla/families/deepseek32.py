@@ -97,5 +97,6 @@ FAMILY = Family(
     warnings=deepseek2.warnings,
     # It ships no chat template: the published prompt scripts write the bos, so some of its files say there is none.
     bos_first=NAME,
+    fixed={".indexer.proj.weight": "F32"},
     light=replace(deepseek2.FAMILY, drops=_light_drops, bos_first=NAME),
 )

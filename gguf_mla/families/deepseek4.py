@@ -13,7 +13,20 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from gguf_mla.container.values import Kind, Value, array, boolean, f32, string, u32
-from gguf_mla.families.base import HEAD, Dimensions, Drop, Family, Layers, Rule, Rules, ordinary_layers, stack
+from gguf_mla.families import prediction
+from gguf_mla.families.base import (
+    ALONE,
+    HEAD,
+    WHOLE,
+    Dimensions,
+    Drop,
+    Family,
+    Layers,
+    Rule,
+    Rules,
+    ordinary_layers,
+    stack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -54,6 +67,15 @@ def _compressor(output: str, source: str, ratio: str, width: str, key: str) -> t
     )
 
 
+def _joining(source: str, when: str) -> tuple[Rule, ...]:
+    """Return the rules of what makes one of the streams at the end: prediction has its own, under the same names."""
+    return (
+        Rule("output_hc_fn.weight", f"{source}.hc_fn", ("streams", "streams hidden"), when),
+        Rule("output_hc_base.weight", f"{source}.hc_base", ("streams",), when),
+        Rule("output_hc_scale.weight", f"{source}.hc_scale", ("1",), when),
+    )
+
+
 RULES = Rules(
     first=(Rule("token_embd.weight", "model.embed_tokens.weight", ("vocab", "hidden")),),
     layer=(
@@ -89,11 +111,11 @@ RULES = Rules(
         Rule(_BLOCK + "ffn_gate_shexp.weight", _SHARED + "gate_proj.weight", ("shared_ffn", "hidden")),
         Rule(_BLOCK + "ffn_down_shexp.weight", _SHARED + "down_proj.weight", ("hidden", "shared_ffn")),
         Rule(_BLOCK + "ffn_up_shexp.weight", _SHARED + "up_proj.weight", ("shared_ffn", "hidden")),
+        *prediction.RULES,
     ),
     last=(
-        Rule("output_hc_fn.weight", "model.hc_head.hc_fn", ("streams", "streams hidden")),
-        Rule("output_hc_base.weight", "model.hc_head.hc_base", ("streams",)),
-        Rule("output_hc_scale.weight", "model.hc_head.hc_scale", ("1",)),
+        *_joining("model.hc_head", WHOLE),
+        *_joining(_LAYER + "hc_head", ALONE),
         Rule("output_norm.weight", "model.norm.weight", ("hidden",)),
         Rule("output.weight", HEAD, ("vocab", "hidden"), "untied"),
     ),
@@ -113,7 +135,7 @@ def dimensions(config: Config) -> Dimensions:
         raise config.refuse("o_groups", f"a divisor of num_attention_heads ({heads})", groups)
     return {
         "vocab": config.positive("vocab_size"),
-        "hidden": hidden, "streams": streams, "streams hidden": streams * hidden, "1": 1,
+        "hidden": hidden, "2 hidden": 2 * hidden, "streams": streams, "streams hidden": streams * hidden, "1": 1,
         "mixes": (2 + streams) * streams, "mixed parts": 3,
         "heads": heads, "head": head, "2 head": 2 * head, "csa": CSA, "hca": HCA,
         "q_rank": config.positive("q_lora_rank"), "q_rows": heads * head,
@@ -129,12 +151,15 @@ def conditions(config: Config, layer: int | None) -> frozenset[str]:
     """Return what holds for the model or for a layer of it."""
     if layer is None:
         return frozenset() if config.flag("tie_word_embeddings", default=False) else frozenset({"untied"})
-    held = {CSA: {"csa"}, HCA: {"hca"}}.get(ratios(config)[layer], set())
-    return frozenset(held | {"by id" if layer < hash_layers(config) else "by score"})
+    held = {CSA: {"csa"}, HCA: {"hca"}}.get(ratios(config, layer + 1)[layer], set())
+    return prediction.conditions(config, layer) | held | {"by id" if layer < hash_layers(config) else "by score"}
 
 
-def ratios(config: Config) -> list[int]:
-    """Return how many tokens each layer compresses to one, 0 for none; it may go on with those of prediction layers."""
+def ratios(config: Config, count: int = 0) -> list[int]:
+    """Return how many tokens each of `count` layers, or more, compresses to one, 0 for none.
+
+    The list may go on with prediction layers, which have a window alone; where it does not, it is filled up.
+    """
     layers = config.positive("num_hidden_layers")
     by_name = not config.has("compress_ratios") and config.has("layer_types")
     key = "layer_types" if by_name else "compress_ratios"
@@ -146,7 +171,9 @@ def ratios(config: Config) -> list[int]:
         expected = f"for each of {layers} layers one of {', '.join(map(str, known))}"
         raise config.refuse(key, expected, strange[0] if strange else stated)
     _check_rates(config)
-    return [known[one] for one in listed]
+    if any(known[one] != WINDOW for one in listed[layers:count]):
+        raise config.refuse(key, f"{WINDOW} for a layer of multi-token prediction", listed[layers:count])
+    return [known[one] for one in listed] + [WINDOW] * (count - len(listed))
 
 
 def _check_rates(config: Config) -> None:
@@ -168,15 +195,20 @@ def hash_layers(config: Config) -> int:
     return count
 
 
-def drops(config: Config, _names: Container[str]) -> tuple[Drop, ...]:
+def drops(config: Config, names: Container[str]) -> tuple[Drop, ...]:
     """Return what a file for this configuration does without."""
     found = [
-        Drop(r"(.+\.)?mtp\..+", "multi-token prediction, which is a file of its own in llama.cpp"),
+        Drop(r"(.+\.)?mtp\..+", "a draft model (DSpark), which is a file of its own in llama.cpp; no option writes it"),
         Drop(r"(aligner|vision|vision_tower|image_\w+)\b.*", "vision, which needs an mmproj file"),
     ]
     if layers := "|".join(map(str, range(hash_layers(config)))):
         bias = rf"model\.layers\.({layers})\.mlp\.gate\.e_score_correction_bias"
         found.append(Drop(bias, "not used where experts are chosen by a token's id"))
+    if predicting := "|".join(map(str, prediction.found(config, names))):
+        own = r"embed_tokens\.weight|[eh]norm\.weight|eh_proj\.weight|shared_head\..+|hc_head\..+"
+        block = r"(input|post_attention)_layernorm\.weight|(self_attn|mlp|attn_hc|ffn_hc)\..+"
+        reason = "multi-token prediction, which is a file of its own: --mtp only writes it"
+        found.append(Drop(rf"model\.layers\.({predicting})\.({own}|{block})", reason))
     if config.flag("tie_word_embeddings", default=False):
         found.append(Drop(r"lm_head\.weight", "tied to the token embeddings"))
     return tuple(found)
@@ -204,12 +236,13 @@ def metadata(config: Config, layers: Layers) -> dict[str, Value]:
         "attention.indexer.top_k": u32(config.positive("index_topk")),
         "attention.output_group_count": u32(config.positive("o_groups")),
         "attention.output_lora_rank": u32(config.positive("o_lora_rank")),
-        "attention.compress_ratios": array(Kind.I32, ratios(config)),
+        "attention.compress_ratios": array(Kind.I32, ratios(config, layers.total)),
         "hyper_connection.count": u32(dims["streams"]),
         "hyper_connection.sinkhorn_iterations": u32(config.positive("hc_sinkhorn_iters")),
         "hyper_connection.epsilon": f32(config.number("hc_eps")),
         "hash_layer_count": u32(hash_layers(config)),
         "embedding_length_out": u32(dims["streams hidden"]),
+        **prediction.values(layers),
         "vocab_size": u32(dims["vocab"]),  # llama.cpp does without; another engine of these files asks for it
     }
     return {f"{ARCHITECTURE}.{key}": value for key, value in values.items()}
@@ -294,6 +327,7 @@ FAMILY = Family(
     metadata=metadata,
     # It ships no chat template: the published prompt script writes the bos, and some of its files say there is none.
     bos_first=NAME,
+    apart="what joins its streams in the end has the names of what joins the model's",
     template="deepseek4.jinja",
-    fixed={"FP8": "Q8_0", "BF16": "BF16", "F32": "F32", "MXFP4": "MXFP4"},
+    fixed={".nextn.eh_proj.weight": "Q8_0", "FP8": "Q8_0", "BF16": "BF16", "F32": "F32", "MXFP4": "MXFP4"},
 )

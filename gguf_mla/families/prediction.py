@@ -60,7 +60,7 @@ def layers_in(config: Config, names: Container[str]) -> Layers:
 def chosen(family: Family, config: Config, names: Container[str], wish: str | None) -> Layers:
     """Return the layers of a family's file: as is usual with it, or with prediction kept, dropped, or alone (only).
 
-    InputError where there is nothing to keep, and for a family whose files have no place for it.
+    InputError where there is nothing to keep, or no place for it in the files of this family, or none beside a model.
     """
     usual, there = family.layers_in(config, names), len(found(config, names))
     if wish is None or wish == DROP:
@@ -68,6 +68,9 @@ def chosen(family: Family, config: Config, names: Container[str], wish: str | No
     if not any(rule.when == WHEN for rule in family.rules.layer):
         what = f"--mtp {wish} is not for {family.architecture} files, which have no place for multi-token prediction"
         raise InputError(what, file=config.file, remedy="Leave it out")
+    if wish == KEEP and family.apart:
+        what = f"--mtp keep is not for {family.architecture} files: {family.apart}"
+        raise InputError(what, file=config.file, remedy="--mtp only writes it into a file beside the model's")
     if not there:
         raise InputError(
             f"--mtp {wish}: the checkpoint has no multi-token prediction",

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 WRITING = "another process is writing this file"
 
 
+class BusyError(InputError):
+    """Another process has the file locked."""
+
+
 def open_locked(path: Path, lock: Callable[[int], bool] | None = None, taken: str = WRITING) -> int:
     """Create a file, or open the one that is there with what it holds, and lock it until it is closed.
 
     `lock` is `platform.lock`, or `platform.lock_shared` for a file that several processes write. InputError, with
     nothing changed, when it cannot be created, is not a regular file, belongs to another user, or another process has
-    locked it, of which `taken` says what that process does.
+    locked it.
     """
     while True:
         try:
@@ -39,7 +43,7 @@ def open_locked(path: Path, lock: Callable[[int], bool] | None = None, taken: st
             raise impossible(path, str(error.strerror)) from None
         if not (lock or platform.lock)(fd):
             os.close(fd)
-            raise InputError(taken, file=path, remedy="Wait for it or stop it")
+            raise BusyError(taken, file=path, remedy="Wait for it or stop it")
         if is_named(fd, path):
             return fd
         os.close(fd)  # another process finished between our opening and our lock: this is its file under its final name

@@ -86,8 +86,12 @@ class OutputFile:
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
         """Return the `count` bytes at `offset`, fewer where the file ends; MachineError on I/O errors."""
         data = np.empty(count, np.uint8)
+        return data[: self.read_into(data, offset)]
+
+    def read_into(self, out: NDArray[Any], offset: int) -> int:
+        """Fill a contiguous array with the bytes at `offset`, as far as there are any; return how many there are."""
         with self.opened() as fd:
-            return data[: read_into(fd, data.data, offset, self.path)]
+            return read_into(fd, out.data.cast("B"), offset, self.path)
 
     def write(self, data: NDArray[Any], offset: int) -> None:
         """Write a whole contiguous array at `offset`."""

@@ -57,10 +57,27 @@ def _flags(*names: str) -> int:
 # ------------------------------------------------------------------------------------------------------- the machine
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+
+
 def pages(nbytes: int) -> Any:
     """Return writable memory that goes back to the OS when it is let go of; from the heap where that cannot be had."""
     module = _module("mmap")
     return bytearray(nbytes) if module is None else module.mmap(-1, nbytes)
+
+
+def return_large_blocks() -> None:
+    """Let memory of large arrays go back to the OS when it is free; glibc only, others decide for themselves.
+
+    glibc takes ever larger arrays from heaps, whose holes it keeps: a long run then holds twice what it uses.
+    """
+    module = _module("ctypes")
+    if module is None or os.name != "posix":
+        return
+    mallopt = getattr(module.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 32 << 20)
 
 
 def cores() -> int:

@@ -43,6 +43,22 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Predicting:
+    """What is around the block of a layer of multi-token prediction; `States` go from one such layer to the next.
+
+    begin  the state after the model's last layer → what the first such layer reads
+    enter  layer, States of tokens [B, T], these → the state before the block, of T-1 tokens
+    leave  layer, the state after the block → States
+    read   layer, States → normed hidden states, which the layer's head reads
+    """
+
+    begin: Callable[[Pass, State], State]
+    enter: Callable[[Pass, int, State, Numbers], State]
+    leave: Callable[[Pass, int, State], State]
+    read: Callable[[Pass, int, State], Floats]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """How models of one architecture are read and computed; tokens are int64 [B, T], hidden states [B, T, hidden].
 
@@ -57,6 +73,7 @@ class Architecture:
     finish      the state after the last layer → normed hidden states, which the output head reads
     attention   layer, hidden states, tokens → what the layer's attention adds to them
     experts     the parts of `feed` around the experts
+    predicting  what is around the block of a layer that predicts
     """
 
     name: str
@@ -72,6 +89,7 @@ class Architecture:
     finish: Callable[[Pass, State], Floats]
     attention: Callable[[Pass, int, Floats, Numbers], Floats]
     experts: Experts
+    predicting: Predicting
 
 
 @functools.cache

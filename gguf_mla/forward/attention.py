@@ -7,6 +7,7 @@ r = kv_rank. All forms compute the same and differ in what they read:
     absorbed        W_UK moves into the query, W_UV after the sum: one shared row [latent | k_pe] of r+p values for all
                     heads, and V is a view of it; the softmax scale stays that of n+p values
     pe-first        the same with rows [k_pe | latent]
+    expanded-keys   absorbed, but keys are expanded as in vanilla: fewer products where queries are many
     token-by-token  absorbed, one query after the other over a growing cache
     paged           absorbed, over pages; every query is a request of its own length, as in batched decoding
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 PAGE = 16
 SCORES = 1 << 19  # of attention that are held at a time; few, so that queries at first read few of the tokens
+EXPANDED = 1 << 22  # values of keys that are expanded at a time
 UNION = 64  # queries whose rows are gathered together
 
 
@@ -69,14 +71,47 @@ Form = Callable[[Inputs], "Floats"]  # → [T, H, v]
 def vanilla(x: Inputs) -> Floats:
     """Multi-head attention over expanded keys and values; ValueError where it is observed."""
     refuse_observer(x)
-    hidden = unseen(x.chosen, len(x.q_nope), len(x.latent), x.latent.device)
-    queries, out = torch.cat([x.q_nope, x.q_pe], dim=-1).transpose(0, 1), []
-    step = max(1, SCORES // hidden.numel())
-    for some in (slice(first, first + step) for first in range(0, len(queries), step)):
-        keys = expanded_keys(x, some)
-        scores = queries[some] @ keys.transpose(1, 2)
-        out.append(masked_softmax(scores, x.scale, hidden) @ (x.latent @ x.v_b[some].transpose(1, 2)))
-    return torch.cat(out).transpose(0, 1)
+    count, heads, _ = x.q_nope.shape
+    out = torch.empty(heads, count, x.v_b.shape[1], device=x.q_nope.device)
+    for some, blocks in _over_expanded_keys(x):
+        values = x.latent @ x.v_b[some].transpose(1, 2)
+        for block, weights in blocks:
+            out[some, block] = weights @ values[:, : weights.shape[-1]]
+    return out.transpose(0, 1)
+
+
+def keys_expanded(x: Inputs) -> Floats:
+    """Attention over expanded keys and latent values; the observer is told what absorbed forms multiply."""
+    _observed(x, "attn_k_b.weight", x.q_nope)
+    count, heads, _ = x.q_nope.shape
+    out = torch.empty(heads, count, x.latent.shape[1], device=x.q_nope.device)
+    for some, blocks in _over_expanded_keys(x):
+        for block, weights in blocks:
+            attended = weights.flatten(0, 1) @ x.latent[: weights.shape[-1]]
+            out[some, block] = attended.unflatten(0, weights.shape[:2])
+    return expand(x, out.transpose(0, 1))
+
+
+def _over_expanded_keys(x: Inputs) -> Iterator[tuple[slice, Iterator[tuple[slice, Floats]]]]:
+    """Yield some heads, and for these some queries and their weights [heads, queries, tokens seen]."""
+    count, cached = len(x.q_nope), len(x.latent)
+    queries = torch.cat([x.q_nope, x.q_pe], dim=-1).transpose(0, 1)
+    for some in _slices(len(x.k_b), EXPANDED // (cached * queries.shape[2])):
+        keys = expanded_keys(x, some).transpose(1, 2)
+        blocks = _slices(count, SCORES // (len(keys) * cached))
+        yield some, ((block, _weights(x, queries[some, block], keys, block)) for block in blocks)
+
+
+def _weights(x: Inputs, queries: Floats, keys: Floats, block: slice) -> Floats:
+    """Return what queries [H, t, n+p], those in `block`, attend to of keys [H, n+p, S], [H, t, tokens seen]."""
+    seen, hidden = sight(x.chosen, block, len(x.q_nope), len(x.latent), queries.device)
+    return masked_softmax(queries @ keys[..., :seen], x.scale, hidden)
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    """Yield all of `count`, so many at a time, and at least one."""
+    step = max(1, step)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def expanded_keys(x: Inputs, heads: slice) -> Floats:
@@ -100,15 +135,28 @@ def unseen(chosen: Numbers | None, queries: int, cached: int, device: torch.devi
     return hidden.scatter_(1, places, value=False)[:, :cached]
 
 
+def sight(
+    chosen: Numbers | None, block: slice, queries: int, cached: int, device: torch.device | None = None
+) -> tuple[int, Mask]:
+    """Return how many tokens some of the queries see, the first ones, and which of the last of these each does not."""
+    if chosen is not None:
+        part = chosen[block]
+        seen = int(part.max()) + 1
+        return seen, unseen(part, len(part), seen)
+    own = block.stop - block.start
+    return cached - queries + block.stop, unseen(None, own, own, device)
+
+
 def causal_softmax(scores: Floats, scale: float) -> Floats:
     """Return softmax(scale·scores) of [..., T, S]; query t sees the first S-T+t+1 tokens. The scores are lost."""
-    queries, cached = scores.shape[-2:]
-    return masked_softmax(scores, scale, unseen(None, queries, cached, scores.device))
+    queries = scores.shape[-2]
+    return masked_softmax(scores, scale, unseen(None, queries, queries, scores.device))
 
 
 def masked_softmax(scores: Floats, scale: float, hidden: Mask) -> Floats:
-    """Return softmax(scale·scores) of [..., T, S] without what is hidden [T, S]. The scores are lost."""
-    return scores.mul_(scale).masked_fill_(hidden, -torch.inf).softmax(dim=-1)
+    """Return softmax(scale·scores) of [..., T, S] without what is hidden [T, C] of the last C. The scores are lost."""
+    scores.mul_(scale)[..., -hidden.shape[-1] :].masked_fill_(hidden, -torch.inf)
+    return scores.softmax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -138,19 +186,25 @@ class RowLayout:
 
 def absorb(x: Inputs) -> Floats:
     """Return the queries' latent part q_nope·W_UK, [T, H, r]."""
-    return _by_head(x, "attn_k_b.weight", x.q_nope, x.k_b)
+    _observed(x, "attn_k_b.weight", x.q_nope)
+    return _by_head(x.q_nope, x.k_b)
 
 
 def expand(x: Inputs, attended: Floats) -> Floats:
     """Return the heads' values attended·W_UV, [T, H, v], of attended latents [T, H, r]."""
-    return _by_head(x, "attn_v_b.weight", attended, x.v_b)
+    _observed(x, "attn_v_b.weight", attended)
+    return _by_head(attended, x.v_b)
 
 
-def _by_head(x: Inputs, name: str, rows: Floats, matrices: Floats) -> Floats:
-    """Return every head's rows [T, H, cols] times its own matrix of [H, out, cols], [T, H, out]."""
+def _observed(x: Inputs, name: str, rows: Floats) -> None:
+    """Tell of every head's rows [T, H, cols], which its own matrix of a tensor multiplies."""
     if x.observe is not None:
-        for head in range(len(matrices)):
+        for head in range(rows.shape[1]):
             x.observe(name, head, rows[:, head])
+
+
+def _by_head(rows: Floats, matrices: Floats) -> Floats:
+    """Return every head's rows [T, H, cols] times its own matrix of [H, out, cols], [T, H, out]."""
     return (rows.transpose(0, 1) @ matrices.transpose(1, 2)).transpose(0, 1)
 
 
@@ -161,16 +215,11 @@ def attend(queries: Floats, rows: Floats, layout: RowLayout, scale: float, chose
     """
     count, heads, width = queries.shape
     out = torch.empty(count, heads, layout.rank, device=queries.device)
-    step = max(1, SCORES // (heads * len(rows)))
-    for start in range(0, count, step):
-        block = queries[start : start + step]
-        part = None if chosen is None else chosen[start : start + step]
-        seen = rows[: len(rows) - count + start + len(block) if part is None else int(part.max()) + 1]
-        hidden = unseen(part, len(block), len(seen), rows.device)
-        scores = (block.reshape(-1, width) @ seen.T).reshape(len(block), heads, -1)
+    for block in _slices(count, SCORES // (heads * len(rows))):
+        seen, hidden = sight(chosen, block, count, len(rows), rows.device)
+        scores = (queries[block].reshape(-1, width) @ rows[:seen].T).unflatten(0, (-1, heads))
         weights = masked_softmax(scores, scale, hidden[:, None])
-        attended = weights.reshape(-1, len(seen)) @ seen[:, layout.latent]
-        out[start : start + len(block)] = attended.reshape(len(block), heads, -1)
+        out[block] = (weights.flatten(0, 1) @ rows[:seen, layout.latent]).unflatten(0, (-1, heads))
     return out
 
 
@@ -296,6 +345,7 @@ FORMS: dict[str, Form] = {
     "vanilla": vanilla,
     "absorbed": absorbed,
     "pe-first": lambda x: absorbed(x, pe_first=True),
+    "expanded-keys": keys_expanded,
     "token-by-token": token_by_token,
     "paged": paged,
     "gathered": gathered,

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from gguf_mla.forward import rope
-from gguf_mla.forward.layers import evened, largest, rms_norm
+from gguf_mla.forward.attention import unseen
+from gguf_mla.forward.indexer import Index
+from gguf_mla.forward.layers import evened, rms_norm
 
 if TYPE_CHECKING:
     from gguf_mla.forward.arrays import Floats, Mask, Numbers
@@ -58,10 +60,17 @@ class Shape:
     turning: Turning
 
 
-def attention(pass_: Pass, at: str, x: Floats, shape: Shape) -> Floats:
-    """Return what normed hidden states [T, hidden] of one sequence attend to, [T, hidden]; `at` is "blk.N."."""
+def low_rank(pass_: Pass, at: str, x: Floats, shape: Shape) -> Floats:
+    """Return the normed low-rank queries [..., q_rank], which the indexer reads, too; `at` is "blk.N."."""
+    return rms_norm(pass_.linear(x, at + "attn_q_a.weight"), pass_.vector(at + "attn_q_a_norm.weight"), shape.eps)
+
+
+def attention(pass_: Pass, at: str, x: Floats, low: Floats, chosen: Numbers | None, shape: Shape) -> Floats:
+    """Return what normed hidden states [T, hidden] of one sequence attend to, [T, hidden].
+
+    `low` are their low-rank queries, `chosen` the entries that each token may see, [T, K]; None for all.
+    """
     count, positions = len(x), torch.arange(len(x), device=x.device)
-    low = rms_norm(pass_.linear(x, at + "attn_q_a.weight"), pass_.vector(at + "attn_q_a_norm.weight"), shape.eps)
     q = evened(pass_.linear(low, at + "attn_q_b.weight").reshape(count, shape.heads, shape.head), shape.eps)
     q = shape.turning.turned(q, positions)
     keys = rms_norm(pass_.linear(x, at + "attn_kv.weight"), pass_.vector(at + "attn_kv_a_norm.weight"), shape.eps)
@@ -69,7 +78,7 @@ def attention(pass_: Pass, at: str, x: Floats, shape: Shape) -> Floats:
     if shape.ratio:
         entries = compressed(pass_, at + "attn_compressor", x, shape.ratio, shape)
         keys = torch.cat([keys, entries])
-        seen = torch.cat([seen, _entries_seen(pass_, at, x, low, len(entries), shape)], dim=1)
+        seen = torch.cat([seen, _entries_seen(count, len(entries), chosen, shape.ratio, x.device)], dim=1)
     out = _attended(q, keys, seen, pass_.vector(at + "attn_sinks.weight"))
     return _grouped(pass_, at, shape.turning.turned(out, -positions), shape.groups)
 
@@ -96,29 +105,24 @@ def _overlapped(x: Floats, nothing: float) -> Floats:
     return torch.cat([before, x[..., size:]], dim=1)
 
 
-def _entries_seen(pass_: Pass, at: str, x: Floats, low: Floats, count: int, shape: Shape) -> Mask:
-    """Return which entries each token sees, bool [T, count]: complete ones, of those at ratio 4 the chosen."""
-    complete = (torch.arange(len(x), device=x.device) + 1) // shape.ratio
-    seen = torch.arange(count, device=x.device) < complete[:, None]
-    if shape.ratio != CSA or not count:
-        return seen
-    scores = index_scores(pass_, at, x, low, shape).masked_fill(~seen, -torch.inf)
-    chosen = torch.zeros_like(seen).scatter_(1, largest(scores, min(shape.top_k, count)), value=True)
-    return chosen & seen
+def _entries_seen(tokens: int, count: int, chosen: Numbers | None, ratio: int, device: torch.device) -> Mask:
+    """Return which of `count` entries each token sees, bool [T, count]: complete ones, and of those the chosen."""
+    complete = (torch.arange(tokens, device=device) + 1) // ratio
+    seen = torch.arange(count, device=device) < complete[:, None]
+    return seen if chosen is None else seen & ~unseen(chosen, tokens, count)
 
 
-def index_scores(pass_: Pass, at: str, x: Floats, low: Floats, shape: Shape) -> Floats:
-    """Return the scores that entries are chosen by, [T, T/4]: Σ wₕ·relu(qₕ·k) over the indexer's heads.
+def index(pass_: Pass, at: str, x: Floats, low: Floats, shape: Shape) -> Index | None:
+    """Return what entries at ratio 4 are chosen by, Σ wₕ·relu(qₕ·k) over the indexer's heads; None where there is none.
 
     The published code turns q and k by a Hadamard matrix and scales the sum by a constant; neither changes the order.
     """
     keys = compressed(pass_, at + "indexer_compressor", x, CSA, shape)
     q = pass_.linear(low, at + "indexer.attn_q_b.weight").reshape(len(x), shape.index_heads, shape.index_size)
-    q = shape.turning.turned(q, torch.arange(len(x), device=x.device))
-    shares, scores = pass_.linear(x, at + "indexer.proj.weight"), x.new_zeros(len(x), len(keys))
-    for head in range(shape.index_heads):
-        scores += (q[:, head] @ keys.T).relu_().mul_(shares[:, head, None])
-    return scores
+    shares = pass_.linear(x, at + "indexer.proj.weight")
+    if not len(keys):
+        return None
+    return Index(shape.turning.turned(q, torch.arange(len(x), device=x.device)), keys, shares, CSA)
 
 
 def _in_window(positions: Numbers, window: int) -> Mask:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gguf_mla.forward import compressed, layers, streams
-from gguf_mla.forward.architecture import Architecture, Experts
+from gguf_mla.forward.architecture import Architecture, Experts, Predicting
 from gguf_mla.forward.compressed import CSA
 from gguf_mla.forward.deepseek4_model import V4Model, of_config, of_gguf
 from gguf_mla.forward.layers import lookup, mixed, mlp, rms_norm
@@ -18,7 +18,10 @@ from gguf_mla.forward.mla import FIRST_ROLES, LAST_ROLES
 from gguf_mla.forward.tensors import Role, Roles
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gguf_mla.forward.arrays import Floats, Numbers
+    from gguf_mla.forward.compressed import Shape
     from gguf_mla.forward.layers import Pass
 
 _ATTENTION, _EXPERT, _SHARED = "self_attn.", "mlp.experts.{expert}.", "mlp.shared_experts."
@@ -42,7 +45,19 @@ def _compressor(name: str, checkpoint: str, entry: str, key: str, where: str) ->
     }
 
 
+def _joining(name: str, checkpoint: str, where: str = "always") -> dict[str, Role]:
+    return {
+        f"{name}_fn.weight": Role(checkpoint + ".hc_fn", ("streams", "all streams"), where),
+        f"{name}_base.weight": Role(checkpoint + ".hc_base", ("streams",), where),
+        f"{name}_scale.weight": Role(checkpoint + ".hc_scale", ("1",), where),
+    }
+
+
 LAYER = {
+    "nextn.embed_tokens.weight": Role("embed_tokens.weight", ("vocab", "hidden"), "predicting"),
+    "nextn.enorm.weight": Role("enorm.weight", ("hidden",), "predicting"),
+    "nextn.hnorm.weight": Role("hnorm.weight", ("hidden",), "predicting"),
+    "nextn.eh_proj.weight": Role("eh_proj.weight", ("hidden", "2 hidden"), "predicting"),
     **_mixing("hc_attn", "attn_hc"),
     "attn_norm.weight": Role("input_layernorm.weight", ("hidden",)),
     "attn_q_a.weight": Role(_ATTENTION + "q_a_proj.weight", ("q_rank", "hidden")),
@@ -69,22 +84,25 @@ LAYER = {
     "ffn_gate_shexp.weight": Role(_SHARED + "gate_proj.weight", ("shared_ffn", "hidden")),
     "ffn_up_shexp.weight": Role(_SHARED + "up_proj.weight", ("shared_ffn", "hidden")),
     "ffn_down_shexp.weight": Role(_SHARED + "down_proj.weight", ("hidden", "shared_ffn")),
+    "nextn.shared_head_norm.weight": Role("shared_head.norm.weight", ("hidden",), "predicting"),
+    "nextn.shared_head_head.weight": Role("shared_head.head.weight", ("vocab", "hidden"), "predicting"),
 }
-LAST = {
-    "output_hc_fn.weight": Role("model.hc_head.hc_fn", ("streams", "all streams")),
-    "output_hc_base.weight": Role("model.hc_head.hc_base", ("streams",)),
-    "output_hc_scale.weight": Role("model.hc_head.hc_scale", ("1",)),
-    **LAST_ROLES,
-}
+# What makes one of the streams: of the model, and of prediction. A file of prediction alone has its own under the
+# model's names, and then the model's, which another file has, needs names of ours; elsewhere prediction's does.
+END, PREDICTED_END, LENT_END = "output_hc", "predicted_hc", "model_hc"
+_OWN, _PREDICTED = "model.hc_head", "model.layers.{layer}.hc_head"
+LAST = {**_joining(END, _OWN), **_joining(PREDICTED_END, _PREDICTED, "predicting"), **LAST_ROLES}
+ALONE = {**_joining(END, _PREDICTED), **_joining(LENT_END, _OWN, "lent"), **LAST_ROLES}
 
 
 def conditions(model: V4Model, layer: int | None) -> set[str]:
     """Return which of the roles' `where` hold for a layer, or for the tensors of the model."""
     if layer is None:
-        return {"always"} if model.tied else {"always", "untied"}
+        held = {"always"} if model.tied else {"always", "untied"}
+        return held | ({"predicting"} if model.predictors else set())
     ratio = model.ratios[layer]
     held = {"always", "by id" if layer < model.by_id else "by score"}
-    held |= {"sees"} if model.sees else set()
+    held |= {"predicting"} if layer >= model.layers else {"sees"} if model.sees else set()
     return held | ({"compressed"} if ratio else set()) | ({"chosen"} if ratio == CSA else set())
 
 
@@ -105,7 +123,17 @@ def attention(pass_: Pass, layer: int, hidden: Floats, _tokens: Numbers) -> Floa
     model, at = _model(pass_), f"blk.{layer}."
     x, shape = rms_norm(hidden, pass_.vector(at + "attn_norm.weight"), model.eps), model.shape(layer)
     own = pass_ if pass_.kept is not None else pass_.keeping()  # each sequence reads all matrices
-    return torch.stack([compressed.attention(own, at, sequence, shape) for sequence in x])
+    low = compressed.low_rank(own, at, x, shape)
+    chosen = [None] * len(x) if model.attends_to_all(layer) else _chosen(own, at, x, low, shape)
+    return torch.stack([compressed.attention(own, at, *one, shape) for one in zip(x, low, chosen, strict=True)])
+
+
+def _chosen(pass_: Pass, at: str, x: Floats, low: Floats, shape: Shape) -> Sequence[Numbers | None]:
+    """Return the entries that the tokens of each sequence may see, [T, K]; None where there are none yet."""
+    indexes = [compressed.index(pass_, at, *one, shape) for one in zip(x, low, strict=True)]
+    there = [index for index in indexes if index is not None]
+    chosen = pass_.chooser.take(there or None, shape.top_k)
+    return chosen if there else [None] * len(x)
 
 
 def feed(pass_: Pass, layer: int, state: Floats, tokens: Numbers) -> Floats:
@@ -134,16 +162,49 @@ def enter(pass_: Pass, layer: int, state: Floats) -> Floats:
     return _normed(pass_, layer, _mixed(pass_, f"blk.{layer}.hc_ffn", state))
 
 
-def leave(pass_: Pass, layer: int, state: Floats, added: Floats) -> Floats:
+def add(pass_: Pass, layer: int, state: Floats, added: Floats) -> Floats:
     """Return streams [N, S, hidden] with what the experts add."""
     return _mixed(pass_, f"blk.{layer}.hc_ffn", state).left(added, state)
 
 
 def finish(pass_: Pass, state: Floats) -> Floats:
     """Return the normed output of the last layer, [B, T, hidden]."""
+    return _joined(pass_, LENT_END if pass_.model.alone else END, "output_norm.weight", state)
+
+
+def begin(_pass: Pass, state: Floats) -> Floats:
+    """Return what prediction reads of the model: its streams."""
+    return state
+
+
+def predict(pass_: Pass, layer: int, states: Floats, tokens: Numbers) -> Floats:
+    """Return the streams [B, T-1, S, hidden] before a prediction layer's block, for streams of tokens [B, T].
+
+    Every stream has a norm of its own, and the next token's embedding beside it: eh_proj·[enorm(e), hnorm(stream)].
+    """
+    model, at = _model(pass_), f"blk.{layer}.nextn."
+    embedded = lookup(pass_, at + "embed_tokens.weight", tokens[:, 1:])
+    e, h = (
+        rms_norm(x, pass_.vector(f"{at}{name}.weight"), model.eps)
+        for x, name in ((embedded, "enorm"), (states[:, :-1], "hnorm"))
+    )
+    return pass_.linear(torch.cat([e[:, :, None].expand_as(h), h], dim=-1), at + "eh_proj.weight")
+
+
+def leave(_pass: Pass, _layer: int, state: Floats) -> Floats:
+    """Return what the next prediction layer reads: the streams."""
+    return state
+
+
+def read(pass_: Pass, layer: int, state: Floats) -> Floats:
+    """Return what a prediction layer's head reads, normed, [B, T, hidden]."""
+    name = END if pass_.model.alone else PREDICTED_END
+    return _joined(pass_, name, f"blk.{layer}.nextn.shared_head_norm.weight", state)
+
+
+def _joined(pass_: Pass, name: str, norm: str, state: Floats) -> Floats:
     model = _model(pass_)
-    joined = streams.joined(pass_, "output_hc", state, model.eps, model.floor)
-    return rms_norm(joined, pass_.vector("output_norm.weight"), model.eps)
+    return rms_norm(streams.joined(pass_, name, state, model.eps, model.floor), pass_.vector(norm), model.eps)
 
 
 def _mixed(pass_: Pass, name: str, state: Floats) -> streams.Mixing:
@@ -166,7 +227,7 @@ ARCHITECTURE = Architecture(
     gguf_names=("deepseek4",),
     of_config=of_config,
     of_gguf=of_gguf,
-    roles=Roles(FIRST_ROLES, LAYER, LAST, "model.layers.{layer}.", conditions),
+    roles=Roles(FIRST_ROLES, LAYER, LAST, "model.layers.{layer}.", conditions, ALONE),
     attends=(
         "attn_q_a", "attn_q_b", "attn_kv", "attn_compressor_kv", "attn_compressor_gate", "attn_output_a",
         "attn_output_b", "indexer.attn_q_b", "indexer.proj", "indexer_compressor_kv", "indexer_compressor_gate",
@@ -176,5 +237,6 @@ ARCHITECTURE = Architecture(
     feed=feed,
     finish=finish,
     attention=attention,
-    experts=Experts(enter, route, leave),
+    experts=Experts(enter, route, add),
+    predicting=Predicting(begin, predict, leave, read),
 )  # fmt: skip

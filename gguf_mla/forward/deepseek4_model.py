@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gguf_mla.forward.compressed import CSA, HCA, WINDOW, Shape, Turning
 from gguf_mla.forward.model import BEST, BETA_FAST, BETA_SLOW, Model, Routing, Yarn
-from gguf_mla.forward.of_config import config_layers, original_length, scaling_kind
+from gguf_mla.forward.of_config import config_layers, config_predictors, original_length, scaling_kind
 from gguf_mla.forward.of_gguf import Keys
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class V4Model(Model):
     """A DeepSeek-V4; `theta` is the base of layers without compression, `yarn` stretches only the others.
 
     head            values of a key, which all heads share
-    ratios          how many tokens each layer compresses to an entry, 0 for none
+    ratios          how many tokens each layer compresses to an entry, 0 for none; 0 for those that predict
     by_id           how many layers, the first ones, choose experts by a token's id
     floor, rounds   of the mixing of streams
     sees            whether it is the text of a model that also sees: images have a bias that text does not use
@@ -93,6 +93,10 @@ class V4Model(Model):
         if self.rope > (least := min(self.head, self.index_key)):
             yield "values of a key that are rotated", f"at most its {least}, the indexer's keys counted", self.rope
 
+    def attends_to_all(self, layer: int) -> bool:
+        """Whether no indexer chooses what a layer attends to."""
+        return self.ratios[layer] != CSA
+
     def shape(self, layer: int) -> Shape:
         """Return what a layer's attention is."""
         ratio = self.ratios[layer]
@@ -105,7 +109,7 @@ class V4Model(Model):
 
 def of_config(config: Config, names: Container[str] = ()) -> V4Model:
     """Return the model that a config.json describes, as DeepSeek writes it or transformers 5."""
-    count, hidden = config_layers(config), config.positive("hidden_size")
+    count, hidden, predictors = config_layers(config), config.positive("hidden_size"), config_predictors(config, names)
     main, scaled = (config.section("rope_parameters").section(part) for part in ("main", "compress"))
     expert_ffn, head = config.positive("moe_intermediate_size"), config.positive("head_dim")
     theta = main.number("rope_theta", config.number("rope_theta", 10000.0))
@@ -128,7 +132,7 @@ def of_config(config: Config, names: Container[str] = ()) -> V4Model:
         yarn=_config_yarn(config, scaled if scaled.content else config.section("rope_scaling")),
         tied=config.flag("tie_word_embeddings", default=False),
         head=head,
-        ratios=_config_ratios(config, count),
+        ratios=_config_ratios(config, count, predictors),
         window=config.positive("sliding_window"),
         groups=config.positive("o_groups"),
         o_rank=config.positive("o_lora_rank"),
@@ -142,6 +146,7 @@ def of_config(config: Config, names: Container[str] = ()) -> V4Model:
         rounds=config.positive("hc_sinkhorn_iters"),
         limit=config.number("swiglu_limit"),
         sees="model.layers.0.mlp.gate.e_score_correction_bias_vl" in names,
+        predictors=predictors,
     )  # fmt: skip
 
 
@@ -163,13 +168,14 @@ def _hash_layers(config: Config) -> int:
     return count
 
 
-def _config_ratios(config: Config, layers: int) -> tuple[int, ...]:
+def _config_ratios(config: Config, layers: int, predictors: int) -> tuple[int, ...]:
+    """Return the ratio of every layer; those that predict have a window alone."""
     stated = config.content.get("compress_ratios") or config.content.get("layer_types")
     listed = stated[:layers] if isinstance(stated, list) else []
     found = [RATIOS.get(one) if isinstance(one, str) else one for one in listed]
     if len(found) != layers or any(type(one) is not int or one not in RATIOS.values() for one in found):
         raise config.refuse("compress_ratios", f"{layers} times 0, 4 or 128", stated)
-    return tuple(int(str(one)) for one in found)
+    return (*(int(str(one)) for one in found), *[WINDOW] * predictors)
 
 
 def _config_yarn(config: Config, section: Config) -> Yarn | None:
@@ -186,11 +192,14 @@ def _config_yarn(config: Config, section: Config) -> Yarn | None:
 def of_gguf(file: GgufFile) -> V4Model:
     """Return the model that a file's metadata describe, as its readers take them."""
     keys = Keys(file.metadata, file.path, file.tensors)
-    count, expert_ffn = keys.blocks(), keys.integer("expert_feed_forward_length")
+    blocks, expert_ffn = keys.blocks(), keys.integer("expert_feed_forward_length")
+    predictors = keys.count("nextn_predict_layers", 0)
+    if predictors and not (keys.alone and predictors < blocks):
+        raise keys.refuse("nextn_predict_layers", "none in a file of the model's own layers", predictors)
     if keys.count("expert_gating_func", 0) != GATE:
         raise keys.refuse("expert_gating_func", f"{GATE} (sqrtsoftplus)", keys.get("expert_gating_func"))
     return V4Model(
-        layers=count,
+        layers=blocks - predictors,
         vocab=keys.length("tokenizer.ggml.tokens") or keys.integer("vocab_size"),
         hidden=keys.integer("embedding_length"),
         heads=keys.integer("attention.head_count"),
@@ -207,7 +216,7 @@ def of_gguf(file: GgufFile) -> V4Model:
         yarn=_gguf_yarn(keys),
         tied="output.weight" not in file.tensors,
         head=keys.integer("attention.key_length"),
-        ratios=_gguf_ratios(keys, count),
+        ratios=_gguf_ratios(keys, blocks, predictors),
         window=keys.integer("attention.sliding_window"),
         groups=keys.integer("attention.output_group_count"),
         o_rank=keys.integer("attention.output_lora_rank"),
@@ -221,12 +230,16 @@ def of_gguf(file: GgufFile) -> V4Model:
         rounds=keys.integer("hyper_connection.sinkhorn_iterations"),
         limit=_gguf_limit(keys),
         sees="blk.0.exp_probs_b_vl.bias" in file.tensors,
+        predictors=predictors,
+        alone=keys.alone,
     )  # fmt: skip
 
 
-def _gguf_ratios(keys: Keys, layers: int) -> tuple[int, ...]:
+def _gguf_ratios(keys: Keys, layers: int, predictors: int) -> tuple[int, ...]:
     stated = keys.get("attention.compress_ratios")
     listed = list(stated[:layers]) if keys.length("attention.compress_ratios") >= layers else []
+    if predictors and any(listed[layers - predictors :]):
+        raise keys.refuse("attention.compress_ratios", f"{predictors} times 0 for layers that predict", listed)
     if len(listed) != layers or any(type(one) is not int or one not in RATIOS.values() for one in listed):
         raise keys.refuse("attention.compress_ratios", f"{layers} times 0, 4 or 128", stated)
     return tuple(listed)

@@ -41,12 +41,19 @@ class Indexed(rope.Rotary, Protocol):
 class Index:
     """What scores the tokens of one sequence: T queries that are the last of S cached tokens.
 
-    queries [T, heads, size], keys [S, size], weights [T, heads]
+    queries [T, heads, size], keys [S, size], weights [T, heads]; of `every` tokens there is a key, which those see that
+    are not before the last of them.
     """
 
     queries: Floats
     keys: Floats
     weights: Floats
+    every: int = 1
+
+    def seen(self, start: int, stop: int) -> Numbers:
+        """Return how many keys the queries start … stop-1 see, int64 [queries]."""
+        before = max(0, len(self.keys) * self.every - len(self.queries))
+        return (before + torch.arange(start, stop, device=self.keys.device) + 1) // self.every
 
 
 def prepare(q: Floats, k: Floats, weights: Floats, norm: tuple[Floats, Floats], model: Indexed) -> Index:
@@ -117,9 +124,8 @@ def scores(index: Index, start: int, stop: int) -> Floats:
     queries, weights = index.queries[start:stop], index.weights[start:stop]
     products = (queries.reshape(-1, queries.shape[-1]) @ index.keys.T).relu_().reshape(*weights.shape, -1)
     found = (weights[:, None] @ products)[:, 0]
-    cached, device = len(index.keys), index.keys.device
-    seen = cached - len(index.queries) + torch.arange(start, stop, device=device)
-    return found.masked_fill_(torch.arange(cached, device=device) > seen[:, None], -torch.inf)
+    numbers = torch.arange(len(index.keys), device=index.keys.device)
+    return found.masked_fill_(numbers >= index.seen(start, stop)[:, None], -torch.inf)
 
 
 def blocks(index: Index) -> Iterator[slice]:

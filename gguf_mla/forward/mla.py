@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gguf_mla.forward import indexer, rope
-from gguf_mla.forward.architecture import Architecture, Experts
+from gguf_mla.forward.architecture import Architecture, Experts, Predicting
 from gguf_mla.forward.attention import Inputs
 from gguf_mla.forward.layers import feed_forward, lookup, rms_norm, routed
 from gguf_mla.forward.model import MlaModel
@@ -197,6 +197,28 @@ def _turned(x: Floats, model: Model) -> Floats:
     return rope.place(x.reshape(len(positions), -1, model.rope), positions, model).reshape(x.shape)
 
 
+def predict(pass_: Pass, layer: int, states: Floats, tokens: Numbers) -> Floats:
+    """Return the input [B, T-1, hidden] of a prediction layer's block, for normed states [B, T, hidden] of tokens.
+
+    Source: the DeepSeek-V3 paper, section 2.2; that the state is the normed one: DeepSeek-R1's published code.
+    """
+    model, at = pass_.model, f"blk.{layer}.nextn."
+    embedded = lookup(pass_, at + "embed_tokens.weight", tokens[:, 1:])
+    parts = (embedded, "enorm"), (states[:, :-1], "hnorm")
+    normed = [rms_norm(x, pass_.vector(f"{at}{name}.weight"), model.eps) for x, name in parts]
+    return pass_.linear(torch.cat(normed, dim=-1), at + "eh_proj.weight")
+
+
+def predicted(pass_: Pass, layer: int, hidden: Floats) -> Floats:
+    """Return the normed output of a prediction layer, which its head reads, and the next prediction layer."""
+    return rms_norm(hidden, pass_.vector(f"blk.{layer}.nextn.shared_head_norm.weight"), pass_.model.eps)
+
+
+def _as_it_is(_pass: Pass, _layer: int, hidden: Floats) -> Floats:
+    return hidden
+
+
+PREDICTING = Predicting(finish, predict, predicted, _as_it_is)
 ARCHITECTURE = Architecture(
     name=MlaModel.architecture,
     classes=(
@@ -218,4 +240,5 @@ ARCHITECTURE = Architecture(
     finish=finish,
     attention=attention,
     experts=Experts(enter, route, leave),
+    predicting=PREDICTING,
 )  # fmt: skip

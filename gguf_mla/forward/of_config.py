@@ -74,7 +74,7 @@ def model_of_config(config: Config, names: Container[str] = ()) -> MlaModel:
         linear=_config_linear(config),
         tied=config.flag("tie_word_embeddings", default=False),
         indexer=_config_indexer(config, layers, names),
-        predictors=sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS)),
+        predictors=config_predictors(config, names),
     )
 
 
@@ -84,6 +84,12 @@ def config_layers(config: Config) -> int:
     if layers > MOST_LAYERS:
         raise config.refuse("num_hidden_layers", f"at most {MOST_LAYERS}", layers)
     return layers
+
+
+def config_predictors(config: Config, names: Container[str]) -> int:
+    """Return how many layers after the last predict, told by their tensors."""
+    layers = config_layers(config)
+    return sum(f"model.layers.{layers + n}.eh_proj.weight" in names for n in range(PREDICTORS))
 
 
 def _dense_layers(config: Config) -> int:

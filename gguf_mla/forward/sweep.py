@@ -11,6 +11,7 @@ import itertools
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.int64]
 
-BLOCK_BYTES = 128 << 20  # of the activations of the tokens that are computed at a time
+BLOCK_BYTES = 64 << 20  # of what is held of the tokens that are computed at a time
 KEPT_BYTES = 256 << 20  # of matrices that are kept for all blocks; larger ones are read for each
 
 
@@ -259,33 +260,52 @@ class Layer:
 
     def _experts(self, chosen: NDArray[np.int32], shares: Rows) -> None:
         """Add to the spare rows what experts chosen [N, K] give, weighted by shares [N, K]; each is read once."""
-        model, place, used, numbers = self.pass_.model, self.pass_.place, chosen.shape[1], self.text.numbers()
+        place, used, numbers = self.pass_.place, chosen.shape[1], self.text.numbers()
         flat = chosen.reshape(-1)
         order = np.argsort(flat, kind="stable")  # by expert, and by token
-        for group in self._groups(np.bincount(flat).tolist()):
+        expert, pass_ = -1, self.pass_
+        for group in self._groups(np.bincount(flat).tolist(), len(numbers)):
             places = order[group[0].first : group[-1].last]
             rows, where = np.unique(numbers[places // used], return_inverse=True)
-            x = self._entered(place.tensor(self.target.take(rows)).unflatten(-1, model.state_shape))
-            out = place.tensor(self.spare.take(rows))
+            x, out = self._entered_at(rows), place.tensor(self.spare.take(rows))
             weights = place.tensor(shares.reshape(-1)[places])[:, None]
             for part in group:
+                if part.expert != expert:
+                    expert, pass_ = part.expert, self._pass_for(part)
                 within = slice(part.first - group[0].first, part.last - group[0].first)
                 tokens = place.ids(where[within])
-                given = layers.mlp(part.pass_, self._at, "_exps", x[tokens], part.expert, model.limit)
+                given = layers.mlp(pass_, self._at, "_exps", x[tokens], expert, self.pass_.model.limit)
                 out.index_add_(0, tokens, given.mul_(weights[within]))
                 self.tell(0.6 * len(tokens) / flat.size)
             self.spare.put(rows, as_array(out))
 
-    def _groups(self, counts: Sequence[int]) -> Iterator[list[_Part]]:
+    def _entered_at(self, rows: Numbers) -> Floats:
+        """Return what the experts read for the rows of these numbers, [len(rows), hidden], made piece by piece."""
+        model, place = self.pass_.model, self.pass_.place
+        x = torch.empty(len(rows), model.hidden, device=place.device)
+        for piece in (slice(start, start + self._most) for start in range(0, len(rows), self._most)):
+            x[piece] = self._entered(place.tensor(self.target.take(rows[piece])).unflatten(-1, model.state_shape))
+        return x
+
+    def _pass_for(self, part: _Part) -> Pass:
+        """Return the pass for an expert, which keeps its matrices if its tokens come in parts."""
+        return self._keeping(3 * self.pass_.model.hidden * self.pass_.model.expert_ffn) if part.more else self.pass_
+
+    @property
+    def _most(self) -> int:
+        """How many tokens an expert computes at a time."""
+        return max(1, BLOCK_BYTES // (16 * (self.pass_.model.hidden + self.pass_.model.expert_ffn)))
+
+    def _groups(self, counts: Sequence[int], tokens: int) -> Iterator[list[_Part]]:
         """Yield what is computed with the same tokens at hand: experts in turn, or a part of one with many tokens."""
-        model = self.pass_.model
-        most = max(1, BLOCK_BYTES // (40 * model.hidden + 16 * model.expert_ffn))
+        room = max(BLOCK_BYTES // (16 * self.pass_.model.hidden), self._most)
+        room = room if tokens > room else sum(counts)
         group: list[_Part] = []
         for expert, (last, count) in enumerate(zip(itertools.accumulate(counts), counts, strict=True)):
-            pass_ = self.pass_ if count <= most else self._keeping(3 * model.hidden * model.expert_ffn)
-            for first in range(last - count, last, most):
-                part = _Part(expert, first, min(first + most, last), pass_)
-                if group and part.last - group[0].first > most:
+            parts = -(-count // self._most)
+            cuts = [last - count + count * part // parts for part in range(parts)] + [last]
+            for part in itertools.starmap(partial(_Part, expert, parts > 1), itertools.pairwise(cuts)):
+                if group and part.last - group[0].first > room:
                     yield group
                     group = []
                 group.append(part)
@@ -295,18 +315,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Part:
-    """Tokens of one expert, by their places in the order of experts; `pass_` keeps its matrices for all its parts."""
+    """Tokens of one expert, by their places in the order of experts; `more` if they are not all that it has."""
 
     expert: int
+    more: bool
     first: int
     last: int
-    pass_: Pass
 
 
 def predicting(pass_: Pass, number: int, text: Text, source: States) -> tuple[Callable[[slice], Floats], Text]:
-    """Return what a prediction layer begins with, for final states of a text, and the text as that layer sees it."""
+    """Return what a prediction layer begins with, for what it reads of a text, and the text as that layer sees it."""
 
     def before(part: slice) -> Floats:
-        return prediction.enter(pass_, number, text.read(source, part, pass_.place), text.tokens[part])
+        states = text.read(source, part, pass_.place).unflatten(-1, pass_.model.state_shape)
+        entered: Floats = prediction.enter(pass_, number, states, text.tokens[part])
+        return entered.flatten(2)
 
     return before, text.shorter()

@@ -7,7 +7,7 @@ per head, [H, r, n], and `attn_v_b` its value rows, [H, v, r]. Source: the DeepS
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +47,10 @@ class Roles:
 
     prefix      what a checkpoint's names of a layer's tensors begin with
     conditions  model, layer (None for `first` and `last`) → which of the roles' `where` hold
+    alone       what stands for `last` in a file of multi-token prediction alone, where that is something else
+
+    In a checkpoint's names {expert} is an expert's number, and in those of `last` {layer} that of the first layer that
+    predicts.
     """
 
     first: Mapping[str, Role]
@@ -54,17 +58,21 @@ class Roles:
     last: Mapping[str, Role]
     prefix: str
     conditions: Callable[[Any, int | None], set[str]]
+    alone: Mapping[str, Role] | None = None
 
-    def role(self, layer: int | None, name: str) -> Role | None:
+    def role(self, model: Model, layer: int | None, name: str) -> Role | None:
         """Return a tensor's role by the two parts of its name, as `split_name` gives them; None for a stranger."""
-        return self.layer.get(name) if layer is not None else {**self.first, **self.last}.get(name)
+        return self.layer.get(name) if layer is not None else {**self.first, **self._end(model)}.get(name)
 
     def shapes(self, model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield every tensor of a model and its shape in an MLA file."""
         yield from self._held(model, self.first, None)
         for layer in range(model.layers if model.alone else 0, model.blocks):
             yield from self._held(model, self.layer, layer)
-        yield from self._held(model, self.last, None)
+        yield from self._held(model, self._end(model), None)
+
+    def _end(self, model: Model) -> Mapping[str, Role]:
+        return self.alone if model.alone and self.alone is not None else self.last
 
     def _held(
         self, model: Model, roles: Mapping[str, Role], layer: int | None
@@ -78,6 +86,7 @@ class Roles:
 LEGACY = "attn_kv_b.weight"  # [H·(n+v), r], in files older than the MLA layout
 COMPUTED = ("rope_freqs.weight",)  # a file may hold it all the same
 WEIGHT, SCALE = ".weight", ".scale"
+LAST = 8  # tensors of a checkpoint that are kept: finding the matrices of all experts takes longer than reading some
 LEGACY_HALVES = ("attn_k_b.weight", "attn_v_b.weight")
 FUSED = "ffn_gate_up_exps.weight"  # [experts, 2·ffn, hidden], the rows of the gate first
 FUSED_HALVES = ("ffn_gate_exps.weight", "ffn_up_exps.weight")
@@ -141,23 +150,32 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The tensors of a Hugging Face checkpoint."""
+    """The tensors of a Hugging Face checkpoint; those asked for last are kept, as experts are asked for in turn."""
 
     checkpoint: Checkpoint
     model: Model
+    _last: dict[str, Stack] = field(default_factory=dict, repr=False, compare=False)
 
     def holds(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of its own for a GGUF name; of experts, the first."""
         layer, rest = split_name(name)
         roles = architecture_of(self.model).roles
-        role, prefix = roles.role(layer, rest), "" if layer is None else roles.prefix.format(layer=layer)
-        return role is not None and (prefix + role.checkpoint).format(expert=0) in self.checkpoint.tensors
+        role, prefix = roles.role(self.model, layer, rest), "" if layer is None else roles.prefix.format(layer=layer)
+        return role is not None and self._named(prefix + role.checkpoint) in self.checkpoint.tensors
 
     def stack(self, name: str) -> Stack:
         """Return a tensor by its GGUF name; tied output weights are the embeddings."""
+        if name not in self._last:
+            if len(self._last) == LAST:
+                self._last.clear()
+            self._last[name] = self._stack(name)
+        return self._last[name]
+
+    def _stack(self, name: str) -> Stack:
         layer, rest = split_name(name)
         roles = architecture_of(self.model).roles
-        role = roles.role(layer, "token_embd.weight" if rest == "output.weight" and self.model.tied else rest)
+        asked = "token_embd.weight" if rest == "output.weight" and self.model.tied else rest
+        role = roles.role(self.model, layer, asked)
         if role is None:
             raise InputError("is not a tensor of this model", file=self.checkpoint.folder.path, tensor=name)
         prefix = "" if layer is None else roles.prefix.format(layer=layer)
@@ -165,17 +183,20 @@ class CheckpointWeights:
             return replace(self.stack(SHARED[rest]), name=name)
         count, rows, cols = _three([self.model.size(size, layer) for size in role.shape])
         template = prefix + role.checkpoint
-        first = self._tensor(template.format(expert=0))
+        first = self._tensor(self._named(template))
         if rest in LEGACY_HALVES:
             self._check_shapes([first], self.model.size("kv_b_rows"), self.model.size("kv_rank"))
             return _half(name, rest, self.model, first.stored, lambda start, stop: _values(first, start, stop))
-        sources = [self._tensor(template.format(expert=index)) for index in range(count)] if count > 1 else [first]
+        sources = [self._tensor(self._named(template, index)) for index in range(count)] if count > 1 else [first]
         self._check_shapes(sources, rows, cols)
         return Stack(
             name, count, rows, cols, first.stored,
             lambda index, start, stop: _values(sources[index], start, stop),
             lambda index, start, stop: _plain(sources[index], start, stop),
         )  # fmt: skip
+
+    def _named(self, template: str, expert: int = 0) -> str:
+        return template.format(expert=expert, layer=self.model.layers)
 
     def _check_shapes(self, sources: list[SourceTensor], rows: int, cols: int) -> None:
         for source in sources:

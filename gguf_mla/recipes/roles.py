@@ -15,6 +15,7 @@ class TensorRole(StrEnum):
 
     OUTPUT = "output"
     TOKEN_EMBD = "token embeddings"  # noqa: S105 - no password
+    PREDICTION_EMBD = "embeddings of prediction"
     VALUE = "attn_v or attn_kv_b"
     KEY = "attn_k"
     QUERY = "attn_q"
@@ -30,6 +31,7 @@ EMBEDDINGS = frozenset({"token_embd.weight", "per_layer_token_embd.weight"})
 
 # The first piece that a name contains decides.
 _PIECES = (
+    ("nextn.embed_tokens.weight", TensorRole.PREDICTION_EMBD),
     ("attn_qkv.weight", TensorRole.VALUE),
     ("attn_kv_b.weight", TensorRole.VALUE),
     ("attn_v.weight", TensorRole.VALUE),

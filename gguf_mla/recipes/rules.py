@@ -100,6 +100,8 @@ FIRST_FOUR = Condition("among the first four", lambda p: p.count < 4)
 STACKED = Condition("of three dimensions", lambda p: p.stacked)
 EXPERTS = Condition("of stacked experts", lambda p: p.stacked)
 AS_LLAMA_CPP = Condition("as in llama.cpp", lambda p: p.compat)
+# Rows are looked up, and a collector sees products: with the file type's default a file of few bits could not be made.
+UNMEASURED = Condition("which have no importance", lambda p: not p.compat)
 
 ALL = frozenset(FILE_TYPES)
 MXFP4 = frozenset({"MXFP4_MOE"})
@@ -130,6 +132,10 @@ RULES = (
     _rule("Q2_K", TensorRole.TOKEN_EMBD, "IQ1_S IQ1_M IQ2_XXS IQ2_XS"),
     _rule("IQ3_S", TensorRole.TOKEN_EMBD, "IQ2_S IQ2_M IQ3_XXS"),
     _rule("Q4_K", TensorRole.TOKEN_EMBD, "TQ1_0 TQ2_0 Q2_0"),
+    # Embeddings that prediction has for itself: no others that are measured nowhere may be quantized (roles.py)
+    _rule("Q2_K", TensorRole.PREDICTION_EMBD, "IQ1_S IQ1_M IQ2_XXS IQ2_XS", UNMEASURED),
+    _rule("IQ3_S", TensorRole.PREDICTION_EMBD, "IQ2_S IQ2_M IQ3_XXS", UNMEASURED),
+    _rule("Q3_K", TensorRole.PREDICTION_EMBD, "Q2_K_S", UNMEASURED),
     # attn_v and attn_kv_b
     _rule("Q4_K", TensorRole.VALUE, LOW, SHARED_KEYS),
     _rule("Q4_K", TensorRole.VALUE, LOW, FOUR_EXPERTS),

@@ -11,14 +11,14 @@ import base64
 import contextlib
 import functools
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gguf_mla import units
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
 from gguf_mla.remote import refusals
+from gguf_mla.remote.branch import Branch
+from gguf_mla.remote.destination import Destination
 from gguf_mla.remote.location import SCHEME, owner_and_name
-from gguf_mla.remote.outgoing import SENT, Absent, Content, Journey, Outgoing, StoppedError, content
+from gguf_mla.remote.outgoing import Absent, Outgoing, StoppedError
 from gguf_mla.remote.repository import LIBRARY, TIMEOUT, http, hub_library
 from gguf_mla.remote.troubles import FIRST_PATIENCE, Patience
 from gguf_mla.version import __version__
@@ -27,58 +27,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    Read = Callable[[str], str | None]  # a small file of the repository, by name; None where there is none
-    Describe = Callable[[Mapping[str, Mapping[str, Any]], Read], Mapping[str, str]]
+    from gguf_mla.remote.destination import Describe
 
 BATCH = 256  # files that the hub is asked about at a time
 
 
-@dataclass
-class Published:
-    """What has become of an upload.
-
-    commit  that shows the files, and `url` its page
-    files   that were taken, and their bytes together
-    sent    bytes that went over the network: those of files that the hub had already did not
-    """
-
-    repository: str
-    url: str = ""
-    commit: str = ""
-    files: int = 0
-    bytes: int = 0
-    sent: int = 0
-
-
-class Upload:
-    """A sink for the files of a run (gguf_mla.stream.delivery.Sink).
-
-    repository  OWNER/NAME
-    names       what each output is called there
-    describe    makes the small files that are committed with the others, from all receipts and from what is there
-    private     whether a new repository is to be private
-    keeps       whether files stay on this machine, too
-
-    published   what has become of it
-    sums        the SHA-256 of outputs
-    """
+class Upload(Destination):
+    """A repository OWNER/NAME as a destination; `private`: a new one is to be so."""
 
     def __init__(
         self, repository: str, names: Mapping[Path, str], describe: Describe, *, private: bool, keeps: bool
     ) -> None:
-        self.repository = owner_and_name(repository)
-        self.keeps, self._names, self._describe, self._private = keeps, names, describe, private
-        self.hub = hub_library("an upload", SCHEME + self.repository, "Install it")
+        self.repository, self._private = owner_and_name(repository), private
+        super().__init__(SCHEME + self.repository, names, describe, keeps=keeps)
+        self.published.repository = self.repository
+        self.hub = hub_library("an upload", self.called, "Install it")
         self.api = self.hub.HfApi(library_name=LIBRARY, library_version=__version__)
-        self.published = Published(self.repository)
-        self.sums: dict[Path, str] = {}
-        self._journey = Journey()
         self._error: type[GgufMlaError] = InputError  # nothing has been made yet that could be kept
-
-    @property
-    def called(self) -> str:
-        """The repository as errors name it."""
-        return SCHEME + self.repository
 
     def open(self, *, create: bool) -> None:
         """Raise InputError where nothing can be uploaded; `create` the repository if it is missing."""
@@ -86,9 +51,9 @@ class Upload:
             raise InputError("the hub may not be asked (HF_HUB_OFFLINE)", file=self.called, remedy="Unset it to upload")
         if self.hub.get_token() is None:
             raise InputError("an upload takes a token that may write", file=self.called, remedy=refusals.TOKEN)
-        found = self._asked(self._found, FIRST_PATIENCE)
+        found = self.asked(self._found, FIRST_PATIENCE)
         if found is None and create:
-            self._asked(
+            self.asked(
                 lambda: self.api.create_repo(self.repository, private=self._private or None, exist_ok=True),
                 FIRST_PATIENCE,
             )
@@ -96,16 +61,8 @@ class Upload:
             what, remedy = "is there, and is public", "Leave --private out, or name another repository"
             raise InputError(what, file=self.called, remedy=remedy)
         if found is not None or create:
-            self._asked(self._may_write, FIRST_PATIENCE)
+            self.asked(self._may_write, FIRST_PATIENCE)
         self._error = MachineError
-
-    def takes(self, path: Path) -> bool:
-        """Whether an output goes to the repository; notes about others do not."""
-        return path in self._names
-
-    def name(self, path: Path) -> str:
-        """Return the name of an output in the repository."""
-        return self._names[path]
 
     def has(self, receipts: Mapping[str, Mapping[str, Any]]) -> set[str]:
         """Return which files of an earlier run the hub still has, committed or not."""
@@ -114,7 +71,7 @@ class Upload:
         for start in range(0, len(names), BATCH):
             batch = {receipts[name]["sha256"]: name for name in names[start : start + BATCH]}
             infos = [self._info(receipts[name]) for name in batch.values()]
-            for entry in self._asked(functools.partial(self._looked_up, infos)):
+            for entry in self.asked(functools.partial(self._looked_up, infos)):
                 if "actions" not in entry and entry["oid"] in batch:
                     there.add(batch[entry["oid"]])
         return there
@@ -123,41 +80,24 @@ class Upload:
         """Send a file, unless the hub has it, and return what `has` and `publish` need; MachineError where it fails."""
         name = self.name(path)
         try:
-            self._journey.begin(name, built.stat().st_size, sending=False)
-            found = content(built, self._journey)
-            receipt = found._asdict() | {"sample": base64.b64encode(found.sample).decode()}
+            found, receipt = self._hashed(name, built)
             self._journey.begin(name, found.size, sending=True)
             with Outgoing(built, self._journey) as file:
-                self._asked(lambda: self._send(name, receipt, file), reached=lambda: file.sent)
+                self.asked(lambda: self._send(name, receipt, file), reached=lambda: file.sent)
                 self._count(found, file.sent)
         finally:
             self._journey.name = ""
         return receipt
 
-    def stop(self) -> None:
-        """End what is on its way."""
-        self._journey.stopped.set()
-
     def publish(self, receipts: Mapping[str, Mapping[str, Any]]) -> None:
         """Commit all files, and what describes them, at once; MachineError where that fails, which loses nothing."""
-        self.published.files = len(receipts)
-        self.published.bytes = sum(receipt["size"] for receipt in receipts.values())
-        self.sums = {path: receipts[name]["sha256"] for path, name in self._names.items() if name in receipts}
-        made = self._asked(lambda: self._commit(receipts))
+        self._sum_up(receipts)
+        made = self.asked(lambda: self._commit(receipts))
         self.published.commit, self.published.url = str(made.oid), str(made.commit_url)
 
-    def state(self) -> str:
-        """Return how far the file is that is on its way, in words; "" where none is."""
-        journey = self._journey
-        if not journey.name:
-            return ""
-        share = f"{journey.at / max(1, journey.size):.0%}"
-        if not journey.sending:
-            return f"upload of {journey.name}: hashed {share}"
-        return f"upload of {journey.name}: {share}, {units.size(SENT.rate())}/s"
-
-    def _count(self, found: Content, sent: int) -> None:
-        self.published.sent += min(sent, found.size)
+    def shelf(self) -> Branch:
+        """Return where those leave notes who work on the same outputs."""
+        return Branch(self, self.first)
 
     def _found(self) -> Any:
         try:
@@ -220,7 +160,7 @@ class Upload:
         sample, sha256 = base64.b64decode(receipt["sample"]), bytes.fromhex(receipt["sha256"])
         return self.hub.lfs.UploadInfo(sha256=sha256, size=receipt["size"], sample=sample)
 
-    def _asked(
+    def asked(
         self, question: Callable[[], Any], seconds: float | None = None, reached: Callable[[], int] = lambda: 0
     ) -> Any:
         """Return an answer of the hub, asked again where that may help; a sentence for any error.

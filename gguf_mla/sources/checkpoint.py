@@ -17,6 +17,7 @@ from gguf_mla.sources.recognise.reading import Choices, Reading, examples
 from gguf_mla.sources.recognise.settings import changed
 from gguf_mla.sources.recognise.shards import INDEX, find
 from gguf_mla.sources.safetensors import read_shard
+from gguf_mla.sources.side_by_side import joined, whole_name
 from gguf_mla.sources.views import view
 
 __all__ = ["INDEX", "Checkpoint", "Choices", "open_checkpoint", "open_partial"]
@@ -128,14 +129,15 @@ def _formatted(reading: Reading, files: tuple[Readable, ...]) -> Checkpoint:
     quantization = reading.config.get("quantization_config") or {}
     try:
         source_format = format_of(quantization, reading.config_file)
-        tensors = source_format.tensors(reading.stored)
+        tensors = joined(source_format.tensors(reading.stored))
     except InputError:
         if reading.absent:  # a part of a weight may lie in a shard that is missing
             raise _incomplete(reading.folder, reading.absent, frozenset(reading.absent.values())) from None
         raise
     notes = (*reading.notes, *source_format.notes)
+    absent = {whole_name(name): shard for name, shard in reading.absent.items()}
     return Checkpoint(
-        reading.folder, reading.config, tensors, files, source_format.remarks, notes, reading.dropped, reading.absent
+        reading.folder, reading.config, tensors, files, source_format.remarks, notes, reading.dropped, absent
     )
 
 

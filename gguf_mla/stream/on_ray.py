@@ -10,14 +10,15 @@ import os
 from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gguf_mla.errors import GgufMlaError, InputError, MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from gguf_mla.stream.sharing.cut import SharedJob
+    # Called with a plan, the numbers of jobs, threads and device; what it yields is how far a job is: (number, amount).
+    Task = Callable[[str, Sequence[int], int, str], Iterable[tuple[int, float]] | None]
 
 DEATHS = 3  # of workers at one job, after which it is not tried again
 CPU = "cpu"
@@ -27,6 +28,18 @@ MOST = 64  # jobs at a time
 LEAST_SECONDS = 2.0  # of work for each thread, by the plan's costs: going and coming back takes a part of a second
 THREADS = 8  # of a worker, where its machine has so many cores
 PARTS = ("what", "file", "tensor", "expected", "found", "remedy")
+
+
+class Errand(Protocol):
+    """What a worker can be sent for."""
+
+    @property
+    def number(self) -> int:
+        """Which job of its plan."""
+
+    @property
+    def seconds(self) -> float:
+        """About how long one thread takes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Needs:
 
 
 @dataclass
-class _Errand:
+class _Sent:
     """Some jobs that a worker was sent for, and the node where it has begun."""
 
     jobs: tuple[int, ...]
@@ -79,23 +92,34 @@ def threads_of_a_worker(wanted: int | None) -> int:
     return wanted or max(1, min([THREADS, *(cores for cores in found if cores)]))
 
 
+def room(needs: Needs) -> int:
+    """Return how many workers the cluster has room for, one at least."""
+    import ray  # noqa: PLC0415 - as above
+
+    resources = ray.cluster_resources()
+    found = int(resources.get("CPU", 0)) // needs.threads
+    return max(1, min(found, int(resources.get("GPU", 0)) // needs.gpus) if needs.gpus else found)
+
+
 def run(
-    task: Callable[[str, Sequence[int], int, str], object],
+    task: Task,
     plan: str,
-    jobs: Sequence[SharedJob],
+    jobs: Sequence[Errand],
     needs: Needs,
     is_noted: Callable[[int], bool],
     done: Callable[[Iterable[int]], object],
+    reached: Callable[[int, float], object] = lambda _number, _amount: None,
 ) -> None:
     """Have jobs done; `task(plan, jobs, threads, device)` is called where Ray wants it.
 
     is_noted  whether there is a record of a job
     done      is told which jobs were done
+    reached   is told how far a job is, where the task says so
 
     An error of ours that a task raises is raised here, and ends all others. A worker that dies, alone or with its
     machine, is replaced, on another one if there is one: MachineError when DEATHS have died of the same job.
     """
-    driver = _Driver(task, plan, needs)
+    driver = _Driver(task, plan, needs, reached)
     driver.send(jobs)
     try:
         while driver.is_busy:
@@ -113,16 +137,16 @@ def run(
 class _Driver:
     """What was sent, what is waiting, and who has died of what."""
 
-    def __init__(self, task: Callable[[str, Sequence[int], int, str], object], plan: str, needs: Needs) -> None:
+    def __init__(self, task: Task, plan: str, needs: Needs, reached: Callable[[int, float], object]) -> None:
         import ray  # noqa: PLC0415 - as above
 
-        self._ray, self._plan, self._needs = ray, plan, needs
+        self._ray, self._plan, self._needs, self._reached = ray, plan, needs, reached
         resources: dict[str, Any] = {"num_cpus": needs.threads, "num_gpus": needs.gpus, "memory": needs.memory}
         self._remote = ray.remote(**resources, max_retries=0, num_returns="streaming")(_errand)
         self._task = ray.put(task)
-        self._waiting: deque[SharedJob] = deque()
+        self._waiting: deque[Errand] = deque()
         self._again: deque[tuple[int, str | None]] = deque()
-        self._sent: dict[Any, _Errand] = {}
+        self._sent: dict[Any, _Sent] = {}
         self._deaths: Counter[int] = Counter()
 
     @property
@@ -130,7 +154,7 @@ class _Driver:
         """Whether anything is left to do."""
         return bool(self._waiting or self._again or self._sent)
 
-    def send(self, jobs: Iterable[SharedJob]) -> None:
+    def send(self, jobs: Iterable[Errand]) -> None:
         """Have jobs done when there is a worker for them."""
         self._waiting.extend(jobs)
 
@@ -147,7 +171,7 @@ class _Driver:
                 )
             self._again.append((job, node))
 
-    def ended(self) -> Iterator[tuple[_Errand, BaseException | None]]:
+    def ended(self) -> Iterator[tuple[_Sent, BaseException | None]]:
         """Send what there are workers for, wait a little, and yield who has come back, with what ended him."""
         self._fill()
         ready, _ = self._ray.wait([*self._sent], timeout=POLL_SECONDS, fetch_local=False)
@@ -164,6 +188,9 @@ class _Driver:
             if isinstance(said, str):
                 errand.node = said
                 continue
+            if isinstance(said, tuple):
+                self._reached(*said)
+                continue
             del self._sent[stream]
             if said:
                 raise _raised(said)
@@ -176,7 +203,7 @@ class _Driver:
         self._sent = {}
 
     def _fill(self) -> None:
-        workers = self._workers()
+        workers = room(self._needs)
         while self._again and len(self._sent) <= workers:
             job, node = self._again.popleft()
             self._send((job,), self._elsewhere(node))
@@ -197,13 +224,7 @@ class _Driver:
         if node is not None:
             strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=True)
             remote = remote.options(scheduling_strategy=strategy)
-        self._sent[remote.remote(self._task, self._plan, jobs, self._needs)] = _Errand(jobs)
-
-    def _workers(self) -> int:
-        """Return how many workers the cluster has room for."""
-        resources = self._ray.cluster_resources()
-        room = int(resources.get("CPU", 0)) // self._needs.threads
-        return max(1, min(room, int(resources.get("GPU", 0)) // self._needs.gpus) if self._needs.gpus else room)
+        self._sent[remote.remote(self._task, self._plan, jobs, self._needs)] = _Sent(jobs)
 
     def _elsewhere(self, node: str | None) -> str | None:
         """Return a node that is not this one and lives; None where there is none."""
@@ -212,13 +233,15 @@ class _Driver:
         return min((each for each in alive if each != node), key=lambda each: busy[each], default=None)
 
 
-def _errand(task: Any, plan: str, jobs: Sequence[int], needs: Needs) -> Iterator[str | Mapping[str, Any]]:
+def _errand(
+    task: Task, plan: str, jobs: Sequence[int], needs: Needs
+) -> Iterator[str | tuple[int, float] | Mapping[str, Any]]:
     """Say where this is, do the jobs, and say what went wrong, as plain data: nothing where nothing did."""
     import ray  # noqa: PLC0415 - as above
 
     yield ray.get_runtime_context().get_node_id()
     try:
-        task(plan, jobs, needs.threads, needs.device)
+        yield from task(plan, jobs, needs.threads, needs.device) or ()
     except GgufMlaError as error:
         parts = {name: getattr(error, name, None) for name in PARTS}
         said = {name: None if part is None else str(part) for name, part in parts.items()}

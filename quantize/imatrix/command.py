@@ -10,7 +10,19 @@ from click import Argument, Choice, Option
 
 from gguf_mla.cli import numbers
 from gguf_mla.cli.main import Command
-from gguf_mla.cli.options import DEVICE, EITHER, PATH, SMALL, SPOOL, THREADS, ReadingOptions, option
+from gguf_mla.cli.options import (
+    ADDRESS,
+    DEVICE,
+    EITHER,
+    ENGINE,
+    PATH,
+    SMALL,
+    SPOOL,
+    THREADS,
+    THREADS_ENGINE,
+    ReadingOptions,
+    option,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +63,10 @@ class MatrixOptions:
         "was stopped starts over.",
     )  # fmt: skip
     split_work: str | None = option(
-        None, "--split-work", metavar="I/N", help="Compute part I of N of the chunks; imatrix merge adds the parts."
-    )
+        None, "--split-work", metavar="I/N",
+        help="Compute part I of N of the chunks; imatrix merge adds the parts. With --engine ray: N, parts that are "
+        "computed at the same time  [default: as many as there are workers].",
+    )  # fmt: skip
     seen: int | None = option(
         None, "--min-tokens-per-expert", type=numbers.Whole(numbers.COUNT), metavar="N",
         help="Go on with --more-text until every expert has seen N tokens, or the text ends.",
@@ -63,6 +77,8 @@ class MatrixOptions:
     spool: str | None = option(None, "--spool", **SPOOL)
     threads: int | None = option(None, "--threads", **THREADS)
     device: str = option("cpu", "--device", **DEVICE)
+    engine: str = option(THREADS_ENGINE, "--engine", **ENGINE)
+    address: str | None = option(None, "--address", **ADDRESS)
     overwrite: bool = option(False, "--overwrite", is_flag=True, help="Replace an output that exists.")
     no_resume: bool = option(
         False, "--no-resume", is_flag=True, help="Start over instead of going on with an unfinished output."
@@ -84,7 +100,7 @@ make = Command(
     """,
     Argument(["model"], type=EITHER),
     Argument(["out"], type=PATH, required=False),
-    wanted=MatrixOptions,
+    options=MatrixOptions,
     reading=ReadingOptions,
 )
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
     States = FileStates | MemoryStates
 
+FORM = "expanded-keys"  # how it attends: the fewest products among the forms that can be observed
 BESIDE = (".states-0", ".states-1", ".experts")  # files beside the output while it is made
 Progress = Callable[[float], object]
 
@@ -127,7 +128,7 @@ class How:
 
     inputs: Sequence[AnyPath] = ()
     place: Place = CPU
-    form: Form = FORMS["absorbed"]
+    form: Form = FORMS[FORM]
     in_memory: bool = False
     fresh: bool = False
     overwrite: bool = False
@@ -351,7 +352,7 @@ class _Run:
             if work.perplexity:
                 self.outcome.perplexity.add(self._alone, normed, text.tokens[part])
             if work.prediction:
-                text.write(target, part, normed)
+                text.write(target, part, prediction.begin(self._alone, state))
 
     def _predict(self, number: int) -> None:
         source, target = self.states[number % 2 ^ 1], self.states[number % 2]
@@ -360,8 +361,8 @@ class _Run:
         head, asked = f"blk.{number}.{OWN_HEAD}", self._collector
 
         def after(hidden: Floats) -> Floats:
-            left = prediction.leave(self._alone, number, hidden)
-            asked(head, 0, left.flatten(0, 1))
+            left: Floats = prediction.leave(self._alone, number, hidden)
+            asked(head, 0, prediction.read(self._alone, number, left).flatten(0, 1))
             return left
 
         sweep.Layer(self._observed, number, text, target, self._spare, *self._told).run(before, after)

@@ -2,148 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
-from gguf_mla import units
 from gguf_mla.cli.document import answer
 from gguf_mla.cli.failures import Interrupted
+from gguf_mla.cli.options import RAY
 from gguf_mla.cli.progress import progress
-from gguf_mla.errors import InputError
-from gguf_mla.files import platform
-from gguf_mla.forward.on_device import form_on, place_on
-from gguf_mla.forward.opening import files_of, open_weights
 from gguf_mla.importance.matrix import read_imatrix
-from gguf_mla.importance.partial import About, open_part
-from gguf_mla.text.calibration import STDIN, Cut, dataset, expanded
-from gguf_mla.version import __version__
+from gguf_mla.importance.partial import open_part
 from quantize.imatrix import coverage
-from quantize.imatrix.entries import entries
+from quantize.imatrix.asked import Asked, Opened
 from quantize.imatrix.job import How, RunStopped, Work, collect
-from quantize.imatrix.model import name_of, reader_of
 from quantize.imatrix.rounds import Goal, as_rounds, covered_by, in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
+    from pathlib import Path
 
     from gguf_mla.cli.options import ReadingOptions
     from gguf_mla.files.readable import AnyPath
-    from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
-    from gguf_mla.text.calibration import Reader
     from quantize.imatrix.command import MatrixOptions
     from quantize.imatrix.coverage import Coverage
     from quantize.imatrix.job import Outcome
 
-    Numbers = NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What of a model is run and collected."""
-
-    output: bool
-    prediction: bool
-    perplexity: bool
-
-
-def make(model: AnyPath, out: Path | None, wanted: MatrixOptions, reading: ReadingOptions) -> None:
+def make(model: AnyPath, out: Path | None, options: MatrixOptions, reading: ReadingOptions) -> None:
     """Make an importance matrix, or a part of one."""
-    attend = form_on(wanted.device, "absorbed")
-    place = place_on(wanted.device, wanted.threads or platform.cores())
-    _check(wanted)
-    opened = open_weights(model, reading.choices)
-    if wanted.mtp and not opened.model.predictors:
-        raise InputError("--mtp is for a model with multi-token prediction", file=model, found="no such layer")
-    reader = reader_of(opened, special=wanted.parse_special)
-    found = _tokens(reader, wanted)
-    names = [dataset(path) for path in (wanted.texts or [wanted.tokens]) if path is not None]
-    asked = Wanted(wanted.process_output, wanted.mtp, not wanted.no_ppl)
-    work = work_of(opened, found, asked, names, wanted.split_work)
-    in_memory = wanted.memory is not None and work.beside_bytes <= units.parse_size(wanted.memory)
-    how = How([*files_of(opened), *_texts(wanted)], place, attend, in_memory, wanted.no_resume, wanted.overwrite)
-    path = out or Path(f"{name_of(model)}.imatrix.{wanted.form}")
-    if wanted.seen is None and wanted.form == "gguf":
-        outcome = _run(work, path, how, quiet=wanted.quiet)
+    opened = Opened(Asked(model, out, options, reading))
+    if options.engine == RAY:
+        from quantize.imatrix import on_cluster  # noqa: PLC0415 - few have one
+
+        work = opened.work()
+        outcome = on_cluster.make(opened, work)
     else:
-        more = [dataset(text) for text in wanted.more_text]
-        left = reader.texts(wanted.more_text) if wanted.more_text else np.zeros(0, np.int64)
-        rest = [work_of(opened, chunks, asked, more) for chunks in cut_rest(left, found.shape, reader.bos)]
-        goal = Goal(path, wanted.form, wanted.seen or 0, how.inputs, wanted.no_resume, wanted.overwrite)
-        outcome = _in_rounds([work, *rest], goal, how, quiet=wanted.quiet)
-    _tell(work, outcome, wanted, how.inputs)
+        work = opened.work(options.split_work)
+        outcome = _here(opened, work)
+    _tell(work, outcome, options, opened.inputs)
 
 
-def _check(wanted: MatrixOptions) -> None:
-    if wanted.split_work and (wanted.seen or wanted.form != "gguf"):
-        raise InputError("--split-work makes a part of a matrix in GGUF form, and goes with neither rounds nor .dat")
-    if (wanted.seen is None) != (not wanted.more_text):
-        raise InputError("--min-tokens-per-expert and --more-text go together", remedy="Give both, or neither")
-
-
-def _texts(wanted: MatrixOptions) -> list[Path]:
-    """Return the files that the texts are read from."""
-    texts = [*expanded((*wanted.texts, *wanted.more_text)), *([wanted.tokens] if wanted.tokens else [])]
-    return [path for path in texts if path != STDIN and path.is_file()]
-
-
-def cut_rest(tokens: Numbers, shape: tuple[int, ...], bos: int | None) -> list[Numbers]:
-    """Return rounds of at most `shape` chunks of more tokens; what is left of the last chunk is dropped."""
-    count, context = shape
-    if tokens.size < 2 * context:
-        return []
-    chunks = Cut(context).chunks(tokens, bos)
-    return [chunks[start : start + count] for start in range(0, len(chunks), count)]
+def _here(opened: Opened, work: Work) -> Outcome:
+    path, options, how = opened.asked.path, opened.asked.options, opened.how(work)
+    if options.seen is None and options.form == "gguf":
+        return _run(work, path, how, quiet=options.quiet)
+    goal = Goal(path, options.form, options.seen or 0, how.inputs, options.no_resume, options.overwrite)
+    return _in_rounds([work, *opened.more()], goal, how, quiet=options.quiet)
 
 
 def _say(said: str, quiet: bool) -> None:
     if not quiet:
         click.echo(said, err=True)
-
-
-def _tokens(reader: Reader, wanted: MatrixOptions) -> Numbers:
-    """Return the chunks [B, context] that the model is run over."""
-    cut = Cut(wanted.context, wanted.chunks, wanted.from_chunk)
-    if bool(wanted.texts) == (wanted.tokens is not None):
-        raise InputError("the model needs a text to be run over", remedy="Give either --text or --tokens")
-    found = reader.texts(wanted.texts) if wanted.tokens is None else reader.ids(wanted.tokens)
-    return cut.chunks(found, reader.bos)
-
-
-def work_of(
-    weights: CheckpointWeights | GgufWeights,
-    chunks: Numbers,
-    wanted: Wanted,
-    names: Sequence[str],
-    split_work: str | None = None,
-) -> Work:
-    """Return the work on all chunks [B, context], or on part I/N of them."""
-    found = entries(weights, output=wanted.output, prediction=wanted.prediction)
-    start, stop = _share(split_work, len(chunks))
-    digest = hashlib.sha256(np.ascontiguousarray(chunks).tobytes())
-    digest.update(repr((__version__, chunks.shape, weights.model, sorted(found))).encode())
-    predictors = weights.model.predictors if wanted.prediction else 0
-    about = About(digest.hexdigest(), len(chunks), ((start, stop),), tuple(names), chunks.shape[1], predictors)
-    return Work(weights, chunks[start:stop], found, about, split_work is not None, wanted.prediction, wanted.perplexity)
-
-
-def _share(split_work: str | None, count: int) -> tuple[int, int]:
-    """Return the first and the one after the last chunk of part I of N."""
-    if split_work is None:
-        return 0, count
-    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", split_work)
-    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= part <= parts or parts > count:
-        expected = f"I/N with I from 1 to N, and N at most the {count} chunks"
-        raise InputError("--split-work cannot be done", expected=expected, found=split_work)
-    return (part - 1) * count // parts, part * count // parts
 
 
 def _run(work: Work, out: Path, how: How, *, quiet: bool) -> Outcome:
@@ -167,14 +77,14 @@ def _stopped(stop: RunStopped) -> tuple[str, ...]:
     return f"{stop.done} of {stop.total} layers are on the disk", "Run the same command again to go on from there"
 
 
-def _tell(work: Work, outcome: Outcome, wanted: MatrixOptions, read: Sequence[AnyPath]) -> None:
+def _tell(work: Work, outcome: Outcome, options: MatrixOptions, read: Sequence[AnyPath]) -> None:
     """Say what was done, and what the experts have seen."""
     covered = _covered(work, outcome.path)
-    if wanted.report is not None:
-        coverage.write_page(wanted.report, covered, outcome.path.name, [outcome.path])
-    if wanted.as_json:
+    if options.report is not None:
+        coverage.write_page(options.report, covered, outcome.path.name, [outcome.path])
+    if options.as_json:
         answer(inputs=read, stages=outcome.seconds, matrix=result(work, outcome, covered))
-    elif not wanted.quiet:
+    elif not options.quiet:
         click.echo("\n".join(_sentences(work, outcome, covered)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_mla.codec import empty
 from gguf_mla.errors import MachineError
 
 if TYPE_CHECKING:
@@ -34,11 +35,10 @@ class FileStates:
 
     def read(self, start: int, stop: int) -> Floats:
         """Return some rows, [stop-start, width]; MachineError when that fails."""
-        wanted = 4 * self.width * (stop - start)
-        data = self.file.read(4 * self.width * start, wanted)
-        if data.size < wanted:
+        found = self._rows(stop - start)
+        if self.file.read_into(found, 4 * self.width * start) < found.nbytes:
             raise MachineError("has become shorter while it was used", file=self.file.path, remedy="Run again")
-        return data.view(np.float32).reshape(-1, self.width)
+        return found
 
     def write(self, start: int, rows: Floats) -> None:
         """Replace the rows from `start` on."""
@@ -46,7 +46,7 @@ class FileStates:
 
     def take(self, numbers: Numbers) -> Floats:
         """Return the rows of these numbers."""
-        found = np.empty((len(numbers), self.width), np.float32)
+        found = self._rows(len(numbers))
         for part, start, stop in self._windows(numbers):
             found[part] = self.read(start, stop)[numbers[part] - start]
         return found
@@ -59,6 +59,10 @@ class FileStates:
                 window = self.read(start, stop)
                 window[numbers[part] - start] = rows[part]
             self.write(start, window)
+
+    def _rows(self, count: int) -> Floats:
+        """Return uninitialised rows that products can use where they lie."""
+        return empty((count, self.width), np.dtype(np.float32))
 
     def _windows(self, numbers: Numbers) -> Iterator[tuple[slice, int, int]]:
         """Yield the parts of rising numbers that are read at a time, and the first and after the last row of each."""

@@ -340,6 +340,22 @@ def test_a_chosen_directory_that_cannot_be_made(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == done.stderr.count(TELLS) == 1
 
 
+LATER = """
+import sys
+import numpy as np
+from gguf_mla import codec
+codec.encode(np.ones((1, 128), "f4"), "Q1_0")
+print([name for name in sys.modules if name in ("numba.np.linalg", "numba.typed.typeddict")])
+"""
+
+
+def test_a_run_that_finds_its_kernels_imports_nothing_that_compiles(tmp_path: Path) -> None:
+    run = functools.partial(subprocess.run, [sys.executable, "-c", LATER], capture_output=True, text=True, check=True)
+    first, second = (run(env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}) for _ in range(2))
+    assert "numba.np.linalg" in first.stdout
+    assert second.stdout == "[]\n"
+
+
 def test_no_home_and_other_locators(tmp_path: Path) -> None:
     done = process(NUMBA_CACHE_DIR=str(tmp_path), NUMBA_CACHE_LOCATOR_CLASSES="no.such.Locator")
     assert (done.returncode, done.stderr) == (0, "")

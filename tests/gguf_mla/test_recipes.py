@@ -26,6 +26,7 @@ from gguf_mla.recipes import (
     parse_tensor_type,
     read_tensor_types,
 )
+from gguf_mla.recipes.roles import TensorRole
 from gguf_mla.recipes.rules import RULES, TypeRule
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
@@ -80,7 +81,7 @@ def test_every_tensor_of_every_file_type_gets_llama_quantizes_type(model: str) -
 
 
 def test_every_rule_decides_something_in_the_golden_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule that no table witnesses is a claim nobody checked. Ours alone: MXFP4 for experts only."""
+    """A rule that no table witnesses is a claim nobody checked. Ours alone: MXFP4 for experts only, and one table."""
     used: set[int] = set()
     reason = TypeRule.reason
 
@@ -94,7 +95,8 @@ def test_every_rule_decides_something_in_the_golden_tables(monkeypatch: pytest.M
     for case in (case for case in table.cases() if case.model in small):
         our_answer(small[case.model], case)
     unseen = [rule for rule in RULES if id(rule) not in used]
-    assert [(rule.type, rule.targets) for rule in unseen] == [("MXFP4", {"MXFP4_MOE"})]
+    others = [rule for rule in unseen if rule.roles != {TensorRole.PREDICTION_EMBD}]
+    assert [(rule.type, rule.targets) for rule in others] == [("MXFP4", {"MXFP4_MOE"})]
 
 
 def test_file_types_have_llama_cpps_numbers() -> None:
@@ -146,7 +148,7 @@ def test_deepseek_v3_as_q4_k_m() -> None:
 
 
 @pytest.mark.parametrize("model", [name for name, sizes in MODELS.items() if sizes.hidden < 1000])
-def test_we_differ_from_llama_cpp_in_two_things_only(model: str) -> None:
+def test_we_differ_from_llama_cpp_in_three_things_only(model: str) -> None:
     sizes = MODELS[model]
     for target in FILE_TYPES.values():
         try:
@@ -159,6 +161,8 @@ def test_we_differ_from_llama_cpp_in_two_things_only(model: str) -> None:
                 assert ours[name] == "F32"
             elif target.name == "MXFP4_MOE" and ("attn_k_b" in name or "attn_v_b" in name):
                 assert (ours[name], theirs[name]) in {("Q8_0", "MXFP4"), ("F16", "F16")}, name
+            elif "nextn.embed_tokens" in name and needs_importance(name, theirs[name], target):
+                assert ours[name] in {"Q2_K", "Q3_K", "IQ3_S"}, name
             else:
                 assert ours[name] == theirs[name], (target.name, name)
 
@@ -329,6 +333,16 @@ def test_tensors_that_need_importance_are_listed_together() -> None:
     assert {kind for _, kind in needing} == {"Q2_K"}
     assert "token_embd.weight" not in dict(needing)
     assert needing_importance(tensors, choices, FILE_TYPES["Q2_K"]) == []
+
+
+@pytest.mark.parametrize("target", [entry.name for entry in QUANTIZED if entry.name != "Q1_0"])
+def test_embeddings_of_prediction_never_need_it(target: str) -> None:
+    """No collector measures them, so a recipe that needed it for them could not be followed."""
+    tensors, name = [Tensor("blk.61.nextn.embed_tokens.weight", (512, 256))], "blk.61.nextn.embed_tokens.weight"
+    choices, _ = choose(tensors, FILE_TYPES[target], DEEPSEEK_V3.model, has_importance=True)
+    assert needing_importance(tensors, choices, FILE_TYPES[target]) == []
+    theirs, _ = choose(tensors, FILE_TYPES[target], DEEPSEEK_V3.model, Overrides(compat=True), has_importance=True)
+    assert choices == theirs or (needs_importance(name, theirs[0].type, FILE_TYPES[target]) and choices[0].reason)
 
 
 def test_what_ggml_cannot_encode_without_importance_needs_it_everywhere() -> None:

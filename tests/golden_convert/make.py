@@ -47,18 +47,18 @@ def main(peer: Path, work: Path, cases: tuple[str, ...]) -> None:
         for kind in golden.TYPES:
             out = work / name / f"peer-{kind}.gguf"
             if not out.exists():
-                run_peer(peer, checkpoint, out, kind, told=case.tokenizer == "bundled")
+                run_peer(peer, checkpoint, out, kind, *case.told, knows=case.tokenizer != "bundled")
             with GgufFile(out) as file:
                 records[kind] = golden.record_of(file)
         golden.save(name, records)
         click.echo(f"{name}: {len(records['F32']['tensors'])} tensors")
 
 
-def run_peer(peer: Path, checkpoint: Path, out: Path, kind: str, *, told: bool) -> None:
-    """Run the peer, with the pre-tokenizer's name given or not."""
+def run_peer(peer: Path, checkpoint: Path, out: Path, kind: str, *options: str, knows: bool) -> None:
+    """Run the peer, with the pre-tokenizer's name given unless it knows it."""
     peer = peer.resolve()
-    start = ["-c", TOLD, str(peer.parent), "told" if told else "", str(peer)]
-    command = [sys.executable, *start, str(checkpoint), "--outfile", str(out), "--outtype", kind.lower()]
+    start = ["-c", TOLD, str(peer.parent), "" if knows else "told", str(peer)]
+    command = [sys.executable, *start, str(checkpoint), "--outfile", str(out), "--outtype", kind.lower(), *options]
     environment = os.environ | {"PYTHONPATH": str(peer.parent / "gguf-py")}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -19,6 +19,11 @@ from gguf_mla.forward.tensors import Blocks, Stack
 from gguf_mla.plan import outputs
 from gguf_mla.plan.jobs import Part, Plan, TensorJob
 from gguf_mla.stream import chunks, execute
+from gguf_mla.stream.run import Job
+from gguf_mla.stream.sharing.finish import finish
+from gguf_mla.stream.sharing.ledger import Ledger
+from gguf_mla.stream.sharing.plan import Order, SharedPlan, shared_out
+from gguf_mla.stream.sharing.work import work
 from tests.support.sources import Encoded, Memory, Weights
 from tests.verify.cuda_cases import inputs
 from verify.device import check_device
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_mla.codec.on_cuda import Cuda
+    from gguf_mla.sources.tensor import SourceTensor
 
 # The simulator computes with numpy, which warns of the infinities and NaN that searches pass through.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -171,6 +177,19 @@ def test_a_file_is_the_same_from_any_device(device: Cuda, tmp_path: Path, monkey
         files.append((tmp_path / f"{name}.gguf").read_bytes())
     assert files[1] == files[0]
     assert files[2] == files[0]
+    assert shared(plan, {**experts, **quantized}, importance, device, tmp_path / "shared.gguf") == files[0]
+
+
+def shared(plan: Plan, sources: dict[str, SourceTensor], importance: Weights, device: Cuda, out: Path) -> bytes:
+    """The file that two workers make, one on the device and one on the CPU."""
+    job = Job([(plan, outputs.single(plan, out))], sources, (), importance)
+    made = SharedPlan.of(Order("convert", {}, str(out.parent)), job, 400)
+    ledger = Ledger(out, made)
+    ledger.open()
+    for share, where in zip(shared_out(made.jobs, 2), (device, CPU), strict=True):
+        assert work(job, share, ledger, threads=2, device=where).jobs
+    finish(job, made, ledger, importance=importance)
+    return out.read_bytes()
 
 
 def test_the_bench_measures_every_kernel(device: Cuda, simulated: bool) -> None:

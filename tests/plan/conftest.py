@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plan import contract
-from tests.support import crash
+from tests.support import crash, hub
 from tests.support.command import gguf_mla
 
 if TYPE_CHECKING:
@@ -46,3 +46,10 @@ def told(jobs: dict[str, Job], shared: Shared) -> dict[str, list[str]]:
     """What every kind of run tells of rounded scales."""
     directory = shared("plan", lambda _: None)
     return {kind: json.loads((directory / f"{kind}.json").read_text()) for kind in jobs}
+
+
+@pytest.fixture(scope="session")
+def small_model(shared: Shared) -> Path:
+    """A checkpoint of two layers."""
+    options = {"num_hidden_layers": 2, "n_routed_experts": 8}
+    return shared("plan-v3", lambda directory: hub.write(directory / "v3", "v3", **options)) / "v3"

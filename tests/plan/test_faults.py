@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gguf_mla.cli import launch, resolve, sharing
+from gguf_mla.codec import device
+from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.errors import MachineError
 from gguf_mla.files.output import SharedFile, partial_path
 from gguf_mla.stream import identity
@@ -20,13 +23,14 @@ from gguf_mla.stream.sharing import plan as plans
 from gguf_mla.stream.sharing.ledger import Ledger
 from gguf_mla.stream.sharing.record import Record
 from tests.plan.contract import ok, plan
-from tests.support import crash
+from tests.support import crash, hub
 from tests.support.command import Answer, gguf_mla
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from gguf_mla.codec.device import Device
     from tests.support.crash import Job
 
 
@@ -274,29 +278,44 @@ def test_a_plan_is_of_a_command_that_writes_by_itself(tmp_path: Path) -> None:
     assert "Make it with gguf-mla imatrix" in answer.output
 
 
-@pytest.mark.parametrize("begin", [("plan",), ()], ids=["plan", "ray"])
-def test_what_many_workers_make_is_not_uploaded(begin: tuple[str, ...], pristine: Path, tmp_path: Path) -> None:
-    """Nobody is asked on the hub, and a plan that is shown only is refused, too."""
-    line = [*begin, "convert", pristine, tmp_path / "o.gguf", "--upload", "me/model"]
-    line += ["--out", tmp_path / "p.json"] if begin else ["--engine", "ray"]
-    for more in ((), ("--dry-run",)):
-        answer = gguf_mla(*line, *more)
-        assert answer.status == 2
-        assert "--upload sends files as one process completes them" in answer.output
-        assert list(tmp_path.iterdir()) == []
-
-
 def test_a_plan_that_is_shown_only_is_not_written(pristine: Path, tmp_path: Path) -> None:
     answer = gguf_mla("plan", "convert", pristine, tmp_path / "o.gguf", "--out", tmp_path / "p.json", "--dry-run")
     assert "o.gguf" in ok(answer).output
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_that_says_upload_is_neither_worked_on_nor_finished(planned: Planned) -> None:
-    """Nobody can make one but by hand, with the right digest."""
-    order = replace(planned.plan.order, options={**planned.plan.order.options, "upload": "me/model"})
+# ----------------------------------------------------------------------------------------------- what a plan remembers
+
+
+def test_what_was_measured_for_a_plan_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.write(tmp_path / "model", "v3", num_hidden_layers=1, n_routed_experts=4)
+    line = ("convert", str(tmp_path / "model"), "{out}/out.gguf", "--target-bpw", "8.5", "--quiet")
+    (plain := tmp_path / "plain").mkdir()
+    ok(gguf_mla(*(word.format(out=plain) for word in line)))
+    planned = Planned(crash.Job(line), tmp_path)
+    monkeypatch.setattr(resolve, "errors", None)  # whoever measures would call it
+    ok(planned.work("--rank", 1, "--of", 2))
+    ok(planned.work("--rank", 0, "--of", 2))
+    ok(planned.finish())
+    assert crash.content(planned.out) == crash.content(plain)
+
+
+def test_a_machine_without_the_device_of_a_plan_can_finish_it_or_use_another(
+    planned: Planned, right: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "open_device", open_cpu_only)
+    monkeypatch.setattr(sharing, "open_device", open_cpu_only)
+    monkeypatch.setattr(launch, "open_device", open_cpu_only)
+    order = replace(planned.plan.order, options={**planned.plan.order.options, "device": "cuda"})
     planned.file.write_text(replace(planned.plan, order=order).to_text())
-    for answer in (planned.work(), planned.finish()):
-        assert answer.status == 2
-        assert "--upload sends files as one process completes them" in answer.output
-    assert list(planned.out.iterdir()) == []
+    answer = planned.work()
+    assert (answer.status, "no GPU here" in answer.output) == (3, True), answer.output
+    ok(planned.work("--device", "cpu"))
+    ok(planned.finish())
+    assert crash.content(planned.out) == right
+
+
+def open_cpu_only(name: str) -> Device:
+    if name != CPU.name:
+        raise MachineError("no GPU here")
+    return CPU

@@ -17,7 +17,9 @@ import pytest
 
 from gguf_mla.cli import distributed
 from gguf_mla.stream import on_ray
+from quantize.imatrix import on_cluster
 from tests.plan.contract import Contract, ok, words
+from tests.plan.matrix import Matrix
 from tests.support import crash
 from tests.support.command import Answer, environment, gguf_mla
 
@@ -190,3 +192,91 @@ def test_an_interrupt_says_what_is_done(jobs: dict[str, Job], tmp_path: Path) ->
         signal.signal(signal.SIGINT, before)
     assert answer.status == 130, answer.output
     assert "are on the disk. Run the same command again to go on from there." in answer.output
+
+
+def deadly_file(plan: str, numbers: Sequence[int], threads: int, device: str) -> None:
+    import json
+    import os
+    import signal
+    from pathlib import Path
+
+    from gguf_mla.cli.distributed import files_of
+
+    flag = Path(json.loads(plan)["outputs"][0]["path"]).parent.with_name("flag")
+    if numbers[0] == 1 and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    files_of(plan, numbers, threads, device)
+
+
+def test_files_are_sent_where_no_folder_is_shared(
+    jobs: dict[str, Job], undisturbed: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker dies before it has sent anything; the next run finds the model complete."""
+    monkeypatch.setattr(distributed, "files_of", by_value(deadly_file))
+    (out := tmp_path / "out").mkdir()
+    line = [*words(jobs["split"], out), *SMALL, "--upload", f"file://{tmp_path / 'store'}"]
+    ok(gguf_mla(*line))
+    assert (tmp_path / "flag").exists()
+    found = {name: content for name, content in crash.content(tmp_path / "store").items() if name.endswith(".gguf")}
+    assert found == {name: content for name, content in undisturbed["split"].items() if name.endswith(".gguf")}
+    assert len(list((tmp_path / "store").iterdir())) == len(found) + 2
+    assert list(out.iterdir()) == []
+    assert "is there already" in gguf_mla(*line).output
+
+
+def telling(plan: str, jobs: Sequence[int], threads: int, device: str) -> Iterator[tuple[int, float]]:
+    for job in jobs:
+        for share in (0.5, 1.0):
+            yield job, share * len(plan) * threads
+    assert device == "cpu"
+
+
+def test_a_task_tells_how_far_it_is() -> None:
+    heard: dict[int, list[float]] = {0: [], 1: []}
+    done: list[int] = []
+    jobs = [on_cluster.Share(0), on_cluster.Share(1)]
+    needs = on_ray.Needs(1, 1 << 20)
+    on_ray.run(
+        by_value(telling),
+        "four",
+        jobs,
+        needs,
+        lambda _: False,
+        done.extend,
+        lambda number, at: heard[number].append(at),
+    )
+    assert (sorted(done), heard) == ([0, 1], {0: [2.0, 4.0], 1: [2.0, 4.0]})
+
+
+@pytest.fixture
+def matrix(small_model: Path, tmp_path: Path) -> Matrix:
+    return Matrix(small_model, tmp_path)
+
+
+def deadly_part(told: str, numbers: Sequence[int], threads: int, device: str) -> Iterator[tuple[int, float]]:
+    import json
+    import os
+    import signal
+    from pathlib import Path
+
+    from quantize.imatrix import on_cluster
+
+    flag = Path(json.loads(told)["out"]).parent.with_name("flag")
+    for number, layers in on_cluster.part_of(told, numbers, threads, device):
+        if number == 2 and layers >= 1 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number, layers
+
+
+@pytest.mark.thorough  # three processes load torch; test_matrix.py has the rest without a cluster
+def test_a_worker_dies_in_the_middle_of_a_part(matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so does the driver, before the sum."""
+    with monkeypatch.context() as patch:
+        patch.setattr(on_cluster, "part_of", by_value(deadly_part))
+        patch.setattr(on_cluster, "summed", None)
+        assert matrix.run("--quiet").status != 0
+    assert (tmp_path / "flag").exists()
+    assert len(list(matrix.folder.glob("*-of-3.json"))) == 3
+    matrix.check(matrix.run("--quiet"))

@@ -210,10 +210,10 @@ class _Hub(Handler):
         net, path = self.network, unquote(urlsplit(self.path).path)
         net.books.requests["hub"] += 1
         time.sleep(net.link.latency)
-        if found := re.fullmatch(rf"/api/models/((?:{uploads.OWNER}|stranger)/[^/]+)(?:/revision/.+)?", path):
-            uploads.info(net, self, found[1])
+        if found := re.fullmatch(rf"/api/models/((?:{uploads.OWNER}|stranger)/[^/]+)(?:/revision/(.+))?", path):
+            uploads.info(net, self, found[1], found[2])
         elif found := re.fullmatch(rf"/({uploads.OWNER}/[^/]+)/resolve/([^/]+)/(.+)", path):
-            content = net.store.content(found[1], found[3])
+            content = net.store.content(found[1], found[3], found[2])
             _send(self, content, {"X_Repo_Commit": found[2], "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, "")
         elif found := re.fullmatch(r"/api/models/[^/]+/[^/]+(?:/revision/(.+))?", path):
             self._info(found[1] or "main")
@@ -229,6 +229,9 @@ class _Hub(Handler):
             self.answer(401, b"{}", X_Error_Message="Invalid credentials")
         elif not uploads.refused(net, self):
             uploads.post(net, self, path, body)
+
+    def do_DELETE(self) -> None:
+        uploads.delete(self.network, self, unquote(urlsplit(self.path).path))
 
     def _info(self, revision: str) -> None:
         net = self.network

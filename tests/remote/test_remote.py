@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -255,3 +256,17 @@ def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch: pytest.M
     answer = gguf_mla("convert", "someone/never-opened", tmp_path / "out.gguf")
     assert answer.status == 2
     assert "pip install huggingface_hub" in answer.output
+
+
+def test_a_plan_names_the_commit_and_workers_read_it(world: World) -> None:
+    plan, moved = world.place / "plan.json", Plan(["503", "short"], times=2)
+    world.out.unlink(missing_ok=True)
+    world.net.plans["planned"] = moved
+    line = ("convert", f"{ID}@planned", world.out, "--type", "Q8_0")
+    reads = [world.reader.run("plan", *line, "--out", plan, "--job-size", "2M")]
+    assert f"{ID}@{world.net.commit('planned')}" in plan.read_text()
+    reads += [world.reader.run("work", plan, "--rank", rank, "--of", 2) for rank in (1, 0)]
+    reads.append(world.reader.run("finish", plan))
+    assert [read.status for read in reads] == [0, 0, 0, 0], [read.said for read in reads]
+    assert hashlib.sha256(world.out.read_bytes()).hexdigest() == world.wanted
+    assert moved.planted

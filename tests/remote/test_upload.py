@@ -373,3 +373,29 @@ def test_without_a_token_or_the_extra_a_sentence_says_what_is_missing(
     monkeypatch.setattr("gguf_mla.remote.repository.importlib.import_module", missing)
     answer = gguf_mla(*line)
     assert (answer.status, "Install it: pip install huggingface_hub" in answer.output) == (2, True)
+
+
+# ------------------------------------------------------------------------------------------------------- many workers
+
+
+def test_workers_send_parts_and_one_commit_shows_all(desk: Desk, tmp_path: Path) -> None:
+    """Their notes are on a branch, which goes; nobody sees a part on the main branch before."""
+    plan, store = tmp_path / "p.json", desk.net.store
+    line = ("convert", hub.BUNDLED, desk.here / "m.gguf", "--type", "Q8_0", *SIZE, "--upload", ID)
+    for words in (("plan", *line, "--out", plan), ("work", plan, "--rank", "1", "--of", "2"), ("finish", plan)):
+        read = desk.reader.run(*words, "--quiet")
+    assert (read.status, shown(desk)) == (2, {})
+    assert "not all of the files are there" in read.said
+    assert f"{ID}@gguf-mla-{min(desk.wanted)}" in store.repositories
+    for words in (("work", plan), ("finish", plan)):
+        read = desk.reader.run(*words, "--json")
+        assert read.status == 0, read.said
+        assert list(faults(json.loads(read.said), SCHEMA, SCHEMA)) == []
+    assert shown(desk) == desk.digests
+    assert [*store.repositories] == [ID]
+    assert len(store.repositories[ID].commits) == 2
+    assert all(store.sent[digest] == len(store.contents[digest]) for digest in desk.digests.values())
+    page = store.repositories[ID].small["README.md"].decode()
+    assert "gguf-mla convert" in page
+    assert str(desk.here) not in page
+    assert desk.left() == []

@@ -1,6 +1,7 @@
 """What a hub does for those who upload: it creates repositories, says what it lacks, takes that, and commits.
 
-    POST  hub      /api/repos/create, /api/validate-yaml, /api/models/OWNER/NAME/preupload/main, .../commit/main
+    POST  hub      /api/repos/create, /api/validate-yaml, /api/models/OWNER/NAME/preupload/BRANCH, .../commit/BRANCH
+    POST, DELETE   /api/models/OWNER/NAME/branch/BRANCH
     POST  hub      /OWNER/NAME.git/info/lfs/objects/batch, .../verify, /api/complete/OID
     PUT   storage  /OID, /OID/PIECE
 
@@ -10,6 +11,7 @@ A file larger than `chunk` goes in pieces. `refuse` plants answers: a word of th
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -56,9 +58,18 @@ class Store:
         """Plant an answer for the next requests whose path has a word in it."""
         self.refused.append([word, times, status, body, headers])
 
-    def content(self, repository: str, name: str) -> bytes:
+    def of(self, name: str, revision: str | None) -> Repository | None:
+        """Return a repository at a branch, or at the commit that one of its branches has; None where there is none."""
+        main = self.repositories.get(name)
+        if main is None or revision in (None, "main"):
+            return main
+        branches = {key: found for key, found in self.repositories.items() if key.startswith(f"{name}@")}
+        heads = {found.head: found for found in (main, *branches.values())}
+        return branches.get(f"{name}@{revision}") or heads.get(str(revision))
+
+    def content(self, repository: str, name: str, revision: str | None = None) -> bytes:
         """Return a file as a reader gets it."""
-        found = self.repositories[repository]
+        found = self.of(repository, revision) or self.repositories[repository]
         return found.small[name] if name in found.small else self.contents[found.large[name]]
 
 
@@ -73,11 +84,12 @@ def refused(net: Network, handler: Handler) -> bool:
     return False
 
 
-def info(net: Network, handler: Handler, name: str) -> None:
+def info(net: Network, handler: Handler, name: str, revision: str | None = None) -> None:
     """Say what is in a repository."""
-    found = net.store.repositories.get(name)
+    found = net.store.of(name, revision)
     if found is None:
-        handler.answer(404, b"{}", X_Error_Code="RepoNotFound")
+        missing = "RevisionNotFound" if name in net.store.repositories else "RepoNotFound"
+        handler.answer(404, b"{}", X_Error_Code=missing)
         return
     siblings = [{"rfilename": file} for file in sorted([*found.small, *found.large])]
     said = {"id": name, "modelId": name, "sha": found.head, "siblings": siblings, "private": found.private, "tags": []}
@@ -123,10 +135,25 @@ def _create(net: Network, body: bytes) -> Any:
     return {"url": f"{net.hub.url}/{name}"}
 
 
-def _preupload(net: Network, body: bytes, name: str) -> Any:
+def delete(net: Network, handler: Handler, path: str) -> None:
+    """Answer a DELETE: only branches go."""
+    found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path)
+    gone = net.store.repositories.pop(f"{found[1]}@{found[2]}", None) if found else None
+    handler.answer(200 if gone else 404, b"{}")
+
+
+def _branch(net: Network, _body: bytes, name: str, branch: str) -> Any:
+    if f"{name}@{branch}" in net.store.repositories:
+        return 409, {"error": "Reference already exists"}, {}
+    net.store.repositories[f"{name}@{branch}"] = copy.deepcopy(net.store.repositories[name])
+    return {}
+
+
+def _preupload(net: Network, body: bytes, name: str, branch: str) -> Any:
     if not name.startswith(f"{OWNER}/"):
         return 403, {"error": "Forbidden: you must have write access"}, {}
-    repository, files = net.store.repositories[name], []
+    repository, files = net.store.of(name, branch), []
+    assert repository is not None
     for file in json.loads(body)["files"]:
         oid = repository.large.get(file["path"])
         if file["path"] in repository.small:
@@ -171,8 +198,9 @@ def _verify(net: Network, body: bytes, _name: str) -> Any:
     return (200 if len(net.store.contents.get(said["oid"], b"")) == said["size"] else 400), {}, {}
 
 
-def _commit(net: Network, body: bytes, name: str) -> Any:
-    repository = net.store.repositories[name]
+def _commit(net: Network, body: bytes, name: str, branch: str) -> Any:
+    repository = net.store.of(name, branch)
+    assert repository is not None
     header, *operations = [json.loads(line) for line in body.splitlines()]
     if header["value"].get("parentCommit") not in (None, repository.head):
         return 412, {"error": "The branch has moved"}, {}
@@ -193,8 +221,9 @@ def _commit(net: Network, body: bytes, name: str) -> Any:
 _POSTS: dict[str, Any] = {
     r"/api/repos/create": _create,
     r"/api/validate-yaml": lambda _net, _body: {"errors": [], "warnings": []},
-    r"/api/models/([^/]+/[^/]+)/preupload/main": _preupload,
-    r"/api/models/([^/]+/[^/]+)/commit/main": _commit,
+    r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)": _preupload,
+    r"/api/models/([^/]+/[^/]+)/commit/([^/]+)": _commit,
+    r"/api/models/([^/]+/[^/]+)/branch/([^/]+)": _branch,
     r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch": _batch,
     r"/([^/]+/[^/]+)\.git/info/lfs/objects/verify": _verify,
     r"/api/complete/([0-9a-f]{64})": _complete,

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 # A child's peak memory as the kernel reports it begins with that of the process that started it. This one is small.
 _LAUNCHER = """
-import json, os, subprocess, sys
+import json, os, subprocess, sys, time
+begin = time.monotonic()
 process = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 text = process.stdout.read().decode(errors="replace")
 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 read = int(open(f"/proc/{process.pid}/io").readline().split()[1])
 _, status, usage = os.wait4(process.pid, 0)
+seconds = time.monotonic() - begin
 report = {"status": os.waitstatus_to_exitcode(status), "output": text, "read": read,
-          "peak": usage.ru_maxrss * 1024}
+          "seconds": seconds, "peak": usage.ru_maxrss * 1024}
 json.dump(report, open(sys.argv[1], "w"))
 """
 
@@ -38,9 +40,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Measured(Answer):
-    """An answer with the bytes the process read from files and pipes, and its peak resident bytes."""
+    """An answer with the bytes the process read from files and pipes, its seconds, and its peak resident bytes."""
 
     read: int
+    seconds: float
     peak: int
 
 

@@ -37,8 +37,8 @@ datasets:
 class Case:
     """A checkpoint: its kind, the directory's name (general.* depend on it), and how it is stored.
 
-    `arguments` are what our command has to be told to do as the peer does; `outer` is the class of a model that sees,
-    inside which it is published.
+    `arguments` are what our command has to be told to do as the peer does, `told` what the peer is told beside; `outer`
+    is the class of a model that sees, inside which it is published.
     """
 
     kind: str
@@ -47,6 +47,7 @@ class Case:
     card: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     outer: str = ""
 
     def write(self, parent: Path) -> Path:
@@ -61,7 +62,9 @@ class Case:
 
 
 V4: dict[str, Any] = {"num_hidden_layers": 4, "n_routed_experts": 4, "num_hash_layers": 1}
+SMALL: dict[str, Any] = {"num_hidden_layers": 2, "n_routed_experts": 4}
 AS_THE_PEER = ("--compat", "llama.cpp")
+ALONE, WITHOUT = (*AS_THE_PEER, "--mtp", "only"), (*AS_THE_PEER, "--mtp", "drop")
 CASES: dict[str, Case] = {
     "v2lite": Case("v2lite", "DeepSeek-V2-Lite-Chat"),
     "v2": Case("v2", "deepseek-v2.5-tiny"),
@@ -87,6 +90,16 @@ CASES: dict[str, Case] = {
     "v3fp8-e8m0": Case("v3fp8-e8m0", "v3fp8-e8m0", "bundled"),
     "v4-flash": Case("v4-flash", "v4-flash", "bundled", options=V4, arguments=AS_THE_PEER),
     "v4-pro": Case("v4-pro", "v4-pro", "bundled", options=V4, arguments=AS_THE_PEER),
+    "v4-mtp": Case(
+        "v4-flash",
+        "v4-flash",
+        "bundled",
+        options=V4 | {"compress_ratios": [0, 0, 4, 128, 0]},
+        arguments=ALONE,
+        told=("--mtp",),
+    ),
+    "v32-mtp": Case("v32", "v32", "bundled", options=SMALL, arguments=ALONE, told=("--mtp",)),
+    "v32-no-mtp": Case("v32", "v32", "bundled", options=SMALL, arguments=WITHOUT, told=("--no-mtp",)),
 }
 
 Record = dict[str, Any]

@@ -77,10 +77,19 @@ class DraftingEngine:
 
     def accepted(self, prompt: Prompt, count: int) -> float:
         """The part of its drafts that the model agreed to, while it wrote `count` tokens after `prompt`."""
+        _, drafted, agreed = self.written(prompt, count)
+        return agreed / drafted
+
+    def written(self, prompt: Prompt, count: int) -> tuple[Prompt, int, int]:
+        """The `count` tokens that it wrote after `prompt`, how many it drafted, and to how many the model agreed.
+
+        Of the tokens those are left out that are a part of a character.
+        """
         request = {"prompt": prompt, "temperature": 0.0, "max_tokens": count, "cache_prompt": False, "ignore_eos": True}
-        answer = self._server.handle_completions(request)
-        timings = dict(json.loads(answer) if isinstance(answer, str) else answer)["timings"]
-        return float(timings["draft_n_accepted"] / timings["draft_n"])
+        answer = self._server.handle_completions({**request, "n_probs": 1})
+        found = dict(json.loads(answer) if isinstance(answer, str) else answer)
+        listed, timings = found["choices"][0]["logprobs"]["content"], found["timings"]
+        return [entry["id"] for entry in listed], int(timings["draft_n"]), int(timings["draft_n_accepted"])
 
 
 class TokenizingEngine:

@@ -50,7 +50,7 @@ BASE: Config = {key: value for key, value in FLASH.items() if key != "expert_dty
 PLAIN: Config = {key: value for key, value in FLASH.items() if key not in {"expert_dtype", "quantization_config"}}
 KINDS = {"v4-flash": FLASH, "v4-pro": PRO, "v4-base": BASE, "v4-plain": PLAIN}
 
-FP8 = ("attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "attn.indexer.wq_b")
+FP8 = ("attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "attn.indexer.wq_b", "e_proj", "h_proj")
 EXPERTS = (".w1", ".w2", ".w3")
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
@@ -78,8 +78,11 @@ def weights(config: Config) -> Iterator[Weight]:
     yield _norm("norm.weight", hidden)
     yield Weight("head.weight", (vocabulary, hidden), 2.5 / math.sqrt(hidden))
     if config["num_nextn_predict_layers"]:
+        yield from _layer(config, config["num_hidden_layers"], "mtp.0.")
         yield _linear("mtp.0.e_proj.weight", hidden, hidden)
-        yield _norm("mtp.0.attn.kv_norm.weight", config["head_dim"])
+        yield _linear("mtp.0.h_proj.weight", hidden, hidden)
+        yield from (_norm(f"mtp.0.{name}.weight", hidden) for name in ("enorm", "hnorm", "norm"))
+        yield from _streams(config, "mtp.0.hc_head_", 4, 1)
 
 
 def _streams(config: Config, prefix: str, mixes: int, parts: int) -> Iterator[Weight]:
@@ -103,7 +106,8 @@ def _layer(config: Config, layer: int, at: str) -> Iterator[Weight]:
     yield _norm(at + "attn.kv_norm.weight", head)
     yield _linear(at + "attn.wo_a.weight", rows, heads * head // config["o_groups"])
     yield _linear(at + "attn.wo_b.weight", hidden, rows)
-    ratio, key, index_heads = config["compress_ratios"][layer], config["index_head_dim"], config["index_n_heads"]
+    ratio = 0 if at.startswith("mtp.") else config["compress_ratios"][layer]
+    key, index_heads = config["index_head_dim"], config["index_n_heads"]
     if ratio:
         yield from _compressor(at + "attn.compressor.", ratio, head * (2 if ratio == 4 else 1), head, hidden)
     if ratio == 4:
@@ -216,7 +220,7 @@ def _decoded(first: tuple[str, np.ndarray], scales: np.ndarray | None) -> np.nda
     return (values * spread).astype(np.float32)
 
 
-def as_gguf(values: dict[str, np.ndarray], config: Config) -> Iterator[tuple[str, np.ndarray]]:
+def as_gguf(values: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a GGUF file, but for the tables, from those of a checkpoint by published name."""
     experts: dict[str, list[np.ndarray]] = {}
     for name, content in values.items():
@@ -231,7 +235,28 @@ def as_gguf(values: dict[str, np.ndarray], config: Config) -> Iterator[tuple[str
         else:
             yield f"blk.{layer[1]}.{_in_gguf(layer[2])}", content
     yield from ((name, np.stack(parts)) for name, parts in experts.items())
-    assert len(experts) == 3 * config["num_hidden_layers"]
+
+
+AROUND = ("e_proj.weight", "h_proj.weight", "enorm.weight", "hnorm.weight", "norm.weight")  # the block of prediction
+
+
+def block_as_layer(values: dict[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
+    """The block of prediction, by the names of the layer after the last."""
+    own = {name.removeprefix("mtp.0."): content for name, content in values.items() if name.startswith("mtp.0.")}
+    return {f"layers.{layers}.{n}": x for n, x in own.items() if n not in AROUND and not n.startswith("hc_head_")}
+
+
+def prediction_as_gguf(values: dict[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
+    """The tensors of a GGUF file of prediction alone, from those of a checkpoint by published name."""
+    shared = {name: values[name] for name in ("embed.weight", "norm.weight", "head.weight")}
+    joining = {name: values[f"mtp.0.{name}"] for name in ("hc_head_fn", "hc_head_base", "hc_head_scale")}
+    around, at = {name: values[f"mtp.0.{name}"] for name in AROUND}, f"blk.{layers}.nextn."
+    return {
+        **dict(as_gguf(shared | joining | block_as_layer(values, layers))),
+        **{f"{at}{name}.weight": around[f"{name}.weight"] for name in ("enorm", "hnorm")},
+        at + "shared_head_norm.weight": around["norm.weight"],
+        at + "eh_proj.weight": np.concatenate([around["e_proj.weight"], around["h_proj.weight"]], axis=1),
+    }
 
 
 IN_GGUF = {
@@ -256,8 +281,8 @@ def _in_gguf(name: str) -> str:
     return name.replace("_wkv.", "_kv.").replace("_wgate.", "_gate.")
 
 
-def hf_model(config: Config, seed: int = 7) -> Any:
-    """The model in transformers with the values that the checkpoint holds, float32."""
+def hf_model(config: Config, values: dict[str, np.ndarray] | None = None) -> Any:
+    """The model in transformers with the values that the checkpoint holds, or others, float32."""
     import torch
     from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
@@ -266,7 +291,8 @@ def hf_model(config: Config, seed: int = 7) -> Any:
     parameters = {"rope_type": scaling.pop("type"), **scaling}
     settings = DeepseekV4Config(**known, rope_parameters=parameters, attn_implementation="eager")
     model = DeepseekV4ForCausalLM(settings).float().eval()
-    named = {transformers_name(name): values for name, values in decoded(config, seed).items() if "mtp." not in name}
+    held = decoded(config) if values is None else values
+    named = {transformers_name(name): content for name, content in held.items() if "mtp." not in name}
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}.mlp."
         parts = {part: [] for part in ("w1", "w2", "w3")}

@@ -93,7 +93,8 @@ class Held(TorchDispatchMode):
 def test_a_layer_of_a_published_model_computes_without_values(name: str) -> None:
     config = SHAPES[name]
     model = model_of_config(Config(config, Path("config.json")))
-    pass_ = Pass(Shapes(model), FORMS["absorbed"], chooser=sweep.EveryToken(), place=Nowhere())  # type: ignore[arg-type]
+    form = FORMS["expanded-keys"]  # that of importance matrices
+    pass_ = Pass(Shapes(model), form, chooser=sweep.EveryToken(), place=Nowhere())  # type: ignore[arg-type]
     block = sweep.Text.of(np.zeros((213, 512), np.int64), model).block
     hidden = torch.empty(block, 512, model.hidden, device=META)
     with Held() as held:

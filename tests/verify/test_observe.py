@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gguf_mla.forward.tensors import Weights
 
 TOKENS = np.random.default_rng(0).integers(5, 2000, (2, 24))
+VANILLA = ("vanilla", "vanilla-union")  # which multiply attn_k_b from its other side
 TABLES = ("token_embd.weight", "nextn.embed_tokens.weight")  # are looked up, not multiplied
 
 
@@ -42,7 +43,9 @@ def weights(request: pytest.FixtureRequest, sparse_files: Path) -> Weights:
     return checkpoint_weights(sparse_files / request.param)
 
 
-@pytest.mark.parametrize("form", ["absorbed", "pe-first", "token-by-token", "paged", "gathered", "union"])
+@pytest.mark.parametrize(
+    "form", ["absorbed", "pe-first", "expanded-keys", "token-by-token", "paged", "gathered", "union"]
+)
 def test_rows_are_those_that_were_routed(form: str, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     model, told, routed = weights.model, Counter[tuple[str, int]](), []
 
@@ -77,7 +80,7 @@ def test_rows_are_those_that_were_routed(form: str, weights: Weights, monkeypatc
     assert told == +expected
 
 
-@pytest.mark.parametrize("form", ["absorbed", "union"])
+@pytest.mark.parametrize("form", ["absorbed", "expanded-keys", "union"])
 def test_being_observed_changes_nothing(form: str, weights: Weights) -> None:
     alone, observed = (Pass(weights, FORMS[form], observe=observe) for observe in (None, lambda *_: None))
     for found, expected in zip(everything(observed), everything(alone), strict=True):
@@ -94,7 +97,7 @@ def test_rows_of_a_head_are_what_its_matrices_multiply(weights: Weights) -> None
     assert (output - value).abs().max() <= 1e-5 * value.abs().max()  # the same sums, perhaps in another order
 
 
-@pytest.mark.parametrize("form", ["vanilla", "vanilla-union"])
+@pytest.mark.parametrize("form", VANILLA)
 def test_vanilla_forms_refuse_an_observer(form: str, weights: Weights) -> None:
     with pytest.raises(ValueError, match="observe an absorbed form"):
         walk.hidden_states(Pass(weights, FORMS[form], observe=lambda *_: None), TOKENS)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from gguf_mla.errors import InputError
-from gguf_mla.forward import compressed, deepseek4, streams, walk
+from gguf_mla.forward import compressed, deepseek4, indexer, streams, walk
 from gguf_mla.forward.architecture import read_config
 from gguf_mla.forward.compressed import Turning
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.place import Place
 from gguf_mla.forward.sound import check_model
-from gguf_mla.forward.tensors import CheckpointWeights
+from gguf_mla.forward.tensors import CheckpointWeights, GgufWeights
 from gguf_mla.sources.checkpoint import open_checkpoint
 from gguf_mla.sources.config import Config
 from tests.support import replant, v4
@@ -88,6 +88,7 @@ def swap_halves(x: torch.Tensor, nothing: float) -> torch.Tensor:
 
 
 OVERLAPPED, MIXED, TURNED = compressed._overlapped, streams.Mixing.left, Turning.turned
+BEST, NUMBERS = indexer.best, torch.arange(float(LENGTH))
 # What a wrong reader would do, one at a time: each has to show.
 MISREADINGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "comb not transposed": (
@@ -110,8 +111,8 @@ MISREADINGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     ),
     "no norm of a query's heads": (compressed, "evened", lambda x, _eps: x),
     "the first entries instead of the best": (
-        compressed, "index_scores",
-        lambda _pass, _at, x, _low, _shape: -torch.arange(len(x) // 4.0).expand(len(x), -1),
+        indexer, "best",
+        lambda found, top_k: BEST(found.where(found == -torch.inf, -NUMBERS[: found.shape[1]]), top_k),
     ),
     "no sinks": (
         compressed, "_attended", lambda q, keys, seen, sinks: ATTENDED(q, keys, seen, torch.full_like(sinks, -1e9)),
@@ -177,8 +178,24 @@ def test_a_right_file_is_proven(files: Path) -> None:
     proof = prove(Request(files / "v4-flash", files / "v4-flash.gguf", "logits", context=144, chunks=1, threads=2))
     assert proof.right
     assert [finding for finding in proof.findings if finding.subject != "the predictions"] == []
+    [choice] = [result.choice for result in proof.layers if result.choice is not None]
+    assert choice.same == choice.sets == 144 - (4 * v4.FLASH["index_topk"] + 3)  # with more entries than may be chosen
 
 
+def test_what_the_indexer_does_wrong_is_the_indexers(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers attend to what the reference chose, so nothing else is blamed for it."""
+
+    def misread(pass_: Pass, *where: Any) -> Any:
+        found = INDEX(pass_, *where)
+        return replace(found, weights=found.weights.abs()) if isinstance(pass_.weights, GgufWeights) else found
+
+    monkeypatch.setattr(compressed, "index", misread)
+    proof = prove(Request(files / "v4-flash", files / "v4-flash.gguf", "attention", context=64, chunks=1, threads=2))
+    assert [finding.subject for finding in proof.findings] == ["blk.2.indexer"]
+    assert max(result.measured.wmape for result in proof.attention) < 1e-5
+
+
+INDEX = compressed.index
 KEY = "deepseek4."
 FAULTS: dict[str, tuple[str, Any]] = {
     "a ratio": ("attention.compress_ratios", replant.array([0, 4, 4, 128, 4, 0, 0], replant.KINDS.INT32)),

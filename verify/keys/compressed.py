@@ -47,6 +47,6 @@ def of_compressed(model: V4Model, theirs: object) -> Keys:
 
 
 def _with_prediction(model: V4Model, theirs: object) -> list[int]:
-    """Return the ratios of the layers; those of prediction, which a file may list after them, are not looked at."""
-    more = list(theirs)[model.layers :] if isinstance(theirs, list | tuple) else []
-    return [*model.ratios, *more]
+    """Return the ratios of the layers; those of prediction that a file may list without it are not looked at."""
+    more = list(theirs)[model.blocks :] if isinstance(theirs, list | tuple) else []
+    return [*model.ratios[: model.blocks], *more]

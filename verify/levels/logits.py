@@ -180,8 +180,10 @@ class Passes:
 
     def _finish(self, _layer: int) -> None:
         ours, theirs = self.before()
-        self.states = walk.finish(self.reference, ours), walk.finish(self.candidate, theirs)
-        self.scores.append(self.score(*self.states, self.tokens))
+        self.scores.append(
+            self.score(walk.finish(self.reference, ours), walk.finish(self.candidate, theirs), self.tokens)
+        )
+        self.states = prediction.begin(self.reference, ours), prediction.begin(self.candidate, theirs)
 
     def _layer(self, layer: int) -> None:
         state, own = self.before()
@@ -199,7 +201,9 @@ class Passes:
         after, own, judged = self.both(layer, entered, own, followed, tokens[:, 1:])
         self.states = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
         self._compared(layer, agreement(judged, after))
-        self.scores.append(self.score(*self.states, tokens[:, 1:], prediction.head(layer)))
+        sides = zip((self.reference, self.candidate), self.states, strict=True)
+        ours, theirs = (prediction.read(pass_, layer, states) for pass_, states in sides)
+        self.scores.append(self.score(ours, theirs, tokens[:, 1:], prediction.head(layer)))
 
     def both(
         self, layer: int, state: State, own: State, followed: State, tokens: Numbers

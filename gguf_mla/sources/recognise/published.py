@@ -2,7 +2,9 @@
 
 transformers' save_pretrained gives most of these names back after "model.", has its own for the rest, and calls kv_norm
 attn.norm. The scales of a weight lie beside it as X.scale: those of FP8 become X.weight_scale_inv, those of 4-bit
-floats X.weight_scale, so that one format reads them under whatever name a model came. Source: the published shards.
+floats X.weight_scale, so that one format reads them under whatever name a model came. Multi-token prediction, mtp.K.,
+is read as the layers after the last, where all other models have it; what has no e_proj is not that, but the draft
+model of the dated editions (DSpark), and keeps its names. Source: the published shards.
 """
 
 from __future__ import annotations
@@ -52,31 +54,59 @@ LAYER = {
     "ffn.gate.bias": "mlp.gate.e_score_correction_bias",
     "ffn.gate.bias_vl": "mlp.gate.e_score_correction_bias_vl",
     "ffn.gate.tid2eid": "mlp.gate.tid2eid",
+    "e_proj.weight": "e_proj.weight",
+    "h_proj.weight": "h_proj.weight",
+}
+PREDICTION = {
+    "norm.weight": "shared_head.norm.weight",
+    **{f"hc_head_{kind}": f"hc_head.hc_{kind}" for kind in ("fn", "base", "scale")},
 }
 EXPERT = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}
 _PLACE = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.(?:ffn\.((?:experts\.\d{1,9}|shared_experts)\.))?(.+)")
+_PREDICTING = re.compile(r"(?:model\.)?mtp\.(\d{1,9})\.(.+)")
+_PREDICTS, _PREDICTION_MARKS = "e_proj.weight", frozenset({"mtp.0.e_proj.weight", "model.mtp.0.e_proj.weight"})
 _MARKS = frozenset({"layers.0.hc_attn_fn", "model.layers.0.hc_attn_fn"})  # with the number of any layer
 WEIGHT, SCALE = ".weight", ".scale"
+BYTES = ("I8", "U8")  # two floats of 4 bits in each
 
 
 def recognise(reading: Reading) -> Reading:
     """Return the reading with transformers' names where the tensors have DeepSeek-V4's own."""
     if _MARKS.isdisjoint(reading.kinds):
         return reading
+    reading = _after_the_last(reading)
 
     def scales(weight: str) -> str:
         stored = reading.stored.get(weight)
-        return "_scale" if stored is not None and stored.dtype in ("I8", "U8") else "_scale_inv"
+        return "_scale" if stored is not None and stored.dtype in BYTES else "_scale_inv"
 
     return reading.renamed(lambda name: standard(name, scales))
 
 
+def _after_the_last(reading: Reading) -> Reading:
+    """Return the reading with the names of layers for what predicts, one after the other after the model's."""
+    layers = reading.config.get("num_hidden_layers")
+    if type(layers) is not int or _PREDICTION_MARKS.isdisjoint(reading.kinds):
+        return reading
+    names = (*reading.stored, *reading.absent)
+    found = {name: place for name in names if (place := _PREDICTING.fullmatch(name))}
+    numbers = {place[1] for place in found.values() if place[2] == _PREDICTS}
+    places = {name: (int(place[1]), place[2]) for name, place in found.items() if place[1] in numbers}
+    return reading.renamed(lambda name: _layer_name(layers, *places[name]) if name in places else name)
+
+
+def _layer_name(layers: int, number: int, rest: str) -> str:
+    return f"model.layers.{layers + number}.{PREDICTION.get(rest, rest)}"
+
+
 def standard(name: str, scales: Callable[[str], str]) -> str:
-    """Return transformers' name of a published one, others as they are; `scales` tells how those of a weight end."""
+    """Return transformers' name of a published one, others as they are; `scales` tells how those of a weight end.
+
+    Scales are called so even of a weight without another name: a draft model, which is left out, is read first.
+    """
     if name.endswith(SCALE):
         weight = name.removesuffix(SCALE) + WEIGHT
-        other = _standard(weight)
-        return name if other is None else other + scales(weight)
+        return (_standard(weight) or weight) + scales(weight)
     return _standard(name) or name
 
 

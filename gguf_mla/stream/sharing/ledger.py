@@ -32,6 +32,7 @@ from gguf_mla.stream.sharing.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import PurePath
 
     from gguf_mla.files.guard import Mark
     from gguf_mla.stream.sharing.plan import SharedPlan
@@ -132,14 +133,7 @@ class Ledger:
 
     def disagree(self, number: int, tensor: str, one: str, other: str) -> NoReturn:
         """Raise MachineError, now and for all other workers: two of them have made different bytes of a job."""
-        error = MachineError(
-            f"job {number} was done twice, and not to the same bytes: by {one} and by {other}",
-            file=self._of(number),
-            tensor=tensor,
-            expected="the same bytes on every machine",
-            remedy=f"One of the two computes or stores wrongly: find out which, remove its records and {STOP}, and "
-            "have its jobs done again by others",
-        )
+        error = differing(number, one, other, self._of(number), tensor)
         self.stop(error)
         raise error
 
@@ -155,7 +149,7 @@ class Ledger:
 
     def note_inodes(self, inodes: Mapping[str, int]) -> None:
         """Note the unfinished files; MachineError unless they are those that another worker has noted."""
-        if not self._publish(FILES, _signed(inodes)) and (found := self.inodes()) != inodes:
+        if not self._publish(FILES, signed(inodes)) and (found := self.inodes()) != inodes:
             name = next((name for name in inodes if found.get(name) != inodes[name]), "")
             raise MachineError(
                 "is not the file that this work was begun with: it was taken away, or another one is meant there",
@@ -170,15 +164,14 @@ class Ledger:
     def note_marks(self, marks: Mapping[str, Mark]) -> None:
         """Note that all files are complete and about to be named."""
         platform.remove(self.folder / NAMED)
-        self._publish(NAMED, _signed(marks))
+        self._publish(NAMED, signed(marks))
 
     # ----------------------------------------------------------------------------------------------------- to an end
 
     def stop(self, error: InputError | MachineError) -> None:
         """Tell all workers why they should not go on; what cannot be noted is said by whoever has met it."""
-        said = {"sentence": str(error), "status": error.status, "worker": me()}
         with suppress(MachineError):
-            self._publish(STOP, _signed(said))
+            self._publish(STOP, reason(error))
 
     def is_stopped(self) -> bool:
         """Whether a worker has told all others to stop."""
@@ -188,10 +181,7 @@ class Ledger:
         """Raise what a worker has stopped all others with."""
         if not self.is_stopped():
             return
-        said = self._read(STOP)
-        kind = InputError if said.get("status") == InputError.status else MachineError
-        what = f"the work was stopped by {said.get('worker', 'a worker')}: {said.get('sentence', '')}".removesuffix(".")
-        raise kind(what, remedy=f"When it is put right, remove {self.folder / STOP}")
+        raise stopped(self._read(STOP), self.folder / STOP)
 
     def is_complete(self, paths: Iterable[Path]) -> bool:
         """Whether all files of the plan have been named, and only these notes are left to be removed."""
@@ -210,7 +200,7 @@ class Ledger:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            return _content(read_small(self.folder / name, json_text.MAX_BYTES))
+            return content(read_small(self.folder / name, json_text.MAX_BYTES))
         except (InputError, MachineError, ValueError):
             return {}
 
@@ -252,11 +242,36 @@ def discard(out: Path) -> None:
         ledger.remove()
 
 
-def _signed(content: Mapping[str, Any]) -> str:
+def reason(error: InputError | MachineError) -> str:
+    """Return the note that tells all workers why they should not go on."""
+    return signed({"sentence": str(error), "status": error.status, "worker": me()})
+
+
+def stopped(said: Mapping[str, Any], note: object) -> InputError | MachineError:
+    """Return the error for who finds such a note."""
+    kind = InputError if said.get("status") == InputError.status else MachineError
+    what = f"the work was stopped by {said.get('worker', 'a worker')}: {said.get('sentence', '')}".removesuffix(".")
+    return kind(what, remedy=f"When it is put right, remove {note}")
+
+
+def differing(number: int, one: str, other: str, record: PurePath | str, tensor: str | None = None) -> MachineError:
+    """Return the error for a job of which two workers have made different bytes."""
+    return MachineError(
+        f"job {number} was done twice, and not to the same bytes: by {one} and by {other}",
+        file=record,
+        tensor=tensor,
+        expected="the same bytes on every machine",
+        remedy=f"One of the two computes or stores wrongly: find out which, remove its records and {STOP}, and "
+        "have its jobs done again by others",
+    )
+
+
+def signed(content: Mapping[str, Any]) -> str:
+    """Return the text of a note, with its own digest."""
     return json.dumps({**content, "sha256": _sum(content)})
 
 
-def _content(text: bytes) -> dict[str, Any]:
+def content(text: bytes) -> dict[str, Any]:
     """Return what a note says; ValueError for one that is torn."""
     found = json_text.parse(text)
     if not isinstance(found, dict) or found.pop("sha256", None) != _sum(found):

@@ -127,15 +127,16 @@ class SharedPlan:
             remedy=f"Use the same version and the same files on all machines, or {AGAIN[0].lower()}{AGAIN[1:]}",
         )
 
-    def shares(self, of: int) -> list[list[SharedJob]]:
-        """Return the jobs of each of `of` workers, in their order: the longest first went to whoever had least."""
-        loads = [(0.0, number) for number in range(of)]
-        found: list[list[SharedJob]] = [[] for _ in range(of)]
-        for job in sorted(self.jobs, key=lambda job: (-job.seconds, job.number)):
-            load, number = heapq.heappop(loads)
-            heapq.heappush(loads, (load + job.seconds, number))
-            found[number].append(job)
-        return [sorted(share, key=lambda job: job.number) for share in found]
+
+def shared_out(jobs: Sequence[Any], of: int) -> list[list[Any]]:
+    """Return what each of `of` workers has to do, in its order: the longest first went to whoever had least."""
+    loads = [(0.0, number) for number in range(of)]
+    found: list[list[Any]] = [[] for _ in range(of)]
+    for job in sorted(jobs, key=lambda job: (-job.seconds, job.number)):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + job.seconds, number))
+        found[number].append(job)
+    return [sorted(share, key=lambda job: job.number) for share in found]
 
 
 def read(path: Path) -> SharedPlan:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gguf_mla.stream.sharing.plan import shared_out
+
 if TYPE_CHECKING:
-    from gguf_mla.stream.sharing.plan import SharedPlan
+    from collections.abc import Sequence
+
+    from gguf_mla.stream.sharing.cut import SharedJob
+    from gguf_mla.stream.sharing.parts import Whole
+
+    Units = Sequence[SharedJob] | Sequence[Whole]
 
 EVEN = 1.1  # of the slowest share to the mean, where shares count as even
 
@@ -35,26 +42,26 @@ class Scaled:
     write_rate: float
 
 
-def scaled(plan: SharedPlan, workers: int, cores: int) -> Scaled:
-    """Return what a plan comes to with workers of so many cores, each with its rank's share."""
-    shares = plan.shares(workers)
+def scaled(units: Units, workers: int, cores: int) -> Scaled:
+    """Return what a plan's jobs, or its files, come to with workers of so many cores, each with its rank's share."""
+    shares = shared_out(units, workers)
     loads = [sum(job.seconds for job in share) for share in shares]
     seconds = max(loads) / cores
     return Scaled(
         workers,
-        len(plan.jobs) / workers,
+        len(units) / workers,
         max(loads) * workers / sum(loads) if sum(loads) else 1.0,
         seconds,
         max(sum(job.reads for job in share) for share in shares),
         max(sum(job.nbytes for job in share) for share in shares),
-        sum(job.reads for job in plan.jobs) / seconds if seconds else 0.0,
-        plan.nbytes / seconds if seconds else 0.0,
+        sum(job.reads for job in units) / seconds if seconds else 0.0,
+        sum(job.nbytes for job in units) / seconds if seconds else 0.0,
     )
 
 
-def most(plan: SharedPlan) -> int:
-    """Return up to how many workers, doubled again and again, the shares of a plan are even."""
+def most(units: Units) -> int:
+    """Return up to how many workers, doubled again and again, the shares are even."""
     workers = 1
-    while 2 * workers <= len(plan.jobs) and scaled(plan, 2 * workers, 1).balance <= EVEN:
+    while 2 * workers <= len(units) and scaled(units, 2 * workers, 1).balance <= EVEN:
         workers *= 2
     return workers

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gguf_mla.forward.opening import open_weights
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.job import How, collect
-from quantize.imatrix.run import Wanted, work_of
 from tests.support import hub
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from gguf_mla.forward.opening import open_weights
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.job import How, collect
-from quantize.imatrix.run import Wanted, work_of
 from tests.support import crash
 
 LAST = 160  # the number of an operation on the disk that no run comes to

@@ -15,9 +15,9 @@ from gguf_mla.forward.attention import FORMS
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.opening import open_weights
 from gguf_mla.text.tokens import SAMPLE
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.entries import OUTPUT, Collector
-from quantize.imatrix.job import How, collect
-from quantize.imatrix.run import Wanted, work_of
+from quantize.imatrix.job import FORM, How, collect
 from tests.support import hub
 from tests.support.command import gguf_mla
 
@@ -177,7 +177,7 @@ class Observed:
 def everything_at_once(work: Work) -> Collector:
     """Observe a pass that holds all tokens and all layers' states, as the forward pass is without this program."""
     collector, tokens = Collector(dict(work.entries)), work.chunks
-    pass_ = Pass(work.weights, FORMS["absorbed"], observe=collector)
+    pass_ = Pass(work.weights, FORMS[FORM], observe=collector)
     states = walk.hidden_states(pass_, tokens)
     pass_.linear(states, OUTPUT)
     for layer in range(pass_.model.layers, pass_.model.blocks):

@@ -13,10 +13,11 @@ import torch
 
 from gguf_mla.errors import InputError
 from gguf_mla.forward.place import Place
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.coverage import Coverage
 from quantize.imatrix.job import How, Outcome, collect
 from quantize.imatrix.rounds import Goal, as_rounds, in_rounds
-from quantize.imatrix.run import Wanted, result, work_of
+from quantize.imatrix.run import result
 from tests.support.command import gguf_mla
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from gguf_mla.importance.gguf import write_matrix
 from gguf_mla.importance.matrix import LAYER_MEAN, read_imatrix
 from gguf_mla.importance.partial import Part, open_part
 from quantize.imatrix import coverage
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.job import How, collect
-from quantize.imatrix.run import Wanted, work_of
 from quantize.imatrix.written import summed
 from tests.support.command import gguf_mla
 from tests.support.matrices import write_imatrix

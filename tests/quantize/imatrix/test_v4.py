@@ -14,9 +14,9 @@ from gguf_mla.forward.attention import FORMS
 from gguf_mla.forward.layers import Pass
 from gguf_mla.forward.opening import open_weights
 from gguf_mla.text.tokens import SAMPLE
+from quantize.imatrix.asked import Wanted, work_of
 from quantize.imatrix.entries import Collector
-from quantize.imatrix.job import How, collect
-from quantize.imatrix.run import Wanted, work_of
+from quantize.imatrix.job import FORM, How, collect
 from tests.quantize.imatrix.v4 import CHUNKS, CONTEXT, RECORD, summary
 from tests.support import v4
 from tests.support.command import gguf_mla
@@ -60,7 +60,7 @@ def test_what_is_kept_elsewhere_between_the_layers_changes_no_more_than_rounding
     work = work_of(weights, tokens, Wanted(output=True, prediction=False, perplexity=False), [])
     assert work.beside_bytes == (4 + 4 + 1) * 4 * weights.model.hidden * tokens.size
     collector = Collector(dict(work.entries))
-    pass_ = Pass(weights, FORMS["absorbed"], observe=collector)
+    pass_ = Pass(weights, FORMS[FORM], observe=collector)
     pass_.linear(walk.hidden_states(pass_, tokens), "output.weight")
     matrix = open_gguf(collect(work, tmp_path / "m.gguf", How()).path)
     for entry in work.entries.values():

@@ -13,7 +13,7 @@ import torch
 
 from gguf_mla.forward.architecture import Architecture, Experts
 from gguf_mla.forward.layers import Pass, lookup, mixed, rms_norm
-from gguf_mla.forward.mla import FIRST_ROLES, LAST_ROLES, LAYER_ROLES
+from gguf_mla.forward.mla import FIRST_ROLES, LAST_ROLES, LAYER_ROLES, PREDICTING
 from gguf_mla.forward.model import Model
 from gguf_mla.forward.of_config import model_of_config
 from gguf_mla.forward.tensors import Roles
@@ -101,4 +101,5 @@ ARCHITECTURE = Architecture(
     finish=finish,
     attention=attention,
     experts=Experts(enter, route, leave),
+    predicting=PREDICTING,
 )
