@@ -98,7 +98,7 @@ class ReadingOptions:
     def choices(self) -> Choices:
         """The same as what opens a checkpoint takes it; InputError for a setting that cannot be read."""
         from gguf_mla.sources.checkpoint import Choices  # noqa: PLC0415 - help needs none of it
-        from gguf_mla.sources.recognise import settings  # noqa: PLC0415
+        from gguf_mla.sources.recognise import settings  # noqa: PLC0415 - as above
 
         return Choices(self.weights, self.prefix, settings.parse(self.settings))
 

@@ -232,7 +232,7 @@ def test_an_attempt_that_took_long_and_failed_is_repeated(monkeypatch: pytest.Mo
         raise ConnectionResetError(104, "Connection reset by peer")
 
     with pytest.raises(MachineError, match=r"the upload failed: .*, (?!1 )[0-9]+ times in a row"):
-        upload._asked(send, reached=lambda: sent[0])
+        upload.asked(send, reached=lambda: sent[0])
 
 
 def test_a_page_of_somebody_else_stays(desk: Desk) -> None:
