@@ -19,7 +19,7 @@ from gguf_mla.cli.inspect import facts
 from gguf_mla.cli.table import table
 from gguf_mla.container.reader import open_gguf
 from gguf_mla.container.writer import lay_out
-from gguf_mla.errors import InputError
+from gguf_mla.files.directories import make_directory, new_directory
 from gguf_mla.files.guard import mark_of
 from gguf_mla.files.input import InputFile
 from gguf_mla.plan.outputs import single
@@ -55,9 +55,10 @@ def demo(directory: Path | None, family: str | None, size: str | None, copy: boo
 def _copy(directory: Path, family: str | None) -> None:
     if family is not None:
         raise click.UsageError("--copy and --family exclude each other.")
-    if directory.exists():
-        raise InputError("exists already", file=directory, remedy="Choose another name")
-    shutil.copytree(bundled_checkpoint(), directory)
+    with new_directory(directory) as place:
+        place.mkdir()
+        for file in bundled_checkpoint().iterdir():
+            shutil.copyfile(file, place / file.name)
     click.echo(f"{directory}: the bundled checkpoint\ngguf-mla convert {directory}")
 
 
@@ -74,7 +75,7 @@ def _small(family: str, size: str, directory: Path | None) -> None:
 
 
 def _bundled(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     source = open_checkpoint(bundled_checkpoint())
     click.echo(f"{source.folder.path.name}: {len(source.files)} shards, {len(source.tensors)} tensors\n")
     outputs = [_convert(source, kind, directory) for kind in TYPES]

@@ -113,6 +113,12 @@ def test_a_directory_that_nobody_asked_for_is_a_slip(bf16: Path) -> None:
     assert list(Path().iterdir()) == []
 
 
+def test_a_directory_that_cannot_be_created_is_a_sentence() -> None:
+    Path("file").touch()
+    answer = run("convert", hub.BUNDLED, "file/new/", "--type", "Q8_0", status=2)
+    assert "file/new: the output cannot be created (Not a directory)" in answer.output
+
+
 def test_a_created_directory_goes_again_when_nothing_is_written(checkpoint: Path) -> None:
     shard = max(checkpoint.glob("*.safetensors"))
     data = bytearray(shard.read_bytes())

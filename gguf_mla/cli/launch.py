@@ -22,6 +22,7 @@ from gguf_mla.codec.device import open_device
 from gguf_mla.container.splits import model_name
 from gguf_mla.errors import GgufMlaError, InputError
 from gguf_mla.files import checksums, platform
+from gguf_mla.files.directories import make_directory
 from gguf_mla.files.guard import check_apart, check_free, mark_of, partial_path
 from gguf_mla.files.readable import Elsewhere, here
 from gguf_mla.plan.jobs import NO_IMPORTANCE
@@ -224,7 +225,7 @@ def created(directories: Sequence[Path]) -> Iterator[None]:
     """Create directories of outputs; one that stays empty because the run fails goes again."""
     missing = [directory for directory in directories if not directory.is_dir()]
     for directory in missing:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     try:
         yield
     except BaseException:

@@ -24,6 +24,7 @@ from gguf_mla.cli.table import table
 from gguf_mla.codec.device import open_device
 from gguf_mla.codec.on_cpu import CPU
 from gguf_mla.errors import InputError
+from gguf_mla.files.directories import make_directory
 from gguf_mla.files.output import OutputFile
 from gguf_mla.files.readable import Elsewhere
 from gguf_mla.stream.execute import RunInterrupted
@@ -233,7 +234,7 @@ def worked_on(shared: Shared, mine: Sequence[SharedJob], options: RunOptions) ->
     """Do some jobs, with a bar; Interrupted for Ctrl-C."""
     job, ledger = shared.job, shared.ledger
     for directory in job.directories:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     ledger.open()
     title = f"{launch.title([output for _, output in job.outputs])}, {len(mine)} jobs"
     total = sum(each.nbytes for each in mine)

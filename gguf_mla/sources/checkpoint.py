@@ -153,7 +153,7 @@ def _incomplete(folder: Folder, absent: Mapping[str, str], shards: frozenset[str
     """Return the error for tensors that the index places in vain; `shards` are all that it does so with."""
     missing = sorted(shards.difference(_there(folder, shards)))
     if missing:
-        what = f"{len(missing)} shards are missing: {named(missing)}"
+        what = f"shards are missing: {named(missing)}"
         found = f"{len(absent)} tensors of the index lie nowhere: {examples(absent)}"
         return InputError(what, file=folder.path, found=found, remedy="Download them")
     name, shard = next(iter(absent.items()))

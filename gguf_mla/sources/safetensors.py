@@ -91,7 +91,11 @@ class _Header:
 def _header(file: Readable) -> _Header:
     if file.size < 8:
         raise InputError(
-            "is not a safetensors file", file=file.name, expected="at least 8 bytes", found=f"{file.size} bytes"
+            "is not a safetensors file",
+            file=file.name,
+            expected="at least 8 bytes",
+            found=f"{file.size} bytes",
+            remedy="Download it again",
         )
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > min(file.size - 8, json_text.MAX_BYTES):

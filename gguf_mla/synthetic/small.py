@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gguf_mla.errors import InputError
-from gguf_mla.files.output import unwritable
+from gguf_mla.files.directories import new_directory
 from gguf_mla.synthetic import checkpoints, shapes, tokenizers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SEED = 0
 SHARDS = 3  # about
@@ -20,21 +20,13 @@ def write_small(family: str, size: int, directory: Path) -> int:
     The same arguments give the same bytes. The directory appears when it is complete. Raises InputError for a size that
     cannot be had and a directory that exists, MachineError when it cannot be written.
     """
-    if directory.exists():
-        raise InputError("exists already", file=directory, remedy="Choose another directory")
     config, tokenizer = _config(family, size)
     files = tokenizer | {"generation_config.json": tokenizers.as_json(_ids(config))}
     total = sum(tensor.nbytes for tensor in checkpoints.tensors(config))
     powers = (config.get("quantization_config") or {}).get("scale_fmt") == "ue8m0"
     fill = checkpoints.tame_weights(SEED, power_of_two=powers)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f"{directory.name}.") as unfinished:
-            place = Path(unfinished) / directory.name
-            checkpoints.write(place, config, fill, shard_bytes=total // SHARDS + 1, files=files)
-            place.rename(directory)
-    except OSError as error:
-        raise unwritable(directory, error) from None
+    with new_directory(directory) as place:
+        checkpoints.write(place, config, fill, shard_bytes=total // SHARDS + 1, files=files)
     return shapes.parameters(config)
 
 

@@ -158,9 +158,9 @@ class Outcome:
 
 
 class RunStopped(KeyboardInterrupt):
-    """Ctrl-C: `done` of `total` layers are on the disk."""
+    """Ctrl-C: `done` of `total` layers are on the disk, None where nothing is left to go on from."""
 
-    def __init__(self, done: int, total: int) -> None:
+    def __init__(self, done: int | None, total: int) -> None:
         super().__init__()
         self.done, self.total = done, total
 
@@ -255,7 +255,7 @@ def _commit(files: Sequence[OutputFile], journal: Journal, *, overwrite: bool) -
 
 
 def _stopped(run: _Run, journal: Journal) -> RunStopped:
-    return RunStopped(run.layers_before(run.done) if journal.nbytes else 0, run.work.layers)
+    return RunStopped(run.layers_before(run.done) if journal.nbytes else None, run.work.layers)
 
 
 class _Run:

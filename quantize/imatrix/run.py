@@ -72,7 +72,7 @@ def _in_rounds(works: Sequence[Work], goal: Goal, how: How, *, quiet: bool) -> O
 
 
 def _stopped(stop: RunStopped) -> tuple[str, ...]:
-    if not stop.done:
+    if stop.done is None:
         return ()
     return f"{stop.done} of {stop.total} layers are on the disk", "Run the same command again to go on from there"
 

@@ -42,6 +42,24 @@ def test_the_checkpoint_can_be_copied(tmp_path: Path) -> None:
     assert "exists already" in gguf_mla("demo", "--copy", tmp_path / "here").output
 
 
+def test_a_copy_that_cannot_be_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("convert.demo.shutil.copyfile", full)
+    answer = gguf_mla("demo", "--copy", tmp_path / "here")
+    assert (answer.status, "here: the disk is full" in answer.output) == (3, True), answer.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [("--copy",), ("--family", "v3", "--size", "6M"), ()])
+def test_a_place_that_cannot_be_is_a_sentence(tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    answer = gguf_mla("demo", *options, tmp_path / "file" / "below" / "here")
+    assert answer.status == 2
+    assert "the output cannot be created (Not a directory)" in answer.output
+
+
 STORED = {"v3": "FP8 128x128", "v32": "FP8 128x128", "kimi-k2": "INT4 group 32"}
 
 

@@ -188,7 +188,7 @@ def _numbered_like(name: str, number: int) -> str:
 
 
 def _missing(folder: Folder, missing: list[str]) -> InputError:
-    what = f"{len(missing)} shards are missing: {named(missing)}"
+    what = f"shards are missing: {named(missing)}"
     return InputError(what, file=folder.path, remedy="Download them")
 
 

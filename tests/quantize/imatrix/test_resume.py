@@ -50,6 +50,18 @@ def test_what_was_done_is_not_done_again(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_was_done_before_the_first_layer_is_gone_on_from(
+    made: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_layer(0, monkeypatch)
+    with pytest.raises(RunStopped) as stopped:
+        made("m.gguf")
+    assert stopped.value.done == 0  # the embeddings are there
+    with pytest.raises(RunStopped) as stopped:
+        made("n.gguf", How(in_memory=True))
+    assert stopped.value.done is None
+
+
 @pytest.mark.parametrize("suffix", ["", ".states-1"])
 def test_what_the_disk_lost_is_done_again(
     suffix: str, made: Callable[..., bytes], undisturbed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
