@@ -83,6 +83,7 @@ def make(
     as_json: bool,
 ) -> None:
     """Make an importance matrix, or a part of one."""
+    platform.return_large_blocks()
     place, attend = place_on(device, threads or platform.cores()), form_on(device, FORM)
     _check(split_work, wanted, more_text, form)
     opened = open_weights(model, Choices(weights, prefix, settings.parse(set_keys)))
