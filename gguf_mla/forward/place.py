@@ -20,7 +20,6 @@ import torch
 from gguf_mla import ggtypes
 from gguf_mla.codec.arrays import CACHE_LINE
 from gguf_mla.errors import MachineError
-from gguf_mla.files import platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +37,6 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # has to be set before CUDA starts for produ
 def settle(threads: int) -> None:
     """Let torch compute the same bits every time, in float32, on so many threads."""
     os.environ.setdefault(CUBLAS, ":4096:8")
-    platform.return_large_blocks()
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which loads the compiler, too

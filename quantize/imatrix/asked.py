@@ -96,6 +96,7 @@ class Opened:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         options = asked.options
+        platform.return_large_blocks()
         self._place = place_on(options.device, options.threads or platform.cores())
         self._form = form_on(options.device, FORM)
         asked.check()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gguf_mla.errors import MachineError
-from gguf_mla.remote.upload import Published
+from gguf_mla.remote.destination import Published
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
