@@ -13,27 +13,8 @@ from llvmlite import binding as llvm
 from numba import _dynfunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import PassManager, register_pass
-from numba.core.typed_passes import InlineOverloads, NativeLowering, NopythonRewrites
-from numba.core.untyped_passes import (
-    FindLiterallyCalls,
-    InlineInlinables,
-    LiteralPropagationSubPipelinePass,
-    LiteralUnroll,
-    WithLifting,
-)
-
-# What is for array expressions, `with`, literal_unroll and functions that ask to be inlined: formulas have none of it,
-# and after each of them numba analyses a function anew. A tenth of its work in Python.
-NEEDLESS = {
-    FindLiterallyCalls,
-    InlineInlinables,
-    InlineOverloads,
-    LiteralPropagationSubPipelinePass,
-    LiteralUnroll,
-    NopythonRewrites,
-    WithLifting,
-}
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 
 class HelperLibrary(JITCodeLibrary):  # type: ignore[misc]
@@ -113,11 +94,9 @@ class KernelLowering(NativeLowering):  # type: ignore[misc]
 
 
 def _pipeline(state: Any, lowering: type[NativeLowering]) -> Any:
-    """Return numba's passes, with another lowering and without what kernels do not need."""
-    whole, passes = DefaultPassBuilder.define_nopython_pipeline(state), PassManager("kernel")
-    for step, about in whole.passes:
-        if step not in NEEDLESS:
-            passes.add_pass(lowering if step is NativeLowering else step, about)
+    """Return numba's passes, with another lowering."""
+    passes = DefaultPassBuilder.define_nopython_pipeline(state)
+    passes.passes = [(lowering if step is NativeLowering else step, about) for step, about in passes.passes]
     passes.finalize()
     return passes
 
