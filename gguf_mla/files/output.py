@@ -311,8 +311,10 @@ def no_room(directory: Path, needed: int) -> MachineError:
     )
 
 
-def _smaller() -> str:
+def _smaller(path: Path) -> str:
     """Say what to do where files of that size are not allowed: on FAT, or by `ulimit -f`."""
+    if not path.name.removesuffix(".partial").endswith(".gguf"):  # what lies beside an output is not split
+        return "Files of that size are not allowed there: choose another place"
     limit = platform.file_limit()
     less = "" if limit is None or limit > 1 << 32 else f", or less where `ulimit -f` allows only {limit} bytes,"
     return f"Files of that size are not allowed there: give --split-max-size 4G{less} or choose another place"
@@ -322,5 +324,5 @@ def unwritable(path: Path, error: OSError) -> MachineError:
     """Return the error for a file that cannot be written; a DiskFullError when that is the reason."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError("the disk is full", file=path, remedy="Free some space and run the command again")
-    remedy = _smaller() if error.errno == errno.EFBIG else None
+    remedy = _smaller(path) if error.errno == errno.EFBIG else None
     return MachineError(f"writing failed ({error.strerror or error})", file=path, remedy=remedy)

@@ -165,11 +165,13 @@ class CheckpointWeights:
 
     def stack(self, name: str) -> Stack:
         """Return a tensor by its GGUF name; tied output weights are the embeddings."""
-        if name not in self._last:
-            if len(self._last) == LAST:
-                self._last.clear()
-            self._last[name] = self._stack(name)
-        return self._last[name]
+        found = self._last.get(name)
+        if found is None:
+            found = self._stack(name)
+            if len(self._last) >= LAST:
+                self._last.clear()  # other threads hold what they have found
+            self._last[name] = found
+        return found
 
     def _stack(self, name: str) -> Stack:
         layer, rest = split_name(name)

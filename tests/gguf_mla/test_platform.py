@@ -336,7 +336,9 @@ def test_a_file_that_would_be_too_large_is_said_at_once(
 def test_a_file_that_became_too_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "write_at", failing(errno.EFBIG))
     with pytest.raises(MachineError, match="--split-max-size 4G"):
-        written(tmp_path / "out")
+        written(tmp_path / "out.gguf")
+    with pytest.raises(MachineError, match="allowed there: choose another place"):
+        written(tmp_path / "out.gguf.states-0")  # which cannot be split
 
 
 # -------------------------------------------------------------------------------------------- who closes an input
