@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMS = (  # as gguf_mla.forward.attention has them
-    "vanilla", "absorbed", "pe-first", "token-by-token", "paged", "gathered", "union", "vanilla-union",
+    "vanilla", "absorbed", "pe-first", "expanded-keys", "token-by-token", "paged", "gathered", "union", "vanilla-union",
 )  # fmt: skip
 
 
