@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import re
 from contextlib import ExitStack
@@ -26,7 +25,8 @@ from gguf_mla.files.input import InputFile, read_small
 from gguf_mla.files.locked import ELSEWHERE, open_locked
 from gguf_mla.files.output import OutputFile, unwritable
 from gguf_mla.stream.journal import SUFFIX as JOURNAL
-from gguf_mla.stream.sharing.ledger import me
+from gguf_mla.stream.sharing.ledger import content as said
+from gguf_mla.stream.sharing.ledger import me, signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,7 @@ class Note:
         scores = [base64.b64encode(chunk.astype(np.float64).tobytes()).decode() for chunk in self.scores]
         nbytes, sha256 = self.content
         return {
-            "part": self.number, "bytes": nbytes, "sha256": sha256,
+            "part": self.number, "bytes": nbytes, "content": sha256,
             "worker": self.worker, "seconds": self.seconds, "scores": scores,
         }  # fmt: skip
 
@@ -132,7 +132,7 @@ class Notes:
             if data is None or data["run"] != self.run or data["part"] != number:
                 return None
             scores = [np.frombuffer(base64.b64decode(chunk), np.float64) for chunk in data["scores"]]
-            stated = int(data["bytes"]), str(data["sha256"])
+            stated = int(data["bytes"]), str(data["content"])
             note = Note(number, stated, str(data["worker"]), float(data["seconds"]), scores)
             return note if content(self.part(number)) == note.content else None
         except (InputError, MachineError, KeyError, TypeError, ValueError):
@@ -167,7 +167,7 @@ class Notes:
         return self.part(number).with_suffix(".json")
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
-        text = json.dumps({**data, "digest": _digest(data)}).encode()
+        text = signed(data).encode()
         with OutputFile(self.folder / name, len(text), overwrite=True) as file:
             file.put(text)
 
@@ -175,11 +175,6 @@ class Notes:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return what a note says; None where there is none, or one that is torn."""
     try:
-        found = json_text.parse(read_small(path, json_text.MAX_BYTES))
+        return said(read_small(path, json_text.MAX_BYTES))
     except (InputError, MachineError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.pop("digest", None) == _digest(found) else None
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(dict(data), sort_keys=True).encode()).hexdigest()
