@@ -58,11 +58,8 @@ def calibrated(how: Calibration, named: Path, types: TypeOptions, options: RunOp
 
 def _check(path: Path, how: Calibration) -> None:
     """Raise InputError for a matrix that the command would not make: of other texts, or of fewer layers."""
-    found, names, remedy = (
-        read_imatrix([path]),
-        tuple(map(dataset, how.texts)),
-        "Move it away, or give it with --imatrix",
-    )
+    found, names = read_imatrix([path]), tuple(map(dataset, how.texts))
+    remedy = "Move it away, or give it with --imatrix"
     if found.datasets != names:
         what = "is there already, and is not the importance matrix of these texts"
         raise InputError(what, file=path, expected=", ".join(names), remedy=remedy)
