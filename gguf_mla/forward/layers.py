@@ -131,10 +131,15 @@ def mixed(pass_: Pass, at: str, x: Floats, chosen: Numbers, shares: Floats, limi
     """
     out, used, weights = torch.zeros_like(x), chosen.shape[1], shares.flatten()
     places = chosen.flatten().argsort(stable=True).split(chosen.flatten().bincount().tolist())
-    for expert, of_it in enumerate(places):
-        if len(of_it):
-            tokens = of_it // used
-            out[tokens] += mlp(pass_, at, "_exps", x[tokens], expert, limit) * weights[of_it, None]
+
+    def computed(expert: int) -> Floats:
+        of_it = places[expert]
+        return mlp(pass_, at, "_exps", x[of_it // used], expert, limit) * weights[of_it, None]
+
+    asked = [expert for expert, of_it in enumerate(places) if len(of_it)]
+    added = pass_.place.side_by_side(computed, asked) if pass_.observe is None else map(computed, asked)
+    for expert, rows in zip(asked, added, strict=True):
+        out[places[expert] // used] += rows
     return out
 
 
@@ -200,7 +205,7 @@ def mlp(pass_: Pass, at: str, suffix: str, x: Floats, index: int = 0, limit: flo
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x / √(mean x² + eps) · weight over the last axis."""
-    return evened(x, eps) * weight
+    return evened(x, eps).mul_(weight)
 
 
 def evened(x: Floats, eps: float) -> Floats:

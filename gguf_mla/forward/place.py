@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +24,16 @@ from gguf_mla.codec.arrays import CACHE_LINE
 from gguf_mla.errors import MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from gguf_mla.codec.on_cuda import Cuda
     from gguf_mla.forward.arrays import Floats, Ids, Numbers, Rows
     from gguf_mla.forward.tensors import Stack
 
+T = TypeVar("T")
+R = TypeVar("R")
 CHUNK_VALUES = 1 << 22  # 16 MiB as float32: enough for a matrix product to be worth it
-SHARE_VALUES = 1 << 18  # what a thread decodes at a time
 OUT_OF_MEMORY = "can't allocate memory"  # in what torch's allocator for the CPU says
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # has to be set before CUDA starts for products with the same bits every time
 
@@ -89,18 +93,8 @@ class Place:
         """Return some rows of a matrix of a stack, float32 [stop - start, cols]."""
         if self.decoder is not None and stack.blocks is not None:
             return self._decoded_there(stack, index, start, stop)
-        step = max(1, SHARE_VALUES // stack.cols)
-        if self.threads == 1 or stop - start <= step:
-            return self.tensor(stack.read(index, start, stop))
         out = torch.empty(stop - start, stack.cols)
-        room = out.numpy()
-
-        def read(first: int) -> None:
-            last = min(first + step, stop)
-            room[first - start : last - start] = stack.read(index, first, last)
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(read, range(start, stop, step)))
+        stack.write(index, start, stop, out.numpy())
         return out.to(self.device)
 
     def chunks(self, stack: Stack, index: int = 0) -> Iterator[tuple[int, Floats]]:
@@ -108,6 +102,22 @@ class Place:
         step = max(1, CHUNK_VALUES // stack.cols)
         for start in range(0, stack.rows, step):
             yield start, self.rows(stack, index, start, min(start + step, stack.rows))
+
+    def side_by_side(self, compute: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Yield what is computed of every item, in order; on a CPU each by one thread, as many at a time as there are.
+
+        For computations that are too small for all threads to share one.
+        """
+        if self.device.type != "cpu" or torch.get_num_threads() == 1:
+            yield from map(compute, items)
+            return
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(workers(self.threads).submit(compute, item))
+            if len(waiting) > self.threads:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
     def all(self, stack: Stack) -> Floats:
         """Return a whole stack, float32 [count, rows, cols]."""
@@ -122,6 +132,12 @@ class Place:
         out = torch.empty(stop - start, stack.cols, device=self.device)
         self.decoder.decode_there(ggtypes.by_name(stored.type), stored.data, out)
         return out if stored.scale == 1 else out.mul_(stored.scale)
+
+
+@cache
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Return threads that compute side by side, with torch each alone; starting some takes as long as a product."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _wrapped(rows: Rows) -> torch.Tensor:

@@ -133,6 +133,19 @@ class Stack:
         """Return a whole matrix, float32 [rows, cols]."""
         return self.read(index, 0, self.rows)
 
+    def write(self, index: int, start: int, stop: int, out: Rows) -> None:
+        """Write rows of a matrix to float32 [rows, cols], C-contiguous."""
+        if self.blocks is None:
+            np.copyto(out, self.read(index, start, stop))
+            return
+        stored = self.blocks(index, start, stop)
+        if stored.type in floats.SOURCES:
+            floats.to_float32(stored.data.view(floats.SOURCES[stored.type]), stored.type, out)
+        else:
+            codec.decode(stored.data, stored.type, out=out)
+        if stored.scale != 1:
+            np.multiply(out, np.float32(stored.scale), out=out)
+
 
 class Weights(Protocol):
     """A model's tensors, whatever file they lie in."""

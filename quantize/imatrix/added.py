@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from gguf_mla.codec.kernel_cache import kernel
+from gguf_mla.forward.place import workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,8 +51,7 @@ def _compiled(rows: Tensor) -> tuple[Tensor, Tensor]:
         for first in range(0, cols, COLUMNS):
             add(first)
     else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(add, range(0, cols, COLUMNS)))
+        list(workers(threads).map(add, range(0, cols, COLUMNS)))
     return torch.from_numpy(squares), torch.from_numpy(plain)
 
 

@@ -215,10 +215,10 @@ def test_agreement_of_choices_by_hand() -> None:
 
 
 def test_a_layer_without_an_indexer_keeps_the_choice_and_a_follower_takes_the_references() -> None:
-    ours, theirs = (prepared(model(), seed=seed) for seed in (0, 10))
+    ours, theirs, other = (prepared(model(), seed=seed) for seed in (0, 10, 20))
     reference = Chooser()
-    follower = Follower(reference)
-    expected = reference.take([ours], 16)
+    follower = Follower(reference, alone=1)
+    expected = reference.take([ours, other], 16)  # its second sequence is nobody's to follow
     own, followed = follower.take([theirs, theirs], 16)
     np.testing.assert_array_equal(own, indexer.choose(theirs, 16))
     np.testing.assert_array_equal(followed, expected[0])

@@ -13,7 +13,7 @@ import torch
 from gguf_mla import codec
 from gguf_mla.codec import cuda_driver
 from gguf_mla.errors import MachineError
-from gguf_mla.forward import on_device, place
+from gguf_mla.forward import on_device
 from gguf_mla.forward.cuda.device import sent
 from gguf_mla.forward.place import CPU, Place, enough_memory
 from gguf_mla.forward.tensors import Blocks, Stack
@@ -47,18 +47,53 @@ def test_other_memory_is_copied_to_where_products_always_add_alike() -> None:
         assert found.is_contiguous()
 
 
-def test_so_many_threads_read_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "SHARE_VALUES", 2 * 64)
-    array, three = values(), threading.Barrier(3)
+def test_a_matrix_is_written_where_it_is_used() -> None:
+    array = values()
+    stored = codec.encode(array, "Q8_0")
+    stacks = {
+        "F32": Stack("w", 1, 8, 64, "F32", lambda _, a, b: array[a:b]),
+        "Q8_0": Stack("w", 1, 8, 64, "Q8_0", lambda *_: values(), lambda _, a, b: Blocks(stored[a:b], "Q8_0", 0.375)),
+    }
+    for type_name in ("F16", "BF16"):
+        data = codec.encode(array, type_name)
+        stacks[type_name] = Stack(
+            "w", 1, 8, 64, type_name, lambda *_: values(), lambda _, a, b, d=data, t=type_name: Blocks(d[a:b], t)
+        )  # fmt: skip
+    expected = {
+        name: codec.decode(codec.encode(array, name), name) * (np.float32(0.375) if name == "Q8_0" else 1)
+        for name in stacks
+    }
+    for name, stack in stacks.items():
+        np.testing.assert_array_equal(CPU.rows(stack, 0, 2, 7), expected[name][2:7])
 
-    def read(_index: int, start: int, stop: int) -> np.ndarray:
-        if start < 6:
+
+@pytest.mark.usefixtures("settings")
+def test_so_many_compute_side_by_side_each_alone_and_in_order() -> None:
+    torch.set_num_threads(3)
+    there, three = Place(threads=3), threading.Barrier(3)
+
+    def compute(item: int) -> tuple[int, int, list[int]]:
+        if item < 3:
             three.wait(10)  # it breaks where they are fewer
-        return array[start:stop]
+        return item, torch.get_num_threads(), list(there.side_by_side(lambda x: x + item, range(2)))
 
-    stack = Stack("w", 1, 8, 64, "F32", read)
-    found = Place(threads=3).rows(stack, 0, 0, 8)
-    np.testing.assert_array_equal(found, array)
+    assert list(there.side_by_side(compute, range(9))) == [(item, 1, [item, item + 1]) for item in range(9)]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("settings")
+def test_what_one_of_them_raises_is_raised() -> None:
+    torch.set_num_threads(2)
+
+    def compute(item: int) -> int:
+        if item == 4:
+            raise MachineError("the fourth")
+        return item
+
+    found = Place(threads=2).side_by_side(compute, range(9))
+    assert [next(found) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(MachineError, match="the fourth"):
+        next(found)
 
 
 class Decoder:

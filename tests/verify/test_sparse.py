@@ -19,6 +19,7 @@ from tests.support.hub import config_of
 from tests.verify.conftest import SPARSE_KINDS, SPARSE_TYPES
 from verify import rounding
 from verify.job import Proof, Request, prove
+from verify.levels import logits
 from verify.report import terminal
 from verify.report.page import page
 
@@ -52,6 +53,24 @@ def test_any_form_attends_to_the_choice(form: str, sparse_files: Path) -> None:
     assert proof.right, proof.findings[0].sentence
     model = proof.candidate.reference.weights.model
     assert max(result.measured.wmape for result in proof.attention) < rounding.relative(replace(model, layers=1), 64)
+
+
+def test_layers_are_judged_by_the_first_chunks_and_predictions_by_all(
+    sparse_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(sparse_files, "v32", sparse_files / "v32-Q8_0.gguf")
+    alone, found = prove(asked), {}
+    for judged in (1, 2 * 64, 1000):
+        monkeypatch.setattr(logits, "JUDGED", judged)
+        found[judged] = prove(replace(asked, chunks=3))
+    sets = {judged: [layer.choice.sets for layer in proof.layers if layer.choice] for judged, proof in found.items()}
+    of_one = [64 - TOP_K] * 2 + [63 - TOP_K]
+    assert sets == {1: of_one, 128: [2 * count for count in of_one], 1000: [3 * count for count in of_one]}
+    for first, every in zip(alone.layers, found[1].layers, strict=True):
+        # ties of choices may fall otherwise
+        assert every.measured.wmape == pytest.approx(first.measured.wmape, rel=0.05)
+    for proof in found.values():
+        assert [len(scores.kld) for scores in (proof.scores, *proof.predicted)] == [3 * 31, 3 * 31]
 
 
 @pytest.fixture(scope="module")

@@ -23,24 +23,24 @@ TIE = 1e-5  # of a query's largest score: float32 sums of some thousand products
 
 
 class Follower(Chooser):
-    """Chooses for itself, but lets its last sequences attend to what the reference chose for the same input.
+    """Chooses for its first sequences, `alone` of them; the others attend to what the reference chose for its first.
 
-    So a difference of the attention is one of the attention, and `agreement` says how far the choices are the same.
+    These have the reference's input, so a difference of the attention is one of the attention, and `agreement` says how
+    far the choices are the same.
     """
 
-    def __init__(self, reference: Chooser) -> None:
+    def __init__(self, reference: Chooser, alone: int = 0) -> None:
         super().__init__()
         self.agreement: ChoiceAgreement | None = None
-        self._reference = reference
+        self._reference, self._alone = reference, alone
 
     def take(self, indexes: Sequence[Index] | None, top_k: int) -> Sequence[Numbers]:
         """Return the own choice of the first sequences, and the reference's of as many as it has."""
-        own, followed = super().take(indexes, top_k), self._reference.chosen
-        alone = len(own) - len(followed)
+        own, alone = super().take(indexes, top_k), self._alone
         self.agreement = None
         if indexes is not None:
             self.agreement = compare(self._reference, indexes[alone:], own[alone:])
-        return [*own[:alone], *followed]
+        return [*own[:alone], *self._reference.chosen[: len(own) - alone]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ class ChoiceAgreement:
 
 
 def compare(reference: Chooser, indexes: Sequence[Index], chosen: Sequence[Numbers]) -> ChoiceAgreement:
-    """Compare choices and scores with the reference's for the same sequences, a block of queries at a time."""
+    """Compare choices and scores with the reference's for its first sequences, a block of queries at a time."""
     sums, counts = Sums(), torch.zeros(5, dtype=torch.int64)
-    for ours, theirs, expected, found in zip(reference.indexes, indexes, reference.chosen, chosen, strict=True):
+    every = zip(reference.indexes, reference.chosen, strict=True)
+    for (ours, expected), theirs, found in zip(every, indexes, chosen, strict=False):
         for block in indexer.blocks(ours):
             scores = indexer.scores(ours, block.start, block.stop)
             seen = scores != -torch.inf

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 LEVEL = "logits"
 LARGEST_LOGARITHM = 709.0  # of a float64
-SCORED = 1 << 20  # logits that are taken in at a time, in float64
+SCORED = 1 << 18  # logits that are taken in at a time, in float64: about what the caches hold
+ROW_BY_ROW = torch.contiguous_format
+JUDGED = 512  # tokens by which a layer is judged: whole chunks, one at least; more would tell little more
 LEAST_SCORED = 64  # tokens; the mean of fewer hangs on one or two of them, and so does its standard error
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
@@ -133,7 +135,8 @@ def chunks(tokens: Ids, context: int, most: int, bos: int | None) -> Ids:
 class Passes:
     """Both models over chunks of tokens [B, T], a section after the other; `types` names a layer's coarsest type.
 
-    The candidate's layers are read once for two inputs: its own hidden states, and the reference's to judge the layer.
+    The candidate's layers are read once for two inputs: its own hidden states, and those of the reference's first
+    JUDGED tokens to judge the layer.
 
     layers  how far each layer agrees on the reference's input
     scores  of the next token, and for every layer of multi-token prediction of the one after that
@@ -150,9 +153,10 @@ class Passes:
         place: Place = CPU,
     ) -> None:
         self.reference = Pass(reference, place=place)
-        self.follower = Follower(self.reference.chooser)
+        self.follower = Follower(self.reference.chooser, len(tokens))
         self.candidate = Pass(candidate, form, self.follower, place=place)
         self.tokens, self._types = place.ids(tokens), types
+        self._judged = slice(max(1, JUDGED // tokens.shape[1]))  # of the chunks
         self.layers: list[LayerAgreement] = []
         self.scores: list[Scores] = []
         self.states: tuple[State, State] | None = None
@@ -187,8 +191,9 @@ class Passes:
 
     def _layer(self, layer: int) -> None:
         state, own = self.before()
-        after, own, judged = self.both(layer, state, own, state, self.tokens)
-        self._compared(layer, agreement(judged - state, after - state))
+        entered = state[self._judged]
+        after, own, judged = self.both(layer, state, own, entered, self.tokens)
+        self._compared(layer, agreement(judged - entered, after[self._judged] - entered))
         self.states = after, own
 
     def _predict(self, layer: int) -> None:
@@ -196,11 +201,11 @@ class Passes:
         ours, theirs = self.before()
         tokens = self.tokens[:, layer - self.reference.model.layers :]
         entered = prediction.enter(self.reference, layer, ours, tokens)
-        inputs = torch.cat([theirs, ours]), torch.cat([tokens, tokens])
-        own, followed = prediction.enter(self.candidate, layer, *inputs).chunk(2)
+        inputs = torch.cat([theirs, ours[self._judged]]), torch.cat([tokens, tokens[self._judged]])
+        own, followed = prediction.enter(self.candidate, layer, *inputs).tensor_split([len(tokens)])
         after, own, judged = self.both(layer, entered, own, followed, tokens[:, 1:])
         self.states = prediction.leave(self.reference, layer, after), prediction.leave(self.candidate, layer, own)
-        self._compared(layer, agreement(judged, after))
+        self._compared(layer, agreement(judged, after[self._judged]))
         sides = zip((self.reference, self.candidate), self.states, strict=True)
         ours, theirs = (prediction.read(pass_, layer, states) for pass_, states in sides)
         self.scores.append(self.score(ours, theirs, tokens[:, 1:], prediction.head(layer)))
@@ -210,8 +215,8 @@ class Passes:
     ) -> tuple[State, State, State]:
         """Return the states after a layer: the reference's, the candidate's own, and its answer to the followed."""
         after = walk.run_layer(self.reference, layer, state, tokens)
-        inputs = torch.cat([own, followed]), torch.cat([tokens, tokens])
-        own, judged = walk.run_layer(self.candidate, layer, *inputs).chunk(2)
+        inputs = torch.cat([own, followed]), torch.cat([tokens, tokens[: len(followed)]])
+        own, judged = walk.run_layer(self.candidate, layer, *inputs).tensor_split([len(own)])
         return after, own, judged
 
     def _compared(self, layer: int, measured: Agreement) -> None:
@@ -273,7 +278,7 @@ def _score(reference: tuple[Pass, Floats, str], candidate: tuple[Pass, Floats, s
     for (first, expected), (_, found) in zip(*sides, strict=True):
         step = max(1, SCORED // expected.shape[1])
         for part in (slice(start, start + step) for start in range(0, len(targets), step)):
-            r, c = expected[part].double(), found[part].double()
+            r, c = (logits[part].to(torch.float64, memory_format=ROW_BY_ROW) for logits in (expected, found))
             powers, shrink = ours.add(part, r, first)
             theirs.add(part, c, first)
             cross[part] = cross[part] * shrink + (powers * (r - c)).sum(dim=1)

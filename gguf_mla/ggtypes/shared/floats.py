@@ -36,11 +36,15 @@ def certain(x: Array, source: str) -> bool:
     return bool(largest <= CERTAIN_WORDS[source])
 
 
-def to_float32(x: Array, source: str) -> Array:
-    """Values of any source format as float32; float32 itself is not copied."""
+def to_float32(x: Array, source: str, out: Array | None = None) -> Array:
+    """Values of any source format as float32, in `out` if it is given; otherwise float32 itself is not copied."""
     if source == "BF16":
-        return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32, copy=False)
+        bits = None if out is None else out.view(np.uint32)
+        return np.left_shift(x, 16, out=bits, dtype=np.uint32).view(np.float32)
+    if out is None:
+        return x.astype(np.float32, copy=False)
+    np.copyto(out, x)
+    return out
 
 
 def _to_bf16(x: Array, out: Array) -> None:
