@@ -82,6 +82,14 @@ class Pass:
         for start, rows in self._read(name, index):
             yield start, linear(x, rows)
 
+    def cuts(self, name: str) -> Iterator[slice]:
+        """Yield the rows of a matrix that are read at a time, for `part`."""
+        return self.place.cuts(self.weights.stack(name))
+
+    def part(self, x: Floats, name: str, rows: slice) -> Floats:
+        """Return x·Wᵀ for some rows of a matrix, [..., rows]; any number of threads may ask. It is not observed."""
+        return linear(x, self.place.rows(self.weights.stack(name), 0, rows.start, rows.stop))
+
     def _read(self, name: str, index: int) -> Iterable[tuple[int, Floats]]:
         """Return one matrix of a stored stack in pieces: first row, rows."""
         if self.kept is None:

@@ -97,11 +97,14 @@ class Place:
         stack.write(index, start, stop, out.numpy())
         return out.to(self.device)
 
-    def chunks(self, stack: Stack, index: int = 0) -> Iterator[tuple[int, Floats]]:
-        """Yield a matrix in pieces of about CHUNK_VALUES values: first row, rows."""
+    def cuts(self, stack: Stack) -> Iterator[slice]:
+        """Yield the rows of a matrix in pieces of about CHUNK_VALUES values."""
         step = max(1, CHUNK_VALUES // stack.cols)
-        for start in range(0, stack.rows, step):
-            yield start, self.rows(stack, index, start, min(start + step, stack.rows))
+        return (slice(start, min(start + step, stack.rows)) for start in range(0, stack.rows, step))
+
+    def chunks(self, stack: Stack, index: int = 0) -> Iterator[tuple[int, Floats]]:
+        """Yield a matrix in these pieces: first row, rows."""
+        return ((cut.start, self.rows(stack, index, cut.start, cut.stop)) for cut in self.cuts(stack))
 
     def side_by_side(self, compute: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield what is computed of every item, in order; on a CPU each by one thread, as many at a time as there are.

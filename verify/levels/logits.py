@@ -7,7 +7,8 @@ half a context before it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
 
 LEVEL = "logits"
 LARGEST_LOGARITHM = 709.0  # of a float64
-SCORED = 1 << 18  # logits that are taken in at a time, in float64: about what the caches hold
-ROW_BY_ROW = torch.contiguous_format
+SCORED = 1 << 16  # logits that are taken in at a time, in float64: about what a core's cache holds
 JUDGED = 512  # tokens by which a layer is judged: whole chunks, one at least; more would tell little more
 LEAST_SCORED = 64  # tokens; the mean of fewer hangs on one or two of them, and so does its standard error
 PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
@@ -238,52 +238,88 @@ def _targets(tokens: Numbers) -> Numbers:
     return tokens[:, tokens.shape[1] // 2 + 1 :].reshape(-1)
 
 
-class _Distribution:
-    """One side's logits of N tokens, taken in a piece of the vocabulary at a time, in float64.
+@dataclass(frozen=True)
+class _Side:
+    """What one side says of N tokens, as far as a part of the vocabulary tells, float64 [N] each.
 
-    peak   the largest so far
+    peak   the largest logit
     total  Σ exp(logit - peak)
-    best   the likeliest token so far
-    hit    the logit of the token that follows
+    best   the likeliest token, int64
+    hit    the logit of the token that follows; 0 where that is in another part
     """
 
-    def __init__(self, targets: Numbers) -> None:
-        self.targets, self.best = targets, torch.zeros_like(targets)
-        self.total, self.hit = (torch.zeros_like(targets, dtype=torch.float64) for _ in range(2))
-        self.peak = torch.full_like(self.total, -torch.inf)
+    peak: Floats
+    total: Floats
+    best: Numbers
+    hit: Floats
 
-    def add(self, part: slice, logits: Floats, first: int) -> tuple[Floats, Floats]:
-        """Take in logits [n, rows] of some of the tokens, for `first` onward of the vocabulary.
-
-        Return exp(logit - peak), and what the sums of those before have been multiplied with, [n].
-        """
-        before, (top, at) = self.peak[part], logits.max(dim=1)
-        self.best[part] = torch.where(top > before, first + at, self.best[part])
-        peak = torch.maximum(before, top)
-        shrink, powers = torch.exp(before - peak), torch.exp(logits - peak[:, None])
-        self.total[part] = self.total[part] * shrink + powers.sum(dim=1)
-        self.peak[part] = peak
-        column = self.targets[part] - first
-        inside = (column >= 0) & (column < logits.shape[1])
+    @classmethod
+    def of(cls, logits: Floats, targets: Numbers, first: int) -> tuple[_Side, Floats]:
+        """Return this for logits [N, rows] of the tokens from `first` on, and exp(logit - peak)."""
+        peak, best = logits.max(dim=1)
+        powers, column = torch.exp(logits - peak[:, None]), targets - first
         picked = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        self.hit[part] = torch.where(inside, picked, self.hit[part])
-        return powers, shrink
+        inside = (column >= 0) & (column < logits.shape[1])
+        return cls(peak, powers.sum(dim=1), first + best, torch.where(inside, picked, 0.0)), powers
+
+    def joined(self, other: _Side) -> tuple[_Side, Floats, Floats]:
+        """Return this with another part, and what sums of exp(logit - peak) of the two are to be multiplied with."""
+        peak = torch.maximum(self.peak, other.peak)
+        ours, theirs = torch.exp(self.peak - peak), torch.exp(other.peak - peak)
+        best = torch.where(other.peak > self.peak, other.best, self.best)
+        return _Side(peak, self.total * ours + other.total * theirs, best, self.hit + other.hit), ours, theirs
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What both sides say; cross: Σ exp(logit - peak) · (logit - the candidate's logit) of the reference, [N]."""
+
+    reference: _Side
+    candidate: _Side
+    cross: Floats
+
+    @classmethod
+    def of(cls, expected: Floats, found: Floats, targets: Numbers, first: int) -> _Part:
+        """Return this for logits [N, rows] of both, a few tokens at a time."""
+        step = max(1, SCORED // expected.shape[1])
+        pieces = zip(expected.split(step), found.split(step), targets.split(step), strict=True)
+        return cls._of_all([cls._of_some(r.double(), c.double(), wanted, first) for r, c, wanted in pieces])
+
+    @classmethod
+    def _of_some(cls, expected: Floats, found: Floats, targets: Numbers, first: int) -> _Part:
+        ours, powers = _Side.of(expected, targets, first)
+        theirs, _ = _Side.of(found, targets, first)
+        return cls(ours, theirs, (powers * (expected - found)).sum(dim=1))
+
+    @classmethod
+    def _of_all(cls, tokens: list[_Part]) -> _Part:
+        """Return parts of some tokens each as one of all."""
+
+        def side(sides: list[_Side]) -> _Side:
+            return _Side(*(torch.cat([getattr(each, name.name) for each in sides]) for name in fields(_Side)))
+
+        cross = torch.cat([part.cross for part in tokens])
+        return cls(side([part.reference for part in tokens]), side([part.candidate for part in tokens]), cross)
+
+    def joined(self, other: _Part) -> _Part:
+        """Return this with another part of the vocabulary."""
+        reference, ours, theirs = self.reference.joined(other.reference)
+        candidate, _, _ = self.candidate.joined(other.candidate)
+        return _Part(reference, candidate, self.cross * ours + other.cross * theirs)
 
 
 def _score(reference: tuple[Pass, Floats, str], candidate: tuple[Pass, Floats, str], targets: Numbers) -> Scores:
-    """Go through the vocabulary once, a piece at a time; a side is its pass, its states and its head's name."""
-    ours, theirs = _Distribution(targets), _Distribution(targets)
-    cross = torch.zeros_like(ours.total)
-    sides = (pass_.pieces(states, head) for pass_, states, head in (reference, candidate))
-    for (first, expected), (_, found) in zip(*sides, strict=True):
-        step = max(1, SCORED // expected.shape[1])
-        for part in (slice(start, start + step) for start in range(0, len(targets), step)):
-            r, c = (logits[part].to(torch.float64, memory_format=ROW_BY_ROW) for logits in (expected, found))
-            powers, shrink = ours.add(part, r, first)
-            theirs.add(part, c, first)
-            cross[part] = cross[part] * shrink + (powers * (r - c)).sum(dim=1)
+    """Go through the vocabulary once, some pieces side by side; a side is its pass, its states and its head's name."""
+
+    def part(rows: slice) -> _Part:
+        expected, found = (pass_.part(states, head, rows) for pass_, states, head in (reference, candidate))
+        return _Part.of(expected, found, targets, rows.start)
+
+    pass_, _, head = reference
+    seen = reduce(_Part.joined, pass_.place.side_by_side(part, pass_.cuts(head)))
+    ours, theirs = seen.reference, seen.candidate
     whole = [side.peak + side.total.log() for side in (ours, theirs)]
-    kld = (cross / ours.total - whole[0] + whole[1]).clamp(min=0)
+    kld = (seen.cross / ours.total - whole[0] + whole[1]).clamp(min=0)
     return Scores(
         (ours.hit - whole[0]).numpy(force=True),
         (theirs.hit - whole[1]).numpy(force=True),
