@@ -66,7 +66,7 @@ class Place:
     """Where tensors lie.
 
     device   torch's
-    threads  how many threads read and decode a matrix
+    threads  how many compute side by side, where each decodes the matrices that it multiplies
     decoder  the GPU that decodes there; None where the CPU does
     """
 
