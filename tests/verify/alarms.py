@@ -221,8 +221,8 @@ def judge(count: Count, kind: str, reference: Any, candidate: Any, tokens: list[
     """Judge every text as a proof would, from the states of all of them."""
     longest = max(map(len, tokens))
     padded = np.stack([np.pad(each, (0, longest - len(each))) for each in tokens])
-    both = Recorded(reference, candidate.weights)
-    scores = both.over(padded)
+    both = Recorded(reference, candidate.weights, padded)
+    scores = both.over()
     limits, said = Limits(), Counter[str]()
     for number, each in enumerate(tokens):
         found = both.findings(number, len(each), candidate, limits)
@@ -240,13 +240,13 @@ def judge(count: Count, kind: str, reference: Any, candidate: Any, tokens: list[
 class Recorded(logits.Passes):
     """Both models, with what every layer adds kept, so that each text can be judged by itself."""
 
-    def __init__(self, reference: Any, candidate: Any) -> None:
-        super().__init__(reference, candidate, np.zeros((0, 0), np.int64), FORMS["absorbed"], lambda _layer: "F32")
+    def __init__(self, reference: Any, candidate: Any, tokens: np.ndarray) -> None:
+        super().__init__(reference, candidate, tokens, FORMS["absorbed"], lambda _layer: "F32")
         self.added: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.attended: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def over(self, tokens: np.ndarray) -> Callable[[int, np.ndarray], logits.Scores]:
-        tokens = self.reference.place.ids(tokens)
+    def over(self) -> Callable[[int, np.ndarray], logits.Scores]:
+        tokens = self.tokens
         first = tokens[:, : attention.TOKENS]
         hidden = lookup(self.reference, "token_embd.weight", first)
         for layer in range(self.reference.model.layers):

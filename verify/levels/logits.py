@@ -7,9 +7,9 @@ half a context before it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -238,8 +238,7 @@ def _targets(tokens: Numbers) -> Numbers:
     return tokens[:, tokens.shape[1] // 2 + 1 :].reshape(-1)
 
 
-@dataclass(frozen=True)
-class _Side:
+class _Side(NamedTuple):
     """What one side says of N tokens, as far as a part of the vocabulary tells, float64 [N] each.
 
     peak   the largest logit
@@ -270,8 +269,7 @@ class _Side:
         return _Side(peak, self.total * ours + other.total * theirs, best, self.hit + other.hit), ours, theirs
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What both sides say; cross: Σ exp(logit - peak) · (logit - the candidate's logit) of the reference, [N]."""
 
     reference: _Side
@@ -283,23 +281,16 @@ class _Part:
         """Return this for logits [N, rows] of both, a few tokens at a time."""
         step = max(1, SCORED // expected.shape[1])
         pieces = zip(expected.split(step), found.split(step), targets.split(step), strict=True)
-        return cls._of_all([cls._of_some(r.double(), c.double(), wanted, first) for r, c, wanted in pieces])
+        parts = [cls._of_some(r.double(), c.double(), wanted, first) for r, c, wanted in pieces]
+        references, candidates, cross = zip(*parts, strict=True)
+        ours, theirs = (_Side(*map(torch.cat, zip(*side, strict=True))) for side in (references, candidates))
+        return cls(ours, theirs, torch.cat(cross))
 
     @classmethod
     def _of_some(cls, expected: Floats, found: Floats, targets: Numbers, first: int) -> _Part:
         ours, powers = _Side.of(expected, targets, first)
         theirs, _ = _Side.of(found, targets, first)
         return cls(ours, theirs, (powers * (expected - found)).sum(dim=1))
-
-    @classmethod
-    def _of_all(cls, tokens: list[_Part]) -> _Part:
-        """Return parts of some tokens each as one of all."""
-
-        def side(sides: list[_Side]) -> _Side:
-            return _Side(*(torch.cat([getattr(each, name.name) for each in sides]) for name in fields(_Side)))
-
-        cross = torch.cat([part.cross for part in tokens])
-        return cls(side([part.reference for part in tokens]), side([part.candidate for part in tokens]), cross)
 
     def joined(self, other: _Part) -> _Part:
         """Return this with another part of the vocabulary."""
