@@ -8,10 +8,11 @@ that of a block. What is added to what, and in which order, is that of the archi
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.int64]
 
+PIECE_BYTES = 1 << 21  # of rows that are normed at a time, few, so that what is made of them stays in the caches
 BLOCK_BYTES = 64 << 20  # of what is held of the tokens that are computed at a time
 KEPT_BYTES = 256 << 20  # of matrices that are kept for all blocks; larger ones are read for each
 
@@ -216,10 +218,11 @@ class Layer:
         """Add to the states what the experts and the shared experts give."""
         pass_, place = self._pass(f"ffn_{part}_shexp" for part in ("gate", "up", "down")), self.pass_.place
         for part in self.text.blocks():
-            state = self.text.read(self.target, part, place).flatten(0, 1).unflatten(-1, pass_.model.state_shape)
+            state = self.text.read(self.target, part, place).flatten(0, 1)
             shared = layers.mlp(pass_, self._at, "_shexp", self._entered(state), limit=pass_.model.limit)
             added = self.text.read(self.spare, part, place).flatten(0, 1) + shared
-            left = self._computed.experts.leave(self._again, self.number, state, added)
+            shaped = state.unflatten(-1, pass_.model.state_shape)
+            left = self._computed.experts.leave(self._again, self.number, shaped, added)
             self.text.write(self.target, part, after(left.unflatten(0, (part.stop - part.start, -1))))
             self._told(part, 0.1)
 
@@ -227,10 +230,10 @@ class Layer:
     def _computed(self) -> Architecture:
         return architecture_of(self.pass_.model)
 
-    @property
+    @cached_property
     def _again(self) -> Pass:
-        """The pass for what has been computed, and observed, before."""
-        return replace(self.pass_, observe=None)
+        """The pass for what has been computed, and observed, before; it keeps what that takes, which is small."""
+        return replace(self.pass_, observe=None).keeping()
 
     def _tokens(self, part: slice) -> TokenIds:
         return self.pass_.place.ids(self.text.tokens[part])
@@ -255,8 +258,9 @@ class Layer:
         return f"blk.{self.number}."
 
     def _entered(self, state: State) -> Floats:
-        """Return what the experts and the shared experts read, as the router has before, of states [N, ...]."""
-        return self._computed.experts.enter(self._again, self.number, state)
+        """Return what the experts and the shared experts read, as the router has before, of states [N, width]."""
+        shaped = state.unflatten(-1, self.pass_.model.state_shape)
+        return self._computed.experts.enter(self._again, self.number, shaped)
 
     def _experts(self, chosen: NDArray[np.int32], shares: Rows) -> None:
         """Add to the spare rows what experts chosen [N, K] give, weighted by shares [N, K]; each is read once."""
@@ -267,7 +271,7 @@ class Layer:
         for group in self._groups(np.bincount(flat).tolist(), len(numbers)):
             places = order[group[0].first : group[-1].last]
             rows, where = np.unique(numbers[places // used], return_inverse=True)
-            x, out = self._entered_at(rows), place.tensor(self.spare.take(rows))
+            x, out = self._at_hand(self.target, rows, self._entered), self._at_hand(self.spare, rows)
             weights = place.tensor(shares.reshape(-1)[places])[:, None]
             for part in group:
                 if part.expert != expert:
@@ -279,13 +283,14 @@ class Layer:
                 self.tell(0.6 * len(tokens) / flat.size)
             self.spare.put(rows, as_array(out))
 
-    def _entered_at(self, rows: Numbers) -> Floats:
-        """Return what the experts read for the rows of these numbers, [len(rows), hidden], made piece by piece."""
+    def _at_hand(self, states: States, rows: Numbers, made: Callable[[Floats], Floats] = lambda x: x) -> Floats:
+        """Return what is made of the rows of these numbers, [len(rows), hidden], piece by piece."""
         model, place = self.pass_.model, self.pass_.place
-        x = torch.empty(len(rows), model.hidden, device=place.device)
-        for piece in (slice(start, start + self._most) for start in range(0, len(rows), self._most)):
-            x[piece] = self._entered(place.tensor(self.target.take(rows[piece])).unflatten(-1, model.state_shape))
-        return x
+        out = torch.empty(len(rows), model.hidden, device=place.device)
+        step = max(1, PIECE_BYTES // (4 * math.prod(model.state_shape)))
+        for piece in (slice(start, start + step) for start in range(0, len(rows), step)):
+            out[piece] = made(place.tensor(states.take(rows[piece])))
+        return out
 
     def _pass_for(self, part: _Part) -> Pass:
         """Return the pass for an expert, which keeps its matrices if its tokens come in parts."""
