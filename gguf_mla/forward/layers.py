@@ -75,7 +75,7 @@ class Pass:
     def pieces(self, x: Floats, name: str, index: int = 0) -> Iterator[tuple[int, Floats]]:
         """Yield x·Wᵀ in pieces, reading W in pieces: the first row of W, [..., rows].
 
-        All products with stored matrices are here, but those of a form of attention with its heads' matrices.
+        All products with stored matrices are here, but those of `part` and of a form of attention with its heads'.
         """
         if self.observe is not None:
             self.observe(name, index, x.reshape(-1, x.shape[-1]))

@@ -111,7 +111,7 @@ class Place:
 
         For computations that are too small for all threads to share one.
         """
-        if self.device.type != "cpu" or torch.get_num_threads() == 1:
+        if self.device.type != "cpu" or min(self.threads, torch.get_num_threads()) == 1:  # a worker has one, too
             yield from map(compute, items)
             return
         waiting: deque[Future[R]] = deque()

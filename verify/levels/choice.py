@@ -35,7 +35,7 @@ class Follower(Chooser):
         self._reference, self._alone = reference, alone
 
     def take(self, indexes: Sequence[Index] | None, top_k: int) -> Sequence[Numbers]:
-        """Return the own choice of the first sequences, and the reference's of as many as it has."""
+        """Return the own choice of the first sequences, and for the others the reference's."""
         own, alone = super().take(indexes, top_k), self._alone
         self.agreement = None
         if indexes is not None:
@@ -64,8 +64,9 @@ class ChoiceAgreement:
 def compare(reference: Chooser, indexes: Sequence[Index], chosen: Sequence[Numbers]) -> ChoiceAgreement:
     """Compare choices and scores with the reference's for its first sequences, a block of queries at a time."""
     sums, counts = Sums(), torch.zeros(5, dtype=torch.int64)
-    every = zip(reference.indexes, reference.chosen, strict=True)
-    for (ours, expected), theirs, found in zip(every, indexes, chosen, strict=False):
+    first = slice(len(indexes))
+    sides = reference.indexes[first], indexes, reference.chosen[first], chosen
+    for ours, theirs, expected, found in zip(*sides, strict=True):
         for block in indexer.blocks(ours):
             scores = indexer.scores(ours, block.start, block.stop)
             seen = scores != -torch.inf
